@@ -1,0 +1,601 @@
+"""GANSynth's networks, losses and checkpoints (paper 2.1, 3 and appendix; Karras et al. 2018).
+
+A generator G turns a latent vector and a pitch into a picture of two channels, log magnitude and
+instantaneous frequency; a discriminator D scores pictures and names their pitch.  Both grow: a
+network of B resolutions starts with one small block and fades in the others, one after another.
+
+Shapes:  N pictures, C channels, T frames, F frequency bins, P pitches, b = 1..B blocks.
+Pictures are (N, 2, T, F).  `progress` p runs from 0 (one block) to B - 1 (all blocks, stable);
+between two whole numbers a new block fades in.  Everything is computed at the stage's own size:
+block b works on pictures of start x 2^(b-1), and nothing is ever upsampled to full size (the
+release does so from the first stage on; scores, losses and gradients are equal all the same).
+
+    python gansynth.py             prints both networks layer by layer, as the paper's Table 3
+"""
+
+import argparse
+import math
+import os
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+LEAK = 0.2                                # slope of leaky ReLU below zero
+
+# Spectra are scaled into tanh's range by fixed numbers, as released, for every representation.
+# paper: by the ranges seen in 100 notes, to +-0.8.
+SCALE = (0.0661371661726, 0.8)            # log magnitude (or mel log power), phase or IF
+SHIFT = (0.113718730221, 0.0)
+
+
+# ---------------------------------------------------------------------------------------------
+# Shapes
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Everything that determines the networks' shapes.  The defaults are the paper's (IF-Mel + H)."""
+
+    frames: int = 128                     # T at full size
+    bins: int = 1024                      # F at full size
+    resolutions: int = 7                  # B: blocks, each twice as large as the one before
+    latent: int = 256                     # dimensions of z
+    pitches: int = 61                     # P: MIDI 24..84
+    channel_base: int = 4096              # channels(b) = min(base / 2^b, max)
+    channel_max: int = 256
+
+    def __post_init__(self):
+        unit = 2 ** (self.resolutions - 1)
+        if self.frames % unit or self.bins % unit:
+            raise ValueError(f"a picture of {self.frames} x {self.bins} cannot be halved "
+                             f"{self.resolutions - 1} times: both must be multiples of {unit}")
+
+    def channels(self, b):
+        return int(min(self.channel_base / 2 ** b, self.channel_max))
+
+    def size(self, b):
+        """Frames and bins of block b's pictures."""
+        shrink = 2 ** (self.resolutions - b)
+        return self.frames // shrink, self.bins // shrink
+
+
+    def multiply_adds(self, blocks):
+        """Multiplications of one pass through G's convolutions at this many blocks; D's are as many.
+
+        Counted as the paper's network has them, whatever is folded or skipped: 14.06 G at full size.
+        """
+        total = self.channels(1) * math.prod(self.size(1)) * (
+            self.latent + self.pitches + 9 * self.channels(1))
+        for b in range(2, blocks + 1):
+            total += 9 * self.channels(b) * math.prod(self.size(b)) * (
+                self.channels(b - 1) + self.channels(b))
+        return total
+
+
+def active_blocks(progress):
+    """How many blocks take part at this progress: 0 -> 1, 0.37 -> 2, 1 -> 2, ..."""
+    return math.ceil(progress) + 1
+
+
+def fade(progress, b):
+    """Weight of block b's picture: a triangle; the weights sum to 1 at every moment."""
+    return max(0.0, min(progress - (b - 2), b - progress))
+
+
+def progress_at(images, resolutions, stable_images, fade_images):
+    """Progress and stage after so many training examples (paper 3: 800k stable, 800k fade).
+
+    Stages alternate stable, fade, stable, ...; the last one is stable and has no end.
+    Returns (progress, stage): stage 2k trains k + 1 blocks, stage 2k + 1 fades in block k + 2.
+    """
+    if resolutions == 1:
+        return 0.0, 0
+    cycle = stable_images + fade_images
+    k, rest = divmod(images, cycle) if cycle else (resolutions - 1, 0)
+    if k >= resolutions - 1:
+        return float(resolutions - 1), 2 * (resolutions - 1)
+    if rest < stable_images:
+        return float(k), 2 * k
+    return k + (rest - stable_images) / fade_images, 2 * k + 1
+
+
+# ---------------------------------------------------------------------------------------------
+# The tricks, one by one
+
+
+class _Conv(torch.autograd.Function):
+    """3x3 convolution, stride 1, zero-padded, whose second derivative is as fast as its first.
+
+    The gradient by the input is a convolution again, with the kernel turned round; so the gradient
+    penalty, which differentiates that once more, needs nothing new.  (torch's own double backward
+    computes the weights' part as a convolution with kernels as large as the picture, several
+    times slower.)  Where a graph of the gradient itself is asked for, the weights' part is left
+    out: the penalty differentiates by the picture first, and by the weights only then.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, padding=1)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, weight = ctx.saved_tensors
+        by_x = by_weight = None
+        if ctx.needs_input_grad[0]:
+            by_x = _Conv.apply(g, weight.flip(2, 3).transpose(0, 1))
+        if ctx.needs_input_grad[1] and not torch.is_grad_enabled():
+            if x.device.type == "cpu":    # all but this is faster with the channels last
+                x, g = x.contiguous(), g.contiguous()
+            by_weight = torch.ops.aten.convolution_backward(
+                g, x, weight, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1,
+                (False, True, False))[1]
+        return by_x, by_weight
+
+
+class Equalised(nn.Module):
+    """Equalised learning rate (Karras et al. 2018, 4.1).
+
+    Weights start as N(0, 1) and are multiplied by He's constant at run time instead of at the
+    start, so that Adam's steps, which know no scale, are equally large for every layer.
+    `gain` is sqrt(2) before a leaky ReLU and 1 before tanh or nothing; biases are not scaled.
+    """
+
+    def __init__(self, shape, fan_in, gain, bias):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(shape))
+        self.bias = nn.Parameter(torch.zeros(bias))
+        self.scale = gain / math.sqrt(fan_in)
+
+
+class EqualConv2d(Equalised):
+    """Convolution of stride 1 with zero padding to the same size, at an equalised rate."""
+
+    def __init__(self, inputs, outputs, kernel=3, gain=math.sqrt(2)):
+        super().__init__((outputs, inputs, kernel, kernel), inputs * kernel ** 2, gain, outputs)
+
+    def forward(self, x):
+        weight = self.weight * self.scale
+        if weight.shape[-1] == 1:
+            return F.conv2d(x, weight, self.bias)
+        return _Conv.apply(x, weight).add_(self.bias[:, None, None])
+
+
+class UpConv2d(EqualConv2d):
+    """Nearest-neighbour upsampling by 2, then a 3x3 convolution, in one.
+
+    Upsampling only repeats pixels, so the nine taps that fall on an output pixel see four
+    different values: their weights can be added first.  A transposed convolution of stride 2 with
+    the 3x3 kernel summed over 2x2 neighbourhoods is equal in real arithmetic and needs 4 instead
+    of 9 multiplications a pixel.
+    """
+
+    def forward(self, x):
+        w = F.pad((self.weight * self.scale).flip(2, 3), (1, 1, 1, 1))          # 5x5 with borders
+        w = w[..., 1:, :] + w[..., :-1, :]
+        w = w[..., 1:] + w[..., :-1]                                            # (out, in, 4, 4)
+        return F.conv_transpose2d(x, w.transpose(0, 1), self.bias, stride=2, padding=1)
+
+
+class EqualLinear(Equalised):
+    """Dense layer at an equalised rate."""
+
+    def __init__(self, inputs, outputs, gain=1.0):
+        super().__init__((outputs, inputs), inputs, gain, outputs)
+
+    def forward(self, x):
+        return F.linear(x, self.weight * self.scale, self.bias)
+
+
+def pixel_norm(x):
+    """Pixel norm: every place's channel vector to mean square 1, so that G's activations cannot
+    escalate in the contest with D.  (N, C, ...) -> the same."""
+    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
+
+
+def minibatch_stddev(x):
+    """Minibatch standard deviation: lets D see that a batch of fakes lacks variety.
+
+    (N, C, h, w) -> (N, C + 1, h, w).  Progressive GAN takes groups of 4; code: the whole batch.
+    code: the batch mean counts as a constant (tf.nn.moments stops its gradient).  That changes no
+    first derivative, as deviations sum to zero, but it does change the gradient of the penalty.
+    """
+    deviation = x - x.mean(dim=0).detach()                          # (N, C, h, w)
+    std = (deviation.square().mean(dim=0) + 1e-6).sqrt()            # (C, h, w)  over the batch
+    feature = std.mean().expand(x.shape[0], 1, *x.shape[2:])        # (N, 1, h, w)  one number
+    return torch.cat([x, feature], dim=1)
+
+
+def leaky(x):
+    """Leaky ReLU in place: no convolution needs its own output again, which saves its memory."""
+    return F.leaky_relu_(x, LEAK)
+
+
+def upsample(picture, factor):
+    """Box (nearest-neighbour) upsampling by a whole factor."""
+    if factor == 1:
+        return picture
+    return picture.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+
+
+def downsample(picture, factor):
+    """Box downsampling: the mean of factor x factor pixels, in one step.  Step by step from
+    upsampled copies would drift by 2.6e-4 in float32."""
+    return picture if factor == 1 else F.avg_pool2d(picture, factor)
+
+
+def scale_picture(picture):
+    """Spectrum units -> the networks' [-1, 1], clipped.  D begins with it."""
+    scale, shift = (picture.new_tensor(v).view(1, 2, 1, 1) for v in (SCALE, SHIFT))
+    return (picture * scale + shift).clamp(-1, 1)
+
+
+def unscale_picture(picture):
+    """The networks' [-1, 1] -> spectrum units.  G ends with it."""
+    scale, shift = (picture.new_tensor(v).view(1, 2, 1, 1) for v in (SCALE, SHIFT))
+    return (picture - shift) / scale
+
+
+# ---------------------------------------------------------------------------------------------
+# Networks (paper appendix, Table 3)
+
+
+class Generator(nn.Module):
+    """Latent and pitch -> picture in spectrum units, at the stage's own size."""
+
+    def __init__(self, arch):
+        super().__init__()
+        self.arch = arch
+        channels, (h, w) = arch.channels, arch.size(1)
+        inputs = arch.latent + arch.pitches
+        # The release zero-pads its 1 x 1 input and convolves it to the start size: one dense
+        # layer.  He's constant counts all h w taps of that convolution although one is active.
+        self.dense = Equalised((channels(1), h, w, inputs), h * w * inputs, math.sqrt(2),
+                               channels(1))
+        self.conv0 = nn.ModuleList([UpConv2d(channels(b - 1), channels(b))
+                                    for b in range(2, arch.resolutions + 1)])
+        self.conv1 = nn.ModuleList([EqualConv2d(channels(b), channels(b))
+                                    for b in range(1, arch.resolutions + 1)])
+        self.to_picture = nn.ModuleList([EqualConv2d(channels(b), 2, kernel=1, gain=1.0)
+                                         for b in range(1, arch.resolutions + 1)])
+
+    def start(self, z, pitch):
+        """z (N, latent), pitch (N,) labels 0..P-1 -> first features (N, C, h, w)."""
+        one_hot = F.one_hot(pitch, self.arch.pitches).to(z.dtype)
+        x = pixel_norm(torch.cat([z, one_hot], dim=1))              # (N, 317)  onto a sphere
+        weight = self.dense.weight * self.dense.scale
+        x = F.linear(x, weight.flatten(0, 2)).unflatten(1, weight.shape[:3])    # (N, C, h, w)
+        x = x + self.dense.bias[:, None, None]
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, z, pitch, progress):
+        """-> (N, 2, T', F'), the size of the last active block's pictures."""
+        blocks = active_blocks(progress)
+        picture = 0
+        for b in range(1, blocks + 1):
+            x = self.start(z, pitch) if b == 1 else self.conv0[b - 2](x)
+            x = pixel_norm(leaky(x))
+            x = pixel_norm(leaky(self.conv1[b - 1](x)))             # (N, C_b, h_b, w_b)
+            weight = fade(progress, b)
+            if weight > 0:
+                # tanh first, then the mix (code); Progressive GAN has no tanh here.
+                small = torch.tanh(self.to_picture[b - 1](x))
+                picture = picture + weight * upsample(small, 2 ** (blocks - b))
+        return unscale_picture(picture)
+
+    def built_parameters(self, blocks):
+        """The parameters of the first so many blocks."""
+        modules = [self.dense, *self.conv0[:blocks - 1], *self.conv1[:blocks],
+                   *self.to_picture[:blocks]]
+        return [p for m in modules for p in m.parameters()]
+
+
+class Discriminator(nn.Module):
+    """Picture in spectrum units -> a Wasserstein score and logits over pitches."""
+
+    def __init__(self, arch):
+        super().__init__()
+        self.arch = arch
+        channels, (h, w) = arch.channels, arch.size(1)
+        blocks = range(1, arch.resolutions + 1)
+        self.from_picture = nn.ModuleList([EqualConv2d(2, channels(b), kernel=1) for b in blocks])
+        # code: the width changes in the second convolution, before pooling (paper's table: after).
+        self.conv0 = nn.ModuleList([EqualConv2d(channels(b) + (b == 1), channels(b))
+                                    for b in blocks])
+        self.conv1 = nn.ModuleList([EqualConv2d(channels(b), channels(b - 1))
+                                    for b in blocks if b > 1])
+        # A VALID convolution over the whole start size is one dense layer.
+        self.dense = EqualLinear(channels(1) * h * w, channels(0), gain=math.sqrt(2))
+        self.score = EqualLinear(channels(0), 1)
+        self.pitch = EqualLinear(channels(0), arch.pitches)
+
+    def forward(self, picture, progress):
+        """(N, 2, T, F), of the stage's size or larger -> scores (N,), pitch logits (N, P)."""
+        return self.judge(scale_picture(picture), progress)
+
+    def judge(self, picture, progress):
+        """The same for a picture scaled and clipped already."""
+        features = self.features(picture, progress)                 # (N, C_0)
+        return self.score(features)[:, 0], self.pitch(features)
+
+    def features(self, picture, progress):
+        blocks = active_blocks(progress)
+        # Clipped at the size it came in, then pooled once to the stage's size.
+        picture = downsample(picture, picture.shape[2] // self.arch.size(blocks)[0])
+        picture = picture.contiguous(memory_format=torch.channels_last)
+        x = None
+        for b in range(blocks, 0, -1):
+            mix = min(max(b - progress, 0.0), 1.0)                  # 1 at the top, 0 once faded in
+            if mix > 0:
+                small = downsample(picture, 2 ** (blocks - b))
+                small = leaky(self.from_picture[b - 1](small))      # (N, C_b, h_b, w_b)
+                x = small if x is None else mix * small + (1 - mix) * x
+            if b == 1:
+                x = leaky(self.conv0[0](minibatch_stddev(x)))
+                return leaky(self.dense(x.flatten(1)))
+            x = leaky(self.conv0[b - 1](x))
+            x = leaky(self.conv1[b - 2](x))
+            x = downsample(x, 2)                                    # (N, C_(b-1), h/2, w/2)
+
+    def built_parameters(self, blocks):
+        """The parameters of the first so many blocks."""
+        modules = [*self.from_picture[:blocks], *self.conv0[:blocks], *self.conv1[:blocks - 1],
+                   self.dense, self.score, self.pitch]
+        return [p for m in modules for p in m.parameters()]
+
+
+@torch.no_grad()
+def synthesise(G, spectrum, z, pitch, progress, batch=16):
+    """Latents and pitch labels -> notes: what one does with a trained G.
+
+    z (N, latent), pitch (N,) labels 0..P-1; `spectrum` decodes pictures (spectral.Spectrum).  At an
+    early progress the small picture is stretched to full size first.  -> (N, L) float32 on the CPU.
+    """
+    waves = []
+    for start in range(0, len(z), batch):
+        picture = G(z[start:start + batch], pitch[start:start + batch], progress)
+        picture = upsample(picture, G.arch.frames // picture.shape[2])
+        waves.append(spectrum.decode(picture).cpu())
+    return torch.cat(waves)
+
+
+def blend(picture, progress, resolutions):
+    """Real notes as G could draw them now: full size -> the stage's size, faded like G's output.
+
+    The sum over blocks of the fade's weight times a box-downsampled copy.  One port forgot it, and
+    D told real from fake by sharpness alone.
+    """
+    blocks = active_blocks(progress)
+    return sum(fade(progress, b) * upsample(downsample(picture, 2 ** (resolutions - b)),
+                                            2 ** (blocks - b))
+               for b in range(1, blocks + 1) if fade(progress, b) > 0)
+
+
+# ---------------------------------------------------------------------------------------------
+# Losses: Wasserstein with gradient penalty, drift and an auxiliary pitch classifier
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Weights of the losses' terms (paper 3 and appendix) and the penalty's units."""
+
+    penalty: float = 10.0                 # gradient penalty
+    drift: float = 0.001                  # mean square of real scores
+    pitch: float = 10.0                   # cross-entropy of the pitch classifier
+    penalty_units: str = "raw"            # "raw": the release's; "scaled": see gradient_penalty
+
+
+def generator_loss(G, D, z, pitch, progress, weights):
+    """G's loss on fresh fakes: (loss, named terms).  code: the pitch term is on fakes for G only."""
+    score, logits = D(G(z, pitch, progress), progress)
+    terms = {"G_score": -score.mean(), "G_pitch": F.cross_entropy(logits, pitch)}
+    return terms["G_score"] + weights.pitch * terms["G_pitch"], terms
+
+
+def discriminator_losses(D, x_real, pitch_real, x_fake, mix, progress, weights):
+    """D's loss as three parts, yielded one after another: (loss, named terms) each.
+
+    Real, fake and mixed batches go through D separately (minibatch statistics).  The caller
+    sends each part backward before the next is computed, so only one graph is ever in memory.
+    code: the pitch term is on real notes for D, never on fakes.
+    """
+    score, logits = D(x_real, progress)
+    terms = {"D_real": -score.mean(), "D_drift": score.square().mean(),
+             "D_pitch": F.cross_entropy(logits, pitch_real)}
+    yield (terms["D_real"] + weights.drift * terms["D_drift"] + weights.pitch * terms["D_pitch"],
+           terms)
+    score, logits = D(x_fake, progress)
+    terms = {"D_fake": score.mean()}
+    yield terms["D_fake"], terms
+    slope = penalty_slopes(D, x_real, x_fake, mix, progress, weights.penalty_units)
+    terms = {"D_penalty": (slope - 1).square().mean()}
+    yield weights.penalty * terms["D_penalty"], terms
+
+
+def penalty_slopes(D, x_real, x_fake, mix, progress, units="raw"):
+    """Slope of D at random mixtures of real and fake (Gulrajani et al. 2017); its squared distance
+    to 1 is the gradient penalty, which keeps D near 1-Lipschitz.
+
+    mix (N, 1, 1, 1) uniform in [0, 1] -> slopes (N,), differentiable once more.
+    raw (code): the slope per unit of an unscaled *full-size* picture, before D's scaling and clip.
+    A pixel here stands for s x s pixels there, which share its gradient: the full-size norm is
+    the native norm / s.
+    scaled: the slope per unit of the scaled picture at its own size.  Scores then stay small beside
+    the pitch loss from the first stage on, which short runs need; the workshop preset uses it.
+    """
+    x_hat = x_real + mix * (x_fake - x_real)
+    if units == "scaled":
+        x_hat = scale_picture(x_hat).detach().requires_grad_()
+        score, _ = D.judge(x_hat, progress)
+        factor = 1
+    else:
+        x_hat = x_hat.detach().requires_grad_()
+        score, _ = D(x_hat, progress)
+        factor = D.arch.frames // x_hat.shape[2]
+    gradient, = torch.autograd.grad(score.sum(), x_hat, create_graph=True)
+    return gradient.square().sum(dim=(1, 2, 3)).sqrt() / factor
+
+
+# ---------------------------------------------------------------------------------------------
+# Optimisation
+
+
+def make_adam(parameters, lr):
+    """Adam as the paper's, betas (0, 0.99).  Made anew at every stage boundary, as released."""
+    return torch.optim.Adam(parameters, lr=lr, betas=(0.0, 0.99), eps=1e-8, fused=True)
+
+
+def adam_step(adam, step):
+    """One update, the `step`-th since this Adam was made (1, 2, ...).
+
+    TensorFlow adds eps = 1e-8 outside the bias correction of sqrt(v), torch inside: dividing it by
+    sqrt(1 - beta2^t) makes them equal.  A weight that took no part (of a block about to fade in,
+    or a picture layer faded out) counts as having gradient zero, as it does in TensorFlow.
+    """
+    for group in adam.param_groups:
+        group["eps"] = 1e-8 / math.sqrt(1 - group["betas"][1] ** step)
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    adam.step()
+    adam.zero_grad(set_to_none=True)
+
+
+@torch.no_grad()
+def ema_update(G_ema, G, decay, blocks):
+    """Exponential moving average of G's built weights: we listen to it, not to the last step.
+    code: a fixed decay per *step*, whatever the batch size, with no warm-up."""
+    torch._foreach_lerp_(G_ema.built_parameters(blocks), G.built_parameters(blocks), 1 - decay)
+
+
+# ---------------------------------------------------------------------------------------------
+# Checkpoints
+
+
+CHECKPOINT_FORMAT, CHECKPOINT_VERSION = "gansynth", 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or written; the message says which and what to do."""
+
+
+def save_checkpoint(path, contents):
+    """Write a dictionary of plain tensors and settings to one file, whole or not at all.
+
+    It goes to a temporary file beside `path`, is flushed to the disk (fsync) and then renamed, so
+    a full disk or a power cut leaves the previous checkpoint as it was.
+    """
+    temporary = f"{path}.part"
+    contents = {"format": CHECKPOINT_FORMAT, "version": CHECKPOINT_VERSION, **contents}
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(contents, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+        raise CheckpointError(f"{path}: the checkpoint could not be saved ({error}); earlier "
+                              "checkpoints are untouched: free some space or choose another "
+                              "folder, and resume from the last one") from None
+
+
+def load_checkpoint(path, device="cpu"):
+    """Read what `save_checkpoint` wrote.  Only tensors and plain values are unpickled."""
+    try:
+        contents = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: no such checkpoint") from None
+    except Exception as error:            # torch raises many kinds for a damaged file
+        reason = str(error).strip().split("\n")[0][:100]
+        raise CheckpointError(f"{path}: not a readable checkpoint ({reason}); it may be truncated "
+                              "or another program's: use an earlier one of the same run") from None
+    if not isinstance(contents, dict) or contents.get("format") != CHECKPOINT_FORMAT:
+        raise CheckpointError(f"{path}: not one of our checkpoints: give a file that train.py "
+                              "wrote")
+    if contents["version"] != CHECKPOINT_VERSION:
+        raise CheckpointError(f"{path}: written by version {contents['version']} of the format, "
+                              f"this program reads version {CHECKPOINT_VERSION}: use the program "
+                              "that wrote it")
+    return contents
+
+
+def load_generator(path, device="cpu"):
+    """The averaged generator of a checkpoint, ready to sample, and the checkpoint's contents.
+
+    `contents["progress"]` is where training stood: an unfinished run is heard at that progress.
+    """
+    contents = load_checkpoint(path, device)
+    try:
+        G = Generator(Architecture(**contents["architecture"])).to(device)
+        G.load_state_dict(contents["G_ema"])
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: the checkpoint's weights do not fit its settings "
+                              f"({str(error)[:100]}): use an earlier one of the same run") from None
+    return G.eval().requires_grad_(False), contents
+
+
+# ---------------------------------------------------------------------------------------------
+# Table 3: the networks layer by layer
+
+
+def layer_table(arch):
+    """Rows (layer, output shape F x T x C, kernel, nonlinearity, parameters), as in Table 3."""
+    rows = [("G", "z and one-hot pitch", (1, 1, arch.latent + arch.pitches), "", "pixel norm", 0)]
+
+    def row(net, name, size, channels, kernel, after, module=None):
+        count = sum(p.numel() for p in module.parameters()) if module else 0
+        rows.append((net, name, (size[1], size[0], channels), kernel, after, count))
+
+    G, D, channels = Generator(arch), Discriminator(arch), arch.channels
+    start = f"{arch.size(1)[1]}x{arch.size(1)[0]} (dense)"
+    activation, blocks = "leaky ReLU, pixel norm", range(1, arch.resolutions + 1)
+    for b in blocks:
+        size = arch.size(b)
+        if b == 1:
+            row("G", "block 1 conv 0", size, channels(b), start, activation, G.dense)
+        else:
+            row("G", f"block {b} upsample 2x2", size, channels(b - 1), "", "")
+            row("G", f"block {b} conv 0", size, channels(b), "3x3", activation, G.conv0[b - 2])
+        row("G", f"block {b} conv 1", size, channels(b), "3x3", activation, G.conv1[b - 1])
+        row("G", f"block {b} to picture", size, 2, "1x1", "tanh", G.to_picture[b - 1])
+    for b in reversed(blocks):
+        size = arch.size(b)
+        row("D", f"block {b} from picture", size, channels(b), "1x1", "leaky ReLU",
+            D.from_picture[b - 1])
+        if b == 1:
+            row("D", "minibatch stddev", size, channels(1) + 1, "", "")
+        row("D", f"block {b} conv 0", size, channels(b), "3x3", "leaky ReLU", D.conv0[b - 1])
+        if b > 1:
+            row("D", f"block {b} conv 1", size, channels(b - 1), "3x3", "leaky ReLU",
+                D.conv1[b - 2])
+            row("D", f"block {b} downsample 2x2", arch.size(b - 1), channels(b - 1), "", "")
+    row("D", "block 1 conv 1", (1, 1), channels(0), start, "leaky ReLU", D.dense)
+    row("D", "score", (1, 1), 1, "dense", "", D.score)
+    row("D", "pitch", (1, 1), arch.pitches, "dense", "softmax in the loss", D.pitch)
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Print both networks, layer by layer (Table 3).")
+    for name, default in asdict(Architecture()).items():
+        parser.add_argument("--" + name.replace("_", "-"), type=int, default=default,
+                            help=f"default: {default}")
+    args = parser.parse_args()
+    try:
+        arch = Architecture(**vars(args))
+    except ValueError as error:
+        parser.error(str(error))
+    rows = layer_table(arch)
+    for net, title in (("G", "Generator"), ("D", "Discriminator")):
+        total = sum(r[-1] for r in rows if r[0] == net)
+        print(f"{title}, {total:,} parameters")
+        print(f"  {'layer':28}{'output (F, T, C)':20}{'kernel':14}{'then':24}{'parameters':>10}")
+        for _, name, shape, kernel, after, count in (r for r in rows if r[0] == net):
+            print(f"  {name:28}{str(shape):20}{kernel:14}{after:24}{count or '':>10}")
+
+
+if __name__ == "__main__":
+    main()

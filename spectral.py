@@ -1,0 +1,481 @@
+"""Spectra: a note's waveform as a picture of two channels, and back (paper 2.2 and 2.3).
+
+    wave -> STFT -> log magnitude                                  channel 0
+                 -> phase -> unwrap -> instantaneous frequency     channel 1
+                 -> both channels on a mel scale                   (if-mel)
+
+Three representations of the paper's tables, each at two frequency resolutions:
+
+    phase    log magnitude and the raw phase angle
+    if       log magnitude and instantaneous frequency, the derivative of unwrapped phase
+    if-mel   the same on a mel frequency scale, as log power
+
+Shapes:  N notes, L samples, T frames, F frequency bins, M mel bins (as many as F).
+Waves are (N, L) float32, pictures (N, 2, T, F) float32.  Phases are in radians inside this file;
+pictures hold them in units of pi, so channel 1 lies in [-1, 1].  All functions work in batches, on
+the device of their input, and are differentiable.
+
+    python spectral.py             prints the round-trip table for built-in test notes
+    python spectral.py A.wav ...   the same for your own sounds
+"""
+
+import argparse
+import colorsys
+import math
+import os
+import struct
+import sys
+import zlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+EPS = 1e-6                                # floor inside the logarithms, as released
+OVERLAP = 4                               # windows over each sample: 75 % overlap
+WINDOW_SECONDS = {False: 0.064, True: 0.128}       # low and high ("+ H") frequency resolution
+HANN_SQUARED_SUM = 1.5                    # sum of squared periodic Hann windows at 75 % overlap
+
+# The representations of the paper's tables: which scale, and what the second channel holds.
+REPRESENTATIONS = {
+    "phase":  dict(mel=False, derivative=False),
+    "if":     dict(mel=False, derivative=True),
+    "if-mel": dict(mel=True,  derivative=True),
+}
+MEL_INVERSES = ("pseudo", "transpose")    # ours, and the release's: see mel_inverse_matrix
+
+
+class SpectrumError(ValueError):
+    """A representation or a shape that cannot work; the message says which could."""
+
+
+# ---------------------------------------------------------------------------------------------
+# Short-time Fourier transform
+
+
+def hann(n, device=None):
+    """Periodic Hann window of n samples, (n,)."""
+    return 0.5 - 0.5 * torch.cos(2 * math.pi / n * torch.arange(n, device=device))
+
+
+def stft(wave, frames, bins):
+    """Short-time Fourier transform with 75 % overlap: (N, L) -> (N, T, F) complex.
+
+    The window is 2 F samples long and the hop F / 2.  A window of 2 F samples has F + 1 bins; one
+    goes to leave a power of two.  paper: drops Nyquist.  code: drops DC, which sound lacks anyway.
+    The zeros that fill T frames are all put in front of the note (code; the paper does not say),
+    so that the last frame ends with the last sample.
+    """
+    window, hop = 2 * bins, 2 * bins // OVERLAP
+    pad = (frames + OVERLAP - 1) * hop - wave.shape[-1]
+    wave = torch.nn.functional.pad(wave, (pad, 0))
+    windows = wave.unfold(-1, window, hop)                          # (N, T, 2F)
+    return torch.fft.rfft(windows * hann(window, wave.device))[..., 1:]     # (N, T, F)
+
+
+def istft(S, length):
+    """Inverse of `stft`: (N, T, F) complex -> (N, L).  The dropped DC bin comes back as zero.
+
+    Each frame is windowed once more and overlap-added.  Squared Hann windows sum to 1.5 wherever
+    four of them overlap; as released, the last three hops, where fewer do, are not compensated:
+    they fade out, which ends every note without a click.
+    """
+    N, T, F = S.shape
+    hop = 2 * F // OVERLAP
+    S = torch.nn.functional.pad(S, (1, 0))                          # (N, T, F + 1)
+    frames = torch.fft.irfft(S) * hann(2 * F, S.device) / HANN_SQUARED_SUM      # (N, T, 2F)
+    quarters = frames.reshape(N, T, OVERLAP, hop)
+    wave = sum(torch.nn.functional.pad(quarters[:, :, k], (0, 0, k, OVERLAP - 1 - k))
+               for k in range(OVERLAP))                             # (N, T + 3, hop)
+    return wave.reshape(N, -1)[:, -length:]
+
+
+# ---------------------------------------------------------------------------------------------
+# Magnitude, phase, instantaneous frequency
+
+
+def log_magnitude(S):
+    """ln(|S| + 1e-6), the first channel of the linear representations."""
+    return torch.log(S.abs() + EPS)
+
+
+def wrap(phase):
+    """The same angle in [-pi, pi)."""
+    return torch.remainder(phase + math.pi, 2 * math.pi) - math.pi
+
+
+def unwrap(phase):
+    """Continuous phase along time: adds the multiples of 2 pi that keep every step in [-pi, pi].
+
+    (N, T, F) -> (N, T, F), as numpy.unwrap along axis 1.
+    """
+    step = phase.diff(dim=1)                                        # (N, T-1, F)
+    wrapped = wrap(step)
+    wrapped = torch.where((wrapped == -math.pi) & (step > 0), math.pi, wrapped)
+    correction = torch.cumsum(wrapped - step, dim=1)
+    return phase + torch.nn.functional.pad(correction, (0, 0, 1, 0))
+
+
+def instantaneous_frequency(unwrapped):
+    """Instantaneous frequency: the time derivative of unwrapped phase (paper 2.2).
+
+    A finite difference in units of pi.  The first frame keeps its phase, so that a cumulative sum
+    is the inverse.  (N, T, F) radians -> (N, T, F).
+    """
+    first = wrap(unwrapped[:, :1])
+    return torch.cat([first, unwrapped.diff(dim=1)], dim=1) / math.pi
+
+
+def integrate(frequency):
+    """Inverse of `instantaneous_frequency`: unwrapped phase in radians."""
+    return torch.cumsum(frequency, dim=1) * math.pi
+
+
+# ---------------------------------------------------------------------------------------------
+# Mel scale
+
+
+@lru_cache(maxsize=8)
+def mel_matrix(bins, sample_rate):
+    """Linear-to-mel matrix M, (F, F) float64: linear bins in rows, mel bins in columns.
+
+    HTK's scale, mel(f) = 1127 ln(1 + f / 700), with as many mel bins as linear ones, so that the
+    low bands would be far narrower than one linear bin.  The release widens every band narrower
+    than 1.5 bins, and does it in place: lower edge, centre and upper edge are views of ONE array,
+    so each widening moves the neighbours' edges (852 of 1024 bands are touched, 498 would be if
+    each had edges of its own).  It also lays bin k at k Nyquist / (F - 1) although, with DC
+    dropped, it sits at (k + 1) Nyquist / F, and gives the first bin no weight.  Both are kept: the
+    published networks were trained on this matrix.
+    """
+    nyquist = sample_rate / 2
+    narrowest = 1.5 * nyquist / bins
+
+    def hertz(mel):
+        return 700.0 * (np.exp(mel / 1127.0) - 1.0)
+
+    edges = np.linspace(0.0, 1127.0 * np.log(1.0 + nyquist / 700.0), bins + 2)
+    for i in range(bins):
+        if hertz(edges[i + 2]) - hertz(edges[i]) < narrowest:
+            r = 0.5 * narrowest / (hertz(edges[i + 1]) + 700.0)
+            half_width = 1127.0 * np.log(r + np.sqrt(1.0 + r * r))      # asinh, in mel
+            edges[i] = edges[i + 1] - half_width
+            edges[i + 2] = edges[i + 1] + half_width
+    edges = hertz(edges)
+    lower, centre, upper = edges[:-2], edges[1:-1], edges[2:]
+    frequency = np.linspace(0.0, nyquist, bins)[1:, None]
+    rising = (frequency - lower) / (centre - lower)
+    falling = (upper - frequency) / (upper - centre)
+    triangles = np.maximum(0.0, np.minimum(rising, falling))
+    return np.vstack([np.zeros((1, bins)), triangles])
+
+
+@lru_cache(maxsize=8)
+def mel_inverse_matrix(bins, sample_rate, kind):
+    """Mel-to-linear matrix, (F, F) float64, of the kind "pseudo" or "transpose".
+
+    transpose: the release's, M^T with each column divided by the column sums of M M^T.  It smears:
+    every linear bin comes back as an average over its neighbours.  Parity checks and the release's
+    own checkpoints use it.
+    pseudo: ours and the default, the one place where we leave the release.  M has rank 811 of
+    1024 (405 of 512 at low resolution) and no small singular values, so the least-squares inverse
+    amplifies no noise; what it cannot know are the narrowest high bands' differences.  It lifts
+    the round trip of real notes from about 3 dB to about 40 dB, and that takes both
+    channels: power, and the unwrapped phase, which is projected to mel linearly as well.
+    """
+    M = mel_matrix(bins, sample_rate)
+    if kind == "pseudo":
+        return np.linalg.pinv(M, rcond=1e-4)
+    sums = (M @ M.T).sum(axis=0)
+    return M.T * np.divide(1.0, sums, out=np.zeros(bins), where=sums != 0)
+
+
+@lru_cache(maxsize=16)
+def _on_device(make, args, device):
+    """A matrix of the two functions above as a float32 tensor, moved to the device only once."""
+    return torch.tensor(make(*args), dtype=torch.float32, device=device)
+
+
+def linear_to_mel(magnitude, frequency, sample_rate):
+    """Log magnitude and IF, (N, T, F) each -> log mel power and mel IF, (N, T, M) each.
+
+    The phase is projected *unwrapped*: projecting wrapped phase mixes angles that differ by 2 pi
+    (two public ports do).  A weighted sum of phases moves by more than pi a frame where a column's
+    weights sum to more than one (they reach 2.76), so it is unwrapped along time a second time
+    before it is differenced.
+    """
+    M = _on_device(mel_matrix, (magnitude.shape[-1], sample_rate), magnitude.device)
+    log_power = torch.log(torch.exp(2 * magnitude) @ M + EPS)
+    return log_power, instantaneous_frequency(unwrap(integrate(frequency) @ M))
+
+
+def mel_to_linear(log_power, frequency, sample_rate, kind="pseudo"):
+    """Inverse of `linear_to_mel`; the magnitude comes back as log magnitude.
+
+    Returns log magnitude and the phase (not its derivative) in radians, (N, T, F) each.  The
+    release floors the power a second time; ours takes the floor of `linear_to_mel` off again
+    (silence comes back as silence) and clamps the least-squares power where it is negative.
+    """
+    W = _on_device(mel_inverse_matrix, (log_power.shape[-1], sample_rate, kind), log_power.device)
+    if kind == "transpose":
+        power = torch.exp(log_power) @ W + EPS
+    else:
+        power = ((torch.exp(log_power) - EPS) @ W).clamp(min=0) + EPS ** 2
+    return 0.5 * torch.log(power), integrate(frequency) @ W
+
+
+# ---------------------------------------------------------------------------------------------
+# A representation: wave to picture and back
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """One representation of notes of one length: what `encode` and `decode` need to know."""
+
+    rep: str = "if-mel"                   # a row of REPRESENTATIONS
+    frames: int = 128                     # T
+    bins: int = 1024                      # F; the window is 2 F samples, the hop F / 2
+    length: int = 64000                   # L, samples a note
+    sample_rate: int = 16000              # Hz
+    mel_inverse: str = "pseudo"           # of MEL_INVERSES
+
+    def __post_init__(self):
+        if self.rep not in REPRESENTATIONS:
+            raise SpectrumError(f"unknown representation {self.rep!r}: "
+                                f"choose one of {', '.join(REPRESENTATIONS)}")
+        if self.mel_inverse not in MEL_INVERSES:
+            raise SpectrumError(f"unknown mel inverse {self.mel_inverse!r}: "
+                                f"choose one of {', '.join(MEL_INVERSES)}")
+        if self.pad < 0:
+            needed = math.ceil(self.length / self.hop) - (OVERLAP - 1)
+            raise SpectrumError(
+                f"a picture of {self.frames} frames x {self.bins} bins holds "
+                f"{self.length + self.pad} samples, not the {self.length} of a note: "
+                f"the nearest that can is {needed} frames")
+
+    @property
+    def hop(self):
+        return 2 * self.bins // OVERLAP
+
+    @property
+    def pad(self):
+        """Zeros in front of the note."""
+        return (self.frames + OVERLAP - 1) * self.hop - self.length
+
+    @classmethod
+    def derive(cls, rep="if-mel", hires=True, length=64000, sample_rate=16000, resolutions=7,
+               mel_inverse="pseudo"):
+        """The picture for a note of `length` samples, grown over `resolutions` doublings.
+
+        The window stays near the paper's in seconds (64 ms, or 128 ms for "+ H"), as a power of
+        two; the frames are rounded up until they can be halved resolutions - 1 times.  The paper's
+        64,000 samples at 16 kHz give 256 x 512, or 128 x 1024 for "+ H".
+        """
+        if length < 1 or sample_rate < 1:
+            raise SpectrumError(f"a note of {length} samples at {sample_rate} Hz: "
+                                "both must be positive")
+        bins = 2 ** round(math.log2(sample_rate * WINDOW_SECONDS[hires])) // 2
+        hop, unit = 2 * bins // OVERLAP, 2 ** (resolutions - 1)
+        needed = math.ceil(length / hop)
+        frames = math.ceil(needed / unit) * unit
+        if hop == 0 or bins % unit or frames >= 2 * needed > 2:
+            fits = 1 + int(math.log2(max(1, min(needed, bins))))
+            raise SpectrumError(
+                f"{length} samples at {sample_rate} Hz fill {needed} frames x {bins} bins, too few "
+                f"to be halved {resolutions - 1} times without being mostly padding: the nearest "
+                f"that can is {fits} resolutions, or notes of {unit * hop} samples")
+        return cls(rep, frames, bins, length, sample_rate, mel_inverse)
+
+    def encode(self, wave):
+        """Wave (N, L) -> picture (N, 2, T, F): log magnitude (mel: log power), phase or IF."""
+        return self.encode_stft(stft(wave, self.frames, self.bins))
+
+    def encode_stft(self, S):
+        """Complex spectrum (N, T, F) -> picture (N, 2, T, F)."""
+        kind = REPRESENTATIONS[self.rep]
+        magnitude, phase = log_magnitude(S), S.angle()
+        if kind["derivative"]:
+            phase = instantaneous_frequency(unwrap(phase))
+        else:
+            phase = phase / math.pi
+        if kind["mel"]:
+            magnitude, phase = linear_to_mel(magnitude, phase, self.sample_rate)
+        return torch.stack([magnitude, phase], dim=1)
+
+    def decode(self, picture):
+        """Picture (N, 2, T, F) -> wave (N, L)."""
+        return istft(self.decode_stft(picture), self.length)
+
+    def decode_stft(self, picture):
+        """Picture (N, 2, T, F) -> complex spectrum (N, T, F)."""
+        kind = REPRESENTATIONS[self.rep]
+        magnitude, phase = picture.unbind(dim=1)
+        if kind["mel"]:
+            magnitude, phase = mel_to_linear(magnitude, phase, self.sample_rate, self.mel_inverse)
+        else:
+            phase = integrate(phase) if kind["derivative"] else phase * math.pi
+        return torch.polar(torch.exp(magnitude), phase)
+
+
+# ---------------------------------------------------------------------------------------------
+# How good is a round trip?
+
+
+def snr(wave, copy):
+    """Signal-to-noise ratio in dB, (N, L), (N, L) -> (N,)."""
+    noise = (wave - copy).square().sum(-1).clamp(min=1e-30)
+    return 10 * torch.log10(wave.square().sum(-1) / noise)
+
+
+def log_spectral_distance(wave, copy, window=1024):
+    """Log-spectral distance in dB: root mean square over bins, mean over frames; -> (N,).
+
+    Magnitudes are floored at 1e-4 (80 dB below one), so that silence is not compared with silence.
+    """
+    def decibels(x):
+        bins = window // 2
+        frames = max(1, math.ceil(x.shape[-1] / (window // OVERLAP)) - (OVERLAP - 1))
+        return 20 * torch.log10(stft(x, frames + OVERLAP - 1, bins).abs().clamp(min=1e-4))
+
+    return (decibels(wave) - decibels(copy)).square().mean(-1).sqrt().mean(-1)
+
+
+# ---------------------------------------------------------------------------------------------
+# Pictures
+
+
+def rainbowgram(wave, sample_rate=16000, height=192, low=30.0):
+    """A note as a picture: log frequency upwards, time to the right (paper, Figs. 3 and 4).
+
+    Brightness is log magnitude (80 dB below the loudest is black), hue is instantaneous frequency:
+    a steady harmonic is a streak of one colour, an incoherent one a speckle.
+    wave (L,) -> (height, frames, 3) uint8; the axis runs from `low` Hz to Nyquist.
+    """
+    wave = torch.as_tensor(wave, dtype=torch.float32).reshape(1, -1)
+    window = 2 ** round(math.log2(sample_rate * WINDOW_SECONDS[True]))
+    hop = max(1, window // 16)            # finer than the networks' own, for the eye
+    padded = torch.nn.functional.pad(wave, (window // 2, window // 2))
+    S = torch.fft.rfft(padded.unfold(-1, window, hop) * hann(window))[..., 1:]
+    frequency = instantaneous_frequency(unwrap(S.angle()))[0].numpy()           # (T, F)
+    decibels = 20 * np.log10(S[0].abs().numpy() + EPS)
+    brightness = np.clip(1 + (decibels - decibels.max()) / 80, 0, 1)
+
+    rows = np.geomspace(sample_rate / 2, low, height) * window / sample_rate - 1    # bin of a row
+    below = np.clip(rows.astype(int), 0, window // 2 - 2)
+    part = np.clip(rows - below, 0, 1)
+    brightness = brightness[:, below] * (1 - part) + brightness[:, below + 1] * part
+    hue = (frequency[:, np.clip(np.rint(rows).astype(int), 0, window // 2 - 1)] + 1) / 2 % 1
+    wheel = np.array([colorsys.hsv_to_rgb(h / 256, 0.75, 1.0) for h in range(256)])
+    rgb = wheel[(hue * 256).astype(int) % 256] * brightness[..., None]
+    return np.rint(255 * rgb.transpose(1, 0, 2)).astype(np.uint8)
+
+
+def tile(pictures, columns, gap=4):
+    """Pictures of one size, a list of (H, W, 3) uint8 -> one contact sheet with black gaps."""
+    height, width, _ = pictures[0].shape
+    rows = math.ceil(len(pictures) / columns)
+    sheet = np.zeros((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), np.uint8)
+    for i, picture in enumerate(pictures):
+        y, x = i // columns * (height + gap), i % columns * (width + gap)
+        sheet[y:y + height, x:x + width] = picture
+    return sheet
+
+
+def png_bytes(rgb):
+    """An (H, W, 3) uint8 array as the bytes of a PNG file (RFC 2083; zlib does the packing)."""
+    rgb = np.ascontiguousarray(rgb, dtype=np.uint8)
+    height, width, _ = rgb.shape
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(
+            ">I", zlib.crc32(kind + body))
+
+    rows = np.hstack([np.zeros((height, 1), np.uint8), rgb.reshape(height, -1)])    # 0: no filter
+    return (b"\x89PNG\r\n\x1a\n"
+            + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+            + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)) + chunk(b"IEND", b""))
+
+
+def write_png(path, rgb):
+    """Write an (H, W, 3) uint8 array as a PNG file, whole or not at all."""
+    temporary = f"{path}.part"
+    with open(temporary, "wb") as file:
+        file.write(png_bytes(rgb))
+    os.replace(temporary, path)
+
+
+# ---------------------------------------------------------------------------------------------
+# The round-trip table
+
+
+def example_notes(length=64000, sample_rate=16000):
+    """Three decaying harmonic notes (MIDI 36, 60, 84), (3, L), for a table without any file."""
+    time = torch.arange(length) / sample_rate
+    notes = []
+    for pitch in (36, 60, 84):
+        f0 = 440 * 2 ** ((pitch - 69) / 12)
+        partials = [torch.exp(-time * (1 + 0.3 * k)) * torch.sin(2 * math.pi * k * f0 * time) / k
+                    for k in range(1, 20) if k * f0 < 0.45 * sample_rate]
+        notes.append(0.3 * sum(partials))
+    return torch.stack(notes)
+
+
+def round_trip_table(waves, sample_rate):
+    """Rows (representation, inverse, frames, bins, median SNR, worst SNR, median LSD), in dB."""
+    rows = []
+    for hires in (False, True):
+        for rep, kind in REPRESENTATIONS.items():
+            for inverse in MEL_INVERSES if kind["mel"] else ("-",):
+                spectrum = Spectrum.derive(rep, hires, waves.shape[-1], sample_rate, resolutions=1,
+                                           mel_inverse="pseudo" if inverse == "-" else inverse)
+                copy = spectrum.decode(spectrum.encode(waves))
+                ratio = snr(waves, copy)
+                rows.append((rep + (" + H" if hires else ""), inverse, spectrum.frames,
+                             spectrum.bins, ratio.median().item(), ratio.min().item(),
+                             log_spectral_distance(waves, copy).median().item()))
+    return rows
+
+
+def read_waves(paths):
+    """WAV files of one rate -> (N, L) float32 padded to the longest, and the rate in Hz."""
+    from scipy.io import wavfile
+    waves, rates = [], set()
+    for path in paths:
+        try:
+            rate, data = wavfile.read(path)
+        except Exception as error:        # scipy raises many kinds for a damaged file
+            raise SpectrumError(f"{path}: cannot be read as a WAV file ({error})") from None
+        if data.size == 0 or data.ndim > 1:
+            raise SpectrumError(f"{path}: expected a mono WAV with samples in it, found shape "
+                                f"{data.shape}; mix it down first")
+        scale = 1 if data.dtype.kind == "f" else np.iinfo(data.dtype).max
+        offset = 128 if data.dtype == np.uint8 else 0
+        waves.append(torch.from_numpy((data.astype(np.float32) - offset) / scale))
+        rates.add(rate)
+    if len(rates) > 1:
+        raise SpectrumError(f"the files have different rates ({sorted(rates)} Hz): give files of "
+                            "one rate at a time")
+    longest = max(len(w) for w in waves)
+    return torch.stack([torch.nn.functional.pad(w, (0, longest - len(w))) for w in waves]), rate
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description="Wave to picture and back: what each representation loses.")
+    parser.add_argument("wav", nargs="*", help="mono WAV files of one rate (default: three notes)")
+    paths = parser.parse_args().wav
+    try:
+        waves, rate = read_waves(paths) if paths else (example_notes(), 16000)
+        rows = round_trip_table(waves, rate)
+    except (SpectrumError, OSError) as error:
+        sys.exit(f"spectral.py: {error}")
+    print(f"Round trip of {len(waves)} notes of {waves.shape[-1]} samples at {rate} Hz, in dB")
+    print(f"{'representation':16}{'mel inverse':13}{'picture':>12}{'SNR median':>12}"
+          f"{'SNR worst':>11}{'LSD median':>12}")
+    for rep, inverse, frames, bins, median, worst, distance in rows:
+        print(f"{rep:16}{inverse:13}{f'{frames} x {bins}':>12}{median:12.1f}{worst:11.1f}"
+              f"{distance:12.1f}")
+
+
+if __name__ == "__main__":
+    main()

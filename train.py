@@ -1,0 +1,647 @@
+"""Train GANSynth: notes -> spectra -> progressive GAN -> checkpoint, and sound along the way.
+
+    python train.py                          15 minutes on a laptop, on built-in notes
+    python train.py --preset paper --data nsynth        the paper's run
+    python train.py --resume runs/0001       goes on exactly where a run stopped
+
+The file reads top to bottom: settings, data, state, one step, the loop, the command line.
+Every schedule counts training examples, never a clock or steps.
+"""
+
+import os
+
+# Large tensors in huge pages: a full-size step spends a quarter of its time in page faults
+# otherwise (Linux only, ignored elsewhere).  torch reads this when it is imported.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+
+import argparse
+import copy
+import json
+import math
+import signal
+import sys
+import time
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+
+import gansynth
+import nsynth
+import spectral
+
+
+# ---------------------------------------------------------------------------------------------
+# Settings
+
+
+def setting(default, help, choices=None):
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message says which values could."""
+
+
+POSITIVE = ("length", "sample_rate", "resolutions", "latent", "channel_base", "channel_max",
+            "images", "batch", "tick_images", "snapshot_images", "checkpoint_images")
+
+
+@dataclass
+class Config:
+    """All settings of a run.  The defaults are the paper's best model, IF-Mel + H, progressive."""
+
+    # what is learnt
+    rep: str = setting("if-mel", "representation", list(spectral.REPRESENTATIONS))
+    hires: bool = setting(True, "high frequency resolution, the paper's + H")
+    progressive: bool = setting(True, "grow the networks; otherwise all blocks from the start")
+    # data
+    data: str = setting("orchestra", "built-in notes, or a folder in NSynth's layout")
+    length: int = setting(64000, "samples a note")
+    sample_rate: int = setting(16000, "Hz")
+    pitch_low: int = setting(24, "lowest MIDI pitch")
+    pitch_high: int = setting(84, "highest MIDI pitch")
+    sources: str = setting("acoustic", "sources to keep, with commas; all keeps every one")
+    # networks
+    resolutions: int = setting(7, "blocks, each twice the size of the one before")
+    latent: int = setting(256, "dimensions of z")
+    channel_base: int = setting(4096, "channels of block b: min(base / 2^b, max)")
+    channel_max: int = setting(256, "most channels of any block")
+    # schedule, in examples
+    images: int = setting(11_000_000, "examples to train on")
+    stable_images: int = setting(800_000, "examples between two fades")
+    fade_images: int = setting(800_000, "examples over which a block fades in")
+    batch: int = setting(8, "examples a step")
+    # losses and optimiser
+    lr: float = setting(8e-4, "Adam's learning rate, G and D")
+    penalty: float = setting(10.0, "weight of the gradient penalty")
+    penalty_units: str = setting("raw", "raw: as released; scaled: at the stage's own size",
+                                 ["raw", "scaled"])
+    drift: float = setting(0.001, "weight of the drift term")
+    pitch_weight: float = setting(10.0, "weight of the pitch classifier's loss")
+    ema: float = setting(0.999, "decay per step of the averaged generator")
+    seed: int = setting(0, "of weights, order, latents and everything else random")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    out: str = setting("", "run folder (default: a fresh numbered one under runs/)")
+    # reports, in examples
+    tick_images: int = setting(10_000, "examples between two lines of the log")
+    snapshot_images: int = setting(50_000, "examples between two pictures and WAVs")
+    checkpoint_images: int = setting(50_000, "examples between two checkpoints")
+
+    def __post_init__(self):
+        for f in fields(self):
+            value, choices = getattr(self, f.name), f.metadata["choices"]
+            if choices and value not in choices:
+                raise ConfigError(f"{f.name} is {value!r}: choose one of {', '.join(choices)}")
+            if f.type is int and value < (f.name in POSITIVE):
+                raise ConfigError(f"{f.name} is {value}: expected a number of at least "
+                                  f"{int(f.name in POSITIVE)}")
+        if self.pitch_low > self.pitch_high:
+            raise ConfigError(f"pitches from {self.pitch_low} to {self.pitch_high}: the lowest "
+                              "must not be above the highest")
+
+    @property
+    def pitch_range(self):
+        return self.pitch_low, self.pitch_high
+
+    def spectrum(self):
+        return spectral.Spectrum.derive(self.rep, self.hires, self.length, self.sample_rate,
+                                        self.resolutions)
+
+    def architecture(self):
+        spectrum = self.spectrum()
+        return gansynth.Architecture(spectrum.frames, spectrum.bins, self.resolutions, self.latent,
+                                     self.pitch_high - self.pitch_low + 1, self.channel_base,
+                                     self.channel_max)
+
+    def loss_weights(self):
+        return gansynth.LossWeights(self.penalty, self.drift, self.pitch_weight,
+                                    self.penalty_units)
+
+
+PRESETS = {
+    "paper": {},
+    "workshop": dict(
+        length=4096, sample_rate=8000, pitch_low=60, pitch_high=71, resolutions=4, latent=32,
+        channel_base=256, channel_max=32, images=60_000, stable_images=2_000, fade_images=4_000,
+        ema=0.99, penalty_units="scaled", tick_images=1_000, snapshot_images=6_000,
+        checkpoint_images=6_000),
+}
+
+
+# ---------------------------------------------------------------------------------------------
+# Data
+
+
+def picture_source(notes, spectrum, device, cache_bytes=1 << 30):
+    """A function from note indices to their full-size pictures (n, 2, T, F) on the device.
+
+    Spectra are computed in batches on the training device; where all of them fit in memory (the
+    workshop preset), that is done once.
+    """
+    def encode(indices):
+        return spectrum.encode(notes.waves(indices).to(device))
+
+    if len(notes) * 8 * spectrum.frames * spectrum.bins > cache_bytes:
+        return encode
+    cached = torch.cat([encode(range(i, min(i + 64, len(notes))))
+                        for i in range(0, len(notes), 64)])
+    return lambda indices: cached[torch.as_tensor(indices, device=device)]
+
+
+# ---------------------------------------------------------------------------------------------
+# State: everything that a checkpoint holds
+
+
+def where(cfg, images):
+    """Progress, stage and built blocks of a run after so many examples."""
+    if not cfg.progressive:
+        return float(cfg.resolutions - 1), 2 * (cfg.resolutions - 1), cfg.resolutions
+    progress, stage = gansynth.progress_at(images, cfg.resolutions, cfg.stable_images,
+                                           cfg.fade_images)
+    return progress, stage, (stage + 1) // 2 + 1
+
+
+class State:
+    """Networks, optimisers, counters and random state of a run."""
+
+    def __init__(self, cfg, counts, device):
+        torch.manual_seed(cfg.seed)
+        arch = cfg.architecture()
+        self.cfg, self.counts, self.device = cfg, counts, device
+        self.G = gansynth.Generator(arch).to(device)
+        self.D = gansynth.Discriminator(arch).to(device)
+        self.G_ema = copy.deepcopy(self.G).requires_grad_(False)
+        # All that is random while training comes from this generator, on the CPU, so that a run
+        # draws the same numbers on every device; reports have one of their own.
+        self.random = torch.Generator().manual_seed(cfg.seed)
+        self.images = 0
+        self.start_stage()
+
+    def where(self):
+        return where(self.cfg, self.images)
+
+    def start_stage(self):
+        """Fresh optimisers: Adam's moments start anew at every stage boundary, as released."""
+        _, self.stage, blocks = self.where()
+        self.stage_steps = 0
+        self.adam_G = gansynth.make_adam(self.G.built_parameters(blocks), self.cfg.lr)
+        self.adam_D = gansynth.make_adam(self.D.built_parameters(blocks), self.cfg.lr)
+
+    def contents(self):
+        # Settings first: sample.py needs the checkpoint and nothing else.
+        return {"config": asdict(self.cfg), "architecture": asdict(self.G.arch),
+                "spectrum": asdict(self.cfg.spectrum()), "pitch_low": self.cfg.pitch_low,
+                "progress": self.where()[0], "counts": self.counts, "images": self.images,
+                "stage_steps": self.stage_steps, "random": self.random.get_state(),
+                "G": self.G.state_dict(), "D": self.D.state_dict(),
+                "G_ema": self.G_ema.state_dict(),
+                "adam_G": self.adam_G.state_dict(), "adam_D": self.adam_D.state_dict()}
+
+    def restore(self, contents):
+        self.images = contents["images"]
+        self.start_stage()
+        self.stage_steps = contents["stage_steps"]
+        self.random.set_state(contents["random"].cpu())
+        for name in ("G", "D", "G_ema", "adam_G", "adam_D"):
+            getattr(self, name).load_state_dict(contents[name])
+
+
+# ---------------------------------------------------------------------------------------------
+# One step
+
+
+def draw_fakes(state):
+    """Latents (N, latent) and pitch labels (N,), drawn from the real notes' counts."""
+    cfg = state.cfg
+    z = torch.randn(cfg.batch, cfg.latent, generator=state.random)
+    pitch = nsynth.draw_pitches(state.counts, cfg.batch, generator=state.random)
+    return z.to(state.device), pitch.to(state.device)
+
+
+def train_step(state, x_real, pitch_real, lap=lambda part: None):
+    """G once, then D once with fresh latents and the just-updated G (code's order).
+
+    x_real (N, 2, T, F) full-size pictures, pitch_real (N,) labels -> named loss terms.
+    `lap(part)` is called after each part, for the benchmark.
+    """
+    cfg, weights = state.cfg, state.cfg.loss_weights()
+    progress, stage, blocks = state.where()
+    if stage != state.stage:
+        state.start_stage()
+    state.stage_steps += 1
+
+    z, pitch = draw_fakes(state)
+    state.D.requires_grad_(False)         # spares G's step the gradients of D's weights
+    loss, terms = gansynth.generator_loss(state.G, state.D, z, pitch, progress, weights)
+    loss.backward()
+    gansynth.adam_step(state.adam_G, state.stage_steps)
+    gansynth.ema_update(state.G_ema, state.G, cfg.ema, blocks)
+    state.D.requires_grad_(True)
+    del loss
+    lap("G")
+
+    z, pitch = draw_fakes(state)
+    mix = torch.rand(cfg.batch, 1, 1, 1, generator=state.random).to(state.device)
+    with torch.no_grad():
+        x_fake = state.G(z, pitch, progress)
+        x_real = gansynth.blend(x_real, progress, cfg.resolutions)
+    for loss, part in gansynth.discriminator_losses(state.D, x_real, pitch_real, x_fake, mix,
+                                                    progress, weights):
+        loss.backward()
+        terms |= part
+        lap("penalty" if "D_penalty" in part else "D")
+        del loss
+    gansynth.adam_step(state.adam_D, state.stage_steps)
+    state.images += cfg.batch
+    lap("D")
+    return {name: term.detach() for name, term in terms.items()}
+
+
+# ---------------------------------------------------------------------------------------------
+# Reports: a line and a JSON line per tick, a picture and a WAV of the same latents now and then
+
+
+class TrainingError(ValueError):
+    """A run that cannot go on; the message says why and from where to resume."""
+
+
+EXPLODED = 1e7                            # no term of a healthy run comes near it
+
+
+class Monitor:
+    """Collects each step's loss terms, and reports their means once a tick."""
+
+    def __init__(self, state, run):
+        self.state, self.run, self.steps = state, run, []
+        self.began = self.last = time.time()
+        self.images = state.images
+
+    def add(self, terms):
+        self.steps.append(terms)          # tensors: nothing waits for the GPU here
+
+    def means(self):
+        """Means of the terms since the last tick; a term that is not finite stops the run."""
+        names = list(self.steps[0])
+        values = torch.stack([torch.stack([s[n].float() for n in names]) for s in self.steps])
+        bad = ~(values.abs() < EXPLODED)                            # true for NaN as well
+        if bad.any():
+            row, column = bad.nonzero()[0].tolist()
+            step = self.state.images // self.state.cfg.batch - len(self.steps) + row + 1
+            good = newest_checkpoint(self.run)
+            raise TrainingError(
+                f"step {step}: the loss term {names[column]} is {values[row, column]:g}; "
+                + (f"the last good checkpoint is {good}: resume from it, perhaps with a lower --lr "
+                   "in a new run" if good else "no checkpoint was saved yet: try a lower --lr"))
+        return dict(zip(names, values.mean(dim=0).tolist()))
+
+    def tick(self):
+        """One line for people, one JSON line for programs."""
+        state, cfg, now = self.state, self.state.cfg, time.time()
+        means = self.means()
+        progress, stage, blocks = state.where()
+        rate = (state.images - self.images) / max(now - self.last, 1e-9)
+        left = work_left(state) / (work(state, blocks) * rate)
+        kind = f"fade {progress % 1:.2f}" if stage % 2 else "stable"
+        print(f"stage {stage + 1}/{2 * cfg.resolutions - 1} {kind:9} "
+              f"{state.images:>10,}/{cfg.images:,} "
+              + " ".join(f"{name} {value:.3g}" for name, value in means.items())
+              + f"  {rate:.1f} ex/s, {clock(left)} left", flush=True)
+        record = {"images": state.images, "stage": stage, "progress": progress,
+                  "seconds": round(now - self.began, 1), "examples_per_s": round(rate, 2), **means}
+        with open(self.run / "log.jsonl", "a") as log:
+            log.write(json.dumps(record) + "\n")
+        self.steps, self.last, self.images = [], now, state.images
+
+
+def work(state, blocks):
+    """Relative cost of one example at so many blocks; the constant stands for fixed costs."""
+    return state.G.arch.multiply_adds(blocks) + 3e6
+
+
+def work_left(state):
+    """Cost of the examples still to come, stage by stage."""
+    cfg, images, total = state.cfg, state.images, 0
+    piece = max(cfg.batch, (cfg.images - images) // 200)
+    for at in range(images, cfg.images, piece):
+        blocks = where(cfg, at)[2]
+        total += work(state, blocks) * min(piece, cfg.images - at)
+    return total
+
+
+def clock(seconds):
+    """1h02m, 3m04s"""
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}h{minutes % 60:02}m" if minutes >= 60 else f"{minutes}m{seconds:02}s"
+
+
+def snapshot(state, run, notes=16):
+    """A picture and a WAV of the same latents and pitches each time, to watch the model grow.
+
+    Drawn from a generator of their own, so that looking does not change the run.
+    """
+    cfg = state.cfg
+    random = torch.Generator().manual_seed(cfg.seed + 1)
+    z = torch.randn(notes, cfg.latent, generator=random)
+    pitch = torch.linspace(0, cfg.pitch_high - cfg.pitch_low, notes).round().long()
+    waves = gansynth.synthesise(state.G_ema, cfg.spectrum(), z.to(state.device),
+                                pitch.to(state.device), state.where()[0])
+    path = run / "snapshots" / f"{state.images:08d}"
+    pictures = [spectral.rainbowgram(wave, cfg.sample_rate) for wave in waves]
+    spectral.write_png(f"{path}.png", spectral.tile(pictures, 4))
+    nsynth.write_wav(f"{path}.wav", waves.flatten(), cfg.sample_rate)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------
+# Runs and their checkpoints
+
+
+KEEP = 3                                  # checkpoints kept; older ones are deleted
+
+
+def new_run(cfg):
+    """The run's folder: `out`, or the next number under runs/.  Never one that holds anything."""
+    if cfg.out:
+        run = Path(cfg.out)
+        if run.exists() and (not run.is_dir() or any(run.iterdir())):
+            raise ConfigError(f"{run} exists already and is not an empty folder: give another "
+                              "--out, or --resume it")
+    else:
+        taken = [int(p.name[:4]) for p in Path("runs").glob("[0-9][0-9][0-9][0-9]*")]
+        run = Path("runs") / f"{max(taken, default=0) + 1:04d}-{cfg.rep}{'-hires' * cfg.hires}"
+    (run / "snapshots").mkdir(parents=True)
+    return run
+
+
+def newest_checkpoint(run):
+    """The checkpoint of the most examples in a run's folder, or None."""
+    return max(Path(run).glob("checkpoint-*.pt"), default=None)
+
+
+def save(state, run):
+    path = run / f"checkpoint-{state.images:08d}.pt"
+    gansynth.save_checkpoint(path, state.contents())
+    for old in sorted(run.glob("checkpoint-*.pt"))[:-KEEP]:
+        old.unlink()
+    return path
+
+
+def find_checkpoint(resume):
+    """A run's folder or a checkpoint file -> the checkpoint file."""
+    path = Path(resume)
+    found = newest_checkpoint(path) if path.is_dir() else path
+    if found is None or not found.exists():
+        raise gansynth.CheckpointError(f"{resume}: no checkpoint there to resume: expected a run's "
+                                       "folder with checkpoint-*.pt files, or one such file")
+    return found
+
+
+class Interrupt:
+    """Remembers Ctrl-C and SIGTERM until the current step is done; a second one acts at once."""
+
+    def __enter__(self):
+        self.signal = None
+        self.before = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def note(self, number, frame):
+        self.signal = number
+        self.__exit__()
+
+    def __exit__(self, *exception):
+        for s, handler in self.before.items():
+            signal.signal(s, handler)
+
+
+# ---------------------------------------------------------------------------------------------
+# The run
+
+
+def pick_device(name):
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device {name}: no GPU was found here: choose --device cpu")
+    try:
+        return str(torch.device(name))
+    except RuntimeError:
+        raise ConfigError(f"device {name!r}: expected auto, cpu, cuda or cuda:N") from None
+
+
+def train(cfg, resume=None):
+    """Train as `cfg` says, or go on from the checkpoint file `resume`; returns the run's folder."""
+    # settings
+    device = pick_device(cfg.device)
+    contents = gansynth.load_checkpoint(resume) if resume else None
+    spectrum = cfg.spectrum()
+
+    # data
+    sources = () if cfg.sources == "all" else tuple(cfg.sources.split(","))
+    notes, held_out = nsynth.split(nsynth.load(cfg.data, cfg.length, cfg.sample_rate,
+                                               cfg.pitch_range, sources), cfg.seed)
+    print(nsynth.describe(notes, held_out))
+    counts = nsynth.pitch_counts(notes, cfg.pitch_range)
+    pictures = picture_source(notes, spectrum, device)
+    labels = torch.from_numpy(notes.pitch) - cfg.pitch_low
+
+    # networks, optimisers, or all of it from a checkpoint
+    state = State(cfg, counts, device)
+    if contents:
+        state.restore(contents)
+    run = resume.parent if resume else new_run(cfg)
+    trim_log(run, state.images)
+    print(f"run {run}: {cfg.rep}, {spectrum.frames} x {spectrum.bins} pictures, {cfg.images:,} "
+          f"examples, on {device}", flush=True)
+
+    # the loop
+    def due(every):
+        return state.images % every < cfg.batch
+
+    monitor = Monitor(state, run)
+    with Interrupt() as interrupt:
+        while state.images < cfg.images:
+            batch = nsynth.epoch_order(state.images, cfg.batch, len(notes), cfg.seed)
+            terms = train_step(state, pictures(batch), labels[batch].to(device))
+            monitor.add(terms)
+            done = state.images >= cfg.images or interrupt.signal
+            if done or due(cfg.tick_images) or due(cfg.checkpoint_images):
+                monitor.tick()            # also checks the losses: what is saved is sound
+            if done or due(cfg.checkpoint_images):
+                checkpoint = save(state, run)
+            if state.images >= cfg.images or due(cfg.snapshot_images):
+                heard = snapshot(state, run)
+            if interrupt.signal:
+                print(f"stopped after {state.images:,} examples, saved {checkpoint}; "
+                      f"go on with: python train.py --resume {run}")
+                raise SystemExit(128 + interrupt.signal)
+    print(f"done: {checkpoint}\nlook at {heard}.png, listen to {heard}.wav\n"
+          f"more notes: python sample.py {run}")
+    return run
+
+
+def trim_log(run, images):
+    """Drop the log's lines after the checkpoint that a run resumes from: they will come again."""
+    log = run / "log.jsonl"
+    if log.exists():
+        lines = log.read_text().splitlines(keepends=True)
+        log.write_text("".join(x for x in lines if json.loads(x)["images"] <= images))
+
+
+# ---------------------------------------------------------------------------------------------
+# Benchmark
+
+
+PASSES = 19                               # passes of G's size in one step, as the release makes them
+
+
+def peak_memory(device):
+    """Most memory the process has held so far, in MB (on a GPU: the GPU's)."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 1e6
+    try:
+        import resource                   # not on Windows
+    except ImportError:
+        return float("nan")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin"
+                                                                 else 1e3)
+
+
+def product_rate(device, size=2048, times=7):
+    """Operations/s of a float32 matrix product with this run's threads, the median of a few."""
+    a, seconds = torch.randn(size, size, device=device), []
+    for _ in range(times + 1):
+        start = time.perf_counter()
+        (a @ a)[0, 0].item()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size ** 3 / sorted(seconds[1:])[times // 2]
+
+
+def bench(cfg, budget=20.0):
+    """Print what a step costs at every number of blocks; each is timed for about `budget` seconds.
+
+    Operations are counted as 19 passes x the multiply-adds of the network's convolutions x 2 per
+    example, whatever is folded or skipped, and set against a matrix product before and after.
+    """
+    device = pick_device(cfg.device)
+    threads = "" if device.startswith("cuda") else f", {torch.get_num_threads()} threads"
+    notes = nsynth.load("orchestra", cfg.length, cfg.sample_rate,
+                        (cfg.pitch_low, min(cfg.pitch_low + 1, cfg.pitch_high)), ())
+    pictures = picture_source(notes, cfg.spectrum(), device, cache_bytes=0)
+    counts = torch.ones(cfg.pitch_high - cfg.pitch_low + 1, dtype=torch.int64)
+    state = State(cfg, counts, device)
+    print(f"batch {cfg.batch} on {device}{threads}, torch {torch.__version__}; medians of steps")
+    print(f"{'blocks':>6} {'s/step':>8} {'examples/s':>11} {'data':>6} {'G':>6} {'D':>6} "
+          f"{'penalty':>8} {'peak MB':>8} {'of the product':>15}")
+    for blocks in range(1, cfg.resolutions + 1):
+        state.images = (blocks - 1) * (cfg.stable_images + cfg.fade_images)
+        before, steps = product_rate(device), []
+        while len(steps) < 2 or sum(map(lambda s: s["all"], steps)) < budget and len(steps) < 30:
+            steps.append(timed_step(state, pictures, len(notes), device))
+        steps = steps[1:]                 # the first one warms up
+        median = {k: sorted(s[k] for s in steps)[len(steps) // 2] for k in steps[0]}
+        whole = median["all"]
+        product = (before + product_rate(device)) / 2
+        rate = 2 * PASSES * state.G.arch.multiply_adds(blocks) * cfg.batch / whole
+        print(f"{blocks:6} {whole:8.3f} {cfg.batch / whole:11.2f} "
+              + " ".join(f"{median[k] / whole:{w}.0%}" for k, w in
+                         (("data", 6), ("G", 6), ("D", 6), ("penalty", 8)))
+              + f" {peak_memory(device):8.0f} {rate / product:15.0%}", flush=True)
+    print(f"the product: {product / 1e9:.0f} GFLOP/s, float32, 2048 x 2048")
+
+
+def timed_step(state, pictures, count, device):
+    """Seconds of one step's parts: data, G, D, penalty, and all."""
+    seconds = {"data": 0.0, "G": 0.0, "D": 0.0, "penalty": 0.0}
+    last = start = time.perf_counter()
+
+    def lap(part):
+        nonlocal last
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        seconds[part] += now - last
+        last = now
+
+    images = state.images
+    x_real = pictures(nsynth.epoch_order(images, state.cfg.batch, count, 0))
+    pitch = torch.zeros(state.cfg.batch, dtype=torch.int64, device=device)
+    lap("data")
+    train_step(state, x_real, pitch, lap)
+    state.images = images                 # stay at this stage
+    return {**seconds, "all": time.perf_counter() - start}
+
+
+# ---------------------------------------------------------------------------------------------
+# Command line: Config's defaults < preset < flags given
+
+
+def parse_arguments(argv=None):
+    """The flags given (and only those), preset and resume among them."""
+    parser = argparse.ArgumentParser(
+        description="Train GANSynth.", formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Defaults are the paper's; the preset workshop changes: "
+               + ", ".join(f"{k} {v}" for k, v in PRESETS["workshop"].items()))
+    parser.add_argument("--preset", choices=PRESETS, help="paper, or workshop: 15 minutes on a "
+                        "laptop (default: paper where there is a GPU, else workshop)")
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run (folder or checkpoint); "
+                        "settings come from its checkpoint")
+    parser.add_argument("--bench", action="store_true", help="time each stage's step, and stop")
+    for f in fields(Config):
+        text = f"{f.metadata['help']} (default: {f.default if f.default != '' else 'none'})"
+        kind = dict(action=argparse.BooleanOptionalAction) if f.type is bool else dict(
+            type=f.type, choices=f.metadata["choices"],
+            metavar=None if f.metadata["choices"] else f.type.__name__.upper())
+        parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS,
+                            help=text.replace("%", "%%"), **kind)
+    given = vars(parser.parse_args(argv))
+    return parser, given.pop("preset"), given.pop("resume"), given.pop("bench"), given
+
+
+def settings(preset, given):
+    """Layers of a new run's settings, and the line that says which preset and why."""
+    why = "as asked"
+    if preset is None:
+        preset = "paper" if torch.cuda.is_available() else "workshop"
+        why = f"{'a' if preset == 'paper' else 'no'} GPU was found"
+    other = next(p for p in PRESETS if p != preset)
+    cfg = {**PRESETS[preset], **given}
+    if preset == "paper" and not given.get("progressive", True):
+        cfg.setdefault("images", 5_000_000)             # paper: 5M examples without growing
+    return Config(**cfg), f"preset {preset} ({why}); for the other: --preset {other}"
+
+
+def resumed_settings(parser, resume, preset, given):
+    """The settings in a checkpoint; a flag that contradicts them is an error.
+
+    Two may differ: the device, and more `images`, which lets a finished run go on.
+    """
+    path = find_checkpoint(resume)
+    saved = gansynth.load_checkpoint(path)["config"]
+    if "out" in given and Path(given["out"]).resolve() != path.parent.resolve():
+        parser.error(f"--out {given['out']} contradicts --resume, which goes on in {path.parent}")
+    for name, value in {**(PRESETS[preset] if preset else {}), **given}.items():
+        free = name in ("device", "out") or name == "images" and value > saved["images"]
+        if not free and value != saved[name]:
+            parser.error(f"--{name.replace('_', '-')} {value} contradicts {path}, which was "
+                         f"trained with {saved[name]}: leave it out, or start a new run")
+    return Config(**{**saved, **given}), path
+
+
+def main(argv=None):
+    parser, preset, resume, benchmark, given = parse_arguments(argv)
+    try:
+        if resume:
+            cfg, resume = resumed_settings(parser, resume, preset, given)
+            print(f"resuming {resume} with its own settings", flush=True)
+        else:
+            cfg, line = settings(preset, given)
+            print(line, flush=True)
+        bench(cfg) if benchmark else train(cfg, resume)
+    except (ConfigError, TrainingError, spectral.SpectrumError, nsynth.NoteError,
+            gansynth.CheckpointError, OSError) as error:
+        sys.exit(f"train.py: {error}")
+
+
+if __name__ == "__main__":
+    main()
