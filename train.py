@@ -155,11 +155,16 @@ def picture_source(notes, spectrum, device, cache_bytes=1 << 30):
 
 def where(cfg, images):
     """Progress, stage and built blocks of a run after so many examples."""
-    if not cfg.progressive:
-        return float(cfg.resolutions - 1), 2 * (cfg.resolutions - 1), cfg.resolutions
-    progress, stage = gansynth.progress_at(images, cfg.resolutions, cfg.stable_images,
-                                           cfg.fade_images)
-    return progress, stage, (stage + 1) // 2 + 1
+    progress, stage = float(cfg.resolutions - 1), 2 * (cfg.resolutions - 1)
+    if cfg.progressive:
+        progress, stage = gansynth.progress_at(images, cfg.resolutions, cfg.stable_images,
+                                               cfg.fade_images)
+    return progress, stage, built_blocks(stage)
+
+
+def built_blocks(stage):
+    """Blocks of a stage: 0 -> 1, 1 -> 2 (fading in), 2 -> 2, 3 -> 3, ..."""
+    return (stage + 1) // 2 + 1
 
 
 class State:
@@ -176,15 +181,15 @@ class State:
         # draws the same numbers on every device; reports have one of their own.
         self.random = torch.Generator().manual_seed(cfg.seed)
         self.images = 0
-        self.start_stage()
+        self.start_stage(self.where()[1])
 
     def where(self):
         return where(self.cfg, self.images)
 
-    def start_stage(self):
+    def start_stage(self, stage):
         """Fresh optimisers: Adam's moments start anew at every stage boundary, as released."""
-        _, self.stage, blocks = self.where()
-        self.stage_steps = 0
+        blocks = built_blocks(stage)
+        self.stage, self.stage_steps = stage, 0
         self.adam_G = gansynth.make_adam(self.G.built_parameters(blocks), self.cfg.lr)
         self.adam_D = gansynth.make_adam(self.D.built_parameters(blocks), self.cfg.lr)
 
@@ -193,14 +198,14 @@ class State:
         return {"config": asdict(self.cfg), "architecture": asdict(self.G.arch),
                 "spectrum": asdict(self.cfg.spectrum()), "pitch_low": self.cfg.pitch_low,
                 "progress": self.where()[0], "counts": self.counts, "images": self.images,
-                "stage_steps": self.stage_steps, "random": self.random.get_state(),
+                "stage": self.stage, "stage_steps": self.stage_steps, "random": self.random.get_state(),
                 "G": self.G.state_dict(), "D": self.D.state_dict(),
                 "G_ema": self.G_ema.state_dict(),
                 "adam_G": self.adam_G.state_dict(), "adam_D": self.adam_D.state_dict()}
 
     def restore(self, contents):
         self.images = contents["images"]
-        self.start_stage()
+        self.start_stage(contents["stage"])
         self.stage_steps = contents["stage_steps"]
         self.random.set_state(contents["random"].cpu())
         for name in ("G", "D", "G_ema", "adam_G", "adam_D"):
@@ -228,7 +233,7 @@ def train_step(state, x_real, pitch_real, lap=lambda part: None):
     cfg, weights = state.cfg, state.cfg.loss_weights()
     progress, stage, blocks = state.where()
     if stage != state.stage:
-        state.start_stage()
+        state.start_stage(stage)
     state.stage_steps += 1
 
     z, pitch = draw_fakes(state)
