@@ -17,6 +17,7 @@ import argparse
 import math
 import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -116,23 +117,48 @@ class _Conv(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x, weight):
+    def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight, padding=1)
+        return F.conv2d(x, weight, bias, padding=1)
 
     @staticmethod
     def backward(ctx, g):
         x, weight = ctx.saved_tensors
-        by_x = by_weight = None
+        by_x = by_weight = by_bias = None
         if ctx.needs_input_grad[0]:
-            by_x = _Conv.apply(g, weight.flip(2, 3).transpose(0, 1))
+            by_x = _Conv.apply(g, weight.flip(2, 3).transpose(0, 1), None)
         if ctx.needs_input_grad[1] and not torch.is_grad_enabled():
-            if x.device.type == "cpu":    # all but this is faster with the channels last
-                x, g = x.contiguous(), g.contiguous()
-            by_weight = torch.ops.aten.convolution_backward(
-                g, x, weight, None, (1, 1), (1, 1), (1, 1), False, (0, 0), 1,
-                (False, True, False))[1]
-        return by_x, by_weight
+            by_weight = _weight_gradient(x, g, weight)
+        if ctx.needs_input_grad[2]:
+            by_bias = g.sum(dim=(0, 2, 3))
+        return by_x, by_weight, by_bias
+
+
+def _weight_gradient(x, g, weight):
+    """Gradient of x * W by W.  On a CPU this, unlike all else, is faster with the channels first,
+    so x and g are turned round: a few examples at a time, as copies of all would be large."""
+    def gradient(x, g):
+        return torch.ops.aten.convolution_backward(g, x, weight, None, (1, 1), (1, 1), (1, 1),
+                                                   False, (0, 0), 1, (False, True, False))[1]
+
+    if x.device.type != "cpu":
+        return gradient(x, g)
+    few = max(1, 2 ** 22 // x[0].numel())
+    return sum(gradient(channels_first(a), channels_first(b))
+               for a, b in zip(x.split(few), g.split(few)))
+
+
+def channels_first(x):
+    """(N, C, T, F) laid out with the channels last -> with the channels first.
+
+    torch's copy of a transposed matrix is three times as fast as `contiguous()` on large pictures.
+    """
+    if x[0].numel() < 2 ** 18:
+        return x.contiguous()
+    y = torch.empty(x.shape, dtype=x.dtype)
+    for i in range(len(x)):
+        y[i].flatten(1).copy_(x[i].permute(1, 2, 0).flatten(0, 1).t())
+    return y
 
 
 class Equalised(nn.Module):
@@ -160,7 +186,7 @@ class EqualConv2d(Equalised):
         weight = self.weight * self.scale
         if weight.shape[-1] == 1:
             return F.conv2d(x, weight, self.bias)
-        return _Conv.apply(x, weight).add_(self.bias[:, None, None])
+        return _Conv.apply(x, weight, self.bias)
 
 
 class UpConv2d(EqualConv2d):
@@ -189,10 +215,68 @@ class EqualLinear(Equalised):
         return F.linear(x, self.weight * self.scale, self.bias)
 
 
+class _Leaky(torch.autograd.Function):
+    """Leaky ReLU in place: no convolution needs its own output again, which saves its memory."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = F.leaky_relu_(x, LEAK)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        return _Gate.apply(g, *ctx.saved_tensors)
+
+
+class _Gate(torch.autograd.Function):
+    """Gradient of leaky ReLU, linear in g; its derivative by y, zero, costs nothing here (torch's
+    own holds a tensor of zeros for every layer until the penalty is through)."""
+
+    @staticmethod
+    def forward(ctx, g, y):
+        ctx.save_for_backward(y)
+        return torch.ops.aten.leaky_relu_backward(g, y, LEAK, True)
+
+    @staticmethod
+    def backward(ctx, g):
+        return _Gate.apply(g, *ctx.saved_tensors), None
+
+
+leaky = _Leaky.apply
+
+
 def pixel_norm(x):
     """Pixel norm: every place's channel vector to mean square 1, so that G's activations cannot
     escalate in the contest with D.  (N, C, ...) -> the same."""
     return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
+
+
+class _LeakyPixelNorm(torch.autograd.Function):
+    """pixel_norm(leaky(x)) in place, keeping only the result for the way back.
+
+    With y = a r, a = leaky(x), r = (mean a^2 + eps)^(-1/2), the derivative is
+    da = r (dy - y mean(y dy)), and y has the sign of x.  First derivative only: all that G needs.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        y = F.leaky_relu_(x, LEAK)
+        r = torch.rsqrt(torch.linalg.vector_norm(y, dim=1, keepdim=True).square_()
+                        .div_(y.shape[1]).add_(1e-8))
+        ctx.mark_dirty(x)
+        y.mul_(r)
+        ctx.save_for_backward(y, r)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        y, r = ctx.saved_tensors
+        along = (y * g).mean(dim=1, keepdim=True)
+        g = torch.addcmul(g, y, along, value=-1).mul_(r)
+        return torch.ops.aten.leaky_relu_backward(g, y, LEAK, True)
 
 
 def minibatch_stddev(x):
@@ -206,11 +290,6 @@ def minibatch_stddev(x):
     std = (deviation.square().mean(dim=0) + 1e-6).sqrt()            # (C, h, w)  over the batch
     feature = std.mean().expand(x.shape[0], 1, *x.shape[2:])        # (N, 1, h, w)  one number
     return torch.cat([x, feature], dim=1)
-
-
-def leaky(x):
-    """Leaky ReLU in place: no convolution needs its own output again, which saves its memory."""
-    return F.leaky_relu_(x, LEAK)
 
 
 def upsample(picture, factor):
@@ -276,8 +355,8 @@ class Generator(nn.Module):
         picture = 0
         for b in range(1, blocks + 1):
             x = self.start(z, pitch) if b == 1 else self.conv0[b - 2](x)
-            x = pixel_norm(leaky(x))
-            x = pixel_norm(leaky(self.conv1[b - 1](x)))             # (N, C_b, h_b, w_b)
+            x = _LeakyPixelNorm.apply(x)
+            x = _LeakyPixelNorm.apply(self.conv1[b - 1](x))         # (N, C_b, h_b, w_b)
             weight = fade(progress, b)
             if weight > 0:
                 # tanh first, then the mix (code); Progressive GAN has no tanh here.
@@ -347,17 +426,19 @@ class Discriminator(nn.Module):
 
 
 @torch.no_grad()
-def synthesise(G, spectrum, z, pitch, progress, batch=16):
+def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None):
     """Latents and pitch labels -> notes: what one does with a trained G.
 
     z (N, latent), pitch (N,) labels 0..P-1; `spectrum` decodes pictures (spectral.Spectrum).  At an
-    early progress the small picture is stretched to full size first.  -> (N, L) float32 on the CPU.
+    early progress the small picture is stretched to full size first.  `batch` notes at a time, and
+    `show(done)` after each.  -> (N, L) float32 on the CPU; waves may exceed [-1, 1].
     """
-    waves = []
-    for start in range(0, len(z), batch):
-        picture = G(z[start:start + batch], pitch[start:start + batch], progress)
-        picture = upsample(picture, G.arch.frames // picture.shape[2])
-        waves.append(spectrum.decode(picture).cpu())
+    device, waves = next(G.parameters()).device, []
+    for i in range(0, len(z), batch):
+        picture = G(z[i:i + batch].to(device), pitch[i:i + batch].to(device), progress)
+        picture = upsample(picture, G.arch.frames // picture.shape[2])          # (n, 2, T, F)
+        waves.append(spectrum.decode(picture).cpu())                            # (n, L)
+        show(min(i + batch, len(z)))
     return torch.cat(waves)
 
 
@@ -520,6 +601,23 @@ def load_checkpoint(path, device="cpu"):
                               f"this program reads version {CHECKPOINT_VERSION}: use the program "
                               "that wrote it")
     return contents
+
+
+def newest_checkpoint(run):
+    """The checkpoint of the most examples in a run's folder, or None."""
+    found = {int(path.stem.split("-")[1]): path for path in Path(run).glob("checkpoint-*.pt")
+             if path.stem.split("-")[1].isdigit()}
+    return found[max(found)] if found else None
+
+
+def find_checkpoint(path):
+    """A checkpoint file, or the newest one in a run's folder -> its path."""
+    path = Path(path)
+    found = newest_checkpoint(path) if path.is_dir() else path
+    if found is None or not found.exists():
+        raise CheckpointError(f"{path}: no checkpoint there: expected a run's folder with "
+                              "checkpoint-*.pt files, or one such file")
+    return found
 
 
 def load_generator(path, device="cpu"):

@@ -34,7 +34,7 @@ import gansynth
 import nsynth
 import spectral
 
-PAGE_NOTES = 64                           # so many notes fit in one page (paper's size: 25 MB)
+PAGE_NOTES = 64                           # embedded at most: 12-30 MB at the paper's size
 NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
 
@@ -101,18 +101,19 @@ def read_latents(path, latent):
     try:
         with np.load(path) as file:
             z = torch.from_numpy(file["z"].astype(np.float32))
-            pitch = file["pitch"] if "pitch" in file else np.zeros(len(z), int)
-            pitched = "pitch" in file
+            pitch = file["pitch"] if "pitch" in file else None
     except Exception as error:            # numpy raises many kinds for a damaged file
         raise SampleError(f"{path}: not an .npz file with numbers z ({error}): give the "
                           "latents.npz of an earlier run") from None
     if z.ndim != 2 or len(z) == 0 or z.shape[1] != latent or not z.isfinite().all():
         raise SampleError(f"{path}: z has shape {tuple(z.shape)}: this checkpoint's latents are "
                           f"(n, {latent}), all finite")
+    if pitch is None:
+        return z, None
     if pitch.shape != (len(z),) or pitch.dtype.kind not in "iu":
         raise SampleError(f"{path}: pitch has shape {pitch.shape} and type {pitch.dtype}: expected "
                           f"({len(z)},), MIDI numbers")
-    return z, pitch.tolist() if pitched else None
+    return z, pitch.tolist()
 
 
 def choose(args, latent, counts, low):
@@ -147,26 +148,7 @@ def choose(args, latent, counts, low):
 
 
 # ---------------------------------------------------------------------------------------------
-# Sound
-
-
-@torch.no_grad()
-def synthesise(G, spectrum, z, pitch, progress, batch=16, show=False):
-    """Latents (N, latent) and pitch labels (N,) -> waves (N, L), float32 on the CPU.
-
-    G: a Generator, on any device; its pictures at `progress` are enlarged to the full size of
-    `spectrum`, a spectral.Spectrum, which turns them into L samples each.  `batch` notes at a
-    time; show: count them on stderr.  Waves may exceed [-1, 1].
-    """
-    device = next(G.parameters()).device
-    waves = torch.empty(len(z), spectrum.length)                    # (N, L)
-    for i in range(0, len(z), batch):
-        picture = G(z[i:i + batch].to(device), pitch[i:i + batch].to(device), progress)
-        picture = gansynth.upsample(picture, spectrum.frames // picture.shape[2])   # (n, 2, T, F)
-        waves[i:i + batch] = spectrum.decode(picture)               # (n, L)
-        if show:
-            count_up(min(i + batch, len(z)), len(z), "notes made")
-    return waves
+# Files
 
 
 def count_up(done, total, what):
@@ -174,23 +156,6 @@ def count_up(done, total, what):
     if total > 32 and sys.stderr.isatty():
         print(f"\r{done:,} of {total:,} {what}", end="\n" if done == total else "",
               file=sys.stderr, flush=True)
-
-
-# ---------------------------------------------------------------------------------------------
-# Files
-
-
-def find_checkpoint(path):
-    """A checkpoint file, or the one of a run folder with the highest number in its name."""
-    path = Path(path)
-    if not path.is_dir():
-        return path
-    found = {int(match[1]): file for file in path.iterdir()
-             if (match := re.fullmatch(r"checkpoint-([0-9]+)\.pt", file.name))}
-    if not found:
-        raise SampleError(f"{path} holds no checkpoint-*.pt: give a run folder of train.py, or a "
-                          "checkpoint file")
-    return found[max(found)]
 
 
 def out_folder(out, checkpoint):
@@ -227,7 +192,7 @@ def write_all(out, waves, z, pitch, sample_rate, origin, page):
             for name, p, row in zip(names, pitch, z.tolist()):      # nine digits are exact
                 table.writerow([f"{name}.wav", p, note_name(p), *(f"{x:.9g}" for x in row)])
         (part / "index.html").write_text(render_page(part, names, pitch, **page),
-                                         encoding="utf-8")
+                                         encoding="utf-8", errors="replace")
         if out.exists():
             out.rmdir()                   # empty: not every system renames onto a folder
         part.rename(out)
@@ -285,11 +250,11 @@ p { max-width: 44rem; margin: .5em 0; }
 dl { display: flex; flex-wrap: wrap; gap: .4rem 2rem; margin: 1.2rem 0; }
 dd { margin: 0; overflow-wrap: anywhere; }
 .bar { position: sticky; top: 0; z-index: 1; display: flex; gap: 1rem; align-items: center;
-  padding: .6rem 0; background: var(--paper); }
-.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); }
+  margin-bottom: .5rem; padding: .6rem 0; background: var(--paper); }
+.cards { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
 button { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--line);
   border-radius: .6rem; cursor: pointer; }
-button:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
+button:focus-visible { outline: 3px solid var(--ink); outline-offset: 2px; }
 #all { padding: .4rem 1rem; flex: none; }
 .card { padding: 0 0 .5rem; scroll-margin-top: 4rem; overflow: hidden; text-align: left; }
 .card:hover { border-color: var(--soft); }
@@ -301,18 +266,20 @@ button:focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
 .name { padding-left: .7rem; font-weight: 600; }
 .name::before { content: "\\25B6\\FE0E"; color: var(--soft); margin-right: .4em; font-size: .8em; }
 [aria-pressed=true] .name::before { content: "\\25A0"; color: var(--accent); }
-.file { padding-left: .3rem; white-space: nowrap; }
+.file { display: block; padding-left: .7rem; }
+@media (pointer: coarse) { #piano { display: none; } }
 </style>
 <h1>$title</h1>
 <p>$intro</p>
 <p class="soft">Click a note to hear it, or move with the arrow keys and press space. The pictures
 are rainbowgrams: time runs to the right and pitch upwards, bright is loud, and the colour is the
 instantaneous frequency, so that a steady overtone is a streak of one colour.</p>
+<p class="soft" id="piano" $piano></p>
 <dl>
 $facts
 </dl>
 <div class="bar"><button id="all">Play all in order</button>
-<span class="soft" id="piano" $piano></span><span class="soft" id="status" role="status"></span>
+<span class="soft" id="status" role="status"></span>
 </div>
 <main class="cards">
 $cards
@@ -368,7 +335,7 @@ document.addEventListener("keydown", event => {
   }
 });
 
-const keys = "awsedftgyhujkolp";           // a piano, A for C, where all pitches are there
+const keys = [..."awsedftgyhujkolp"];      // a piano, A for C, where all pitches are there
 let base = 12 * Math.floor(cards[cards.length >> 1].dataset.pitch / 12);
 function pressed(event) {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
@@ -376,7 +343,7 @@ function pressed(event) {
   base += {z: -12, x: 12}[key] || 0;
   piano.textContent = "Piano keys: A W S E D F ... from C" + (base / 12 - 1)
     + " up; Z and X move an octave.";
-  const card = cards.find(card => place >= 0 && card.dataset.pitch == base + place);
+  const card = place >= 0 && cards.find(card => card.dataset.pitch == base + place);
   if (card) play(card, false);
 }
 if (!piano.hidden) {
@@ -396,15 +363,15 @@ def describe(args, path, contents, spectrum, pitch):
         intro = "One latent vector for all notes: they should sound like one instrument."
     elif args.interpolate:
         title = f"Interpolation between two timbres at {note_name(pitch[0])}"
-        intro = (f"{len(pitch)} steps along the arc between two latent vectors (slerp): each should "
-                 "sound like a note, not like two mixed.")
+        intro = (f"{len(pitch)} steps along the arc between two latent vectors (slerp): each "
+                 "should sound like a note, not like two mixed.")
     else:
         title = f"{len(pitch)} {'' if args.latents else 'random '}note{'s' * (len(pitch) > 1)}{at}"
         intro = "Each note has a latent vector, and so a timbre, of its own."
     return {"title": title, "intro": intro, "piano": args.scale, "facts": {
         "Checkpoint": f"{path.resolve().parent.name}/{path.name}",
         "Examples trained": f"{contents['images']:,}",
-        "Blocks": f"{gansynth.active_blocks(contents['progress'])} of "
+        "Blocks grown": f"{gansynth.active_blocks(contents['progress'])} of "
                   f"{contents['architecture']['resolutions']}",
         "Latents": args.latents.name if args.latents else f"seed {args.seed}",
         "Representation": spectrum.rep,
@@ -427,7 +394,7 @@ def at_least(low):
 def device(text):
     """A type for argparse: a device that is there."""
     try:
-        torch.empty(0, device=text)
+        torch.zeros(1, device=text).item()
     except Exception:                     # torch raises many kinds
         raise argparse.ArgumentTypeError(f"{text!r} is no device of this machine") from None
     return torch.device(text)
@@ -467,13 +434,14 @@ def parse(argv):
 
 def sample(args):
     """Make and write what the command line asks for; returns the page's path and its title."""
-    path = find_checkpoint(args.checkpoint)
+    path = gansynth.find_checkpoint(args.checkpoint)
     G, contents = gansynth.load_generator(path, args.device)
     out = out_folder(args.out, path)
     spectrum = spectral.Spectrum(**{**contents["spectrum"], "mel_inverse": args.mel_inverse})
     low = contents["pitch_low"]
     z, pitch = choose(args, G.arch.latent, contents["counts"].cpu(), low)
-    waves = synthesise(G, spectrum, z, torch.tensor(pitch) - low, contents["progress"], show=True)
+    waves = gansynth.synthesise(G, spectrum, z, torch.tensor(pitch) - low, contents["progress"],
+                                show=lambda done: count_up(done, len(z), "notes made"))
     peak = waves.abs().max().item()
     if not math.isfinite(peak):
         raise SampleError(f"{path}: makes NaN or infinity, so its training went astray: use an "

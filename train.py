@@ -293,7 +293,7 @@ class Monitor:
         if bad.any():
             row, column = bad.nonzero()[0].tolist()
             step = self.state.images // self.state.cfg.batch - len(self.steps) + row + 1
-            good = newest_checkpoint(self.run)
+            good = gansynth.newest_checkpoint(self.run)
             raise TrainingError(
                 f"step {step}: the loss term {names[column]} is {values[row, column]:g}; "
                 + (f"the last good checkpoint is {good}: resume from it, perhaps with a lower --lr "
@@ -349,8 +349,7 @@ def snapshot(state, run, notes=16):
     random = torch.Generator().manual_seed(cfg.seed + 1)
     z = torch.randn(notes, cfg.latent, generator=random)
     pitch = torch.linspace(0, cfg.pitch_high - cfg.pitch_low, notes).round().long()
-    waves = gansynth.synthesise(state.G_ema, cfg.spectrum(), z.to(state.device),
-                                pitch.to(state.device), state.where()[0])
+    waves = gansynth.synthesise(state.G_ema, cfg.spectrum(), z, pitch, state.where()[0])
     path = run / "snapshots" / f"{state.images:08d}"
     pictures = [spectral.rainbowgram(wave, cfg.sample_rate) for wave in waves]
     spectral.write_png(f"{path}.png", spectral.tile(pictures, 4))
@@ -379,27 +378,12 @@ def new_run(cfg):
     return run
 
 
-def newest_checkpoint(run):
-    """The checkpoint of the most examples in a run's folder, or None."""
-    return max(Path(run).glob("checkpoint-*.pt"), default=None)
-
-
 def save(state, run):
     path = run / f"checkpoint-{state.images:08d}.pt"
     gansynth.save_checkpoint(path, state.contents())
     for old in sorted(run.glob("checkpoint-*.pt"))[:-KEEP]:
         old.unlink()
     return path
-
-
-def find_checkpoint(resume):
-    """A run's folder or a checkpoint file -> the checkpoint file."""
-    path = Path(resume)
-    found = newest_checkpoint(path) if path.is_dir() else path
-    if found is None or not found.exists():
-        raise gansynth.CheckpointError(f"{resume}: no checkpoint there to resume: expected a run's "
-                                       "folder with checkpoint-*.pt files, or one such file")
-    return found
 
 
 class Interrupt:
@@ -621,7 +605,7 @@ def resumed_settings(parser, resume, preset, given):
 
     Two may differ: the device, and more `images`, which lets a finished run go on.
     """
-    path = find_checkpoint(resume)
+    path = gansynth.find_checkpoint(resume)
     saved = gansynth.load_checkpoint(path)["config"]
     if "out" in given and Path(given["out"]).resolve() != path.parent.resolve():
         parser.error(f"--out {given['out']} contradicts --resume, which goes on in {path.parent}")
