@@ -134,12 +134,30 @@ class _Conv(torch.autograd.Function):
         return by_x, by_weight, by_bias
 
 
-def _weight_gradient(x, g, weight):
-    """Gradient of x * W by W.  On a CPU this, unlike all else, is faster with the channels first,
-    so x and g are turned round: a few examples at a time, as copies of all would be large."""
+class _UpConv(torch.autograd.Function):
+    """Transposed 4x4 convolution of stride 2, differentiable once: all that G needs."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        x, weight = ctx.saved_tensors     # the gradient by x is a plain convolution of stride 2
+        return (F.conv2d(g, weight, stride=2, padding=1),
+                _weight_gradient(x, g, weight, up=True), g.sum(dim=(0, 2, 3)))
+
+
+def _weight_gradient(x, g, weight, up=False):
+    """Gradient of a convolution by its weights.  On a CPU this, unlike all else, is faster with the
+    channels first, so x and g are turned round: a few examples at a time, as copies of all would
+    be large."""
     def gradient(x, g):
-        return torch.ops.aten.convolution_backward(g, x, weight, None, (1, 1), (1, 1), (1, 1),
-                                                   False, (0, 0), 1, (False, True, False))[1]
+        return torch.ops.aten.convolution_backward(
+            g, x, weight, None, (2, 2) if up else (1, 1), (1, 1), (1, 1), up, (0, 0), 1,
+            (False, True, False))[1]
 
     if x.device.type != "cpu":
         return gradient(x, g)
@@ -184,8 +202,8 @@ class EqualConv2d(Equalised):
 
     def forward(self, x):
         weight = self.weight * self.scale
-        if weight.shape[-1] == 1:
-            return F.conv2d(x, weight, self.bias)
+        if weight.shape[-1] == 1:         # 1x1: a dense layer over the channels of every pixel
+            return F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)
         return _Conv.apply(x, weight, self.bias)
 
 
@@ -202,7 +220,7 @@ class UpConv2d(EqualConv2d):
         w = F.pad((self.weight * self.scale).flip(2, 3), (1, 1, 1, 1))          # 5x5 with borders
         w = w[..., 1:, :] + w[..., :-1, :]
         w = w[..., 1:] + w[..., :-1]                                            # (out, in, 4, 4)
-        return F.conv_transpose2d(x, w.transpose(0, 1), self.bias, stride=2, padding=1)
+        return _UpConv.apply(x, w.transpose(0, 1), self.bias)
 
 
 class EqualLinear(Equalised):
@@ -256,17 +274,16 @@ def pixel_norm(x):
 class _LeakyPixelNorm(torch.autograd.Function):
     """pixel_norm(leaky(x)) in place, keeping only the result for the way back.
 
-    With y = a r, a = leaky(x), r = (mean a^2 + eps)^(-1/2), the derivative is
-    da = r (dy - y mean(y dy)), and y has the sign of x.  First derivative only: all that G needs.
+    With y = a / r, a = leaky(x), r = sqrt(mean a^2 + eps), the derivative is
+    da = (dy - y mean(y dy)) / r, and y has the sign of x.  First derivative only: all that G needs.
     """
 
     @staticmethod
     def forward(ctx, x):
         y = F.leaky_relu_(x, LEAK)
-        r = torch.rsqrt(torch.linalg.vector_norm(y, dim=1, keepdim=True).square_()
-                        .div_(y.shape[1]).add_(1e-8))
+        r = (y.square().mean(dim=1, keepdim=True) + 1e-8).sqrt_()
         ctx.mark_dirty(x)
-        y.mul_(r)
+        y.div_(r)
         ctx.save_for_backward(y, r)
         return y
 
@@ -275,7 +292,7 @@ class _LeakyPixelNorm(torch.autograd.Function):
     def backward(ctx, g):
         y, r = ctx.saved_tensors
         along = (y * g).mean(dim=1, keepdim=True)
-        g = torch.addcmul(g, y, along, value=-1).mul_(r)
+        g = torch.addcmul(g, y, along, value=-1).div_(r)
         return torch.ops.aten.leaky_relu_backward(g, y, LEAK, True)
 
 
@@ -292,17 +309,42 @@ def minibatch_stddev(x):
     return torch.cat([x, feature], dim=1)
 
 
+class _Pool(torch.autograd.Function):
+    """Mean over factor x factor pixels.  Pooling and repeating pixels are each other's gradients
+    up to factor^2, so that each needs nothing but the other, to any order."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return F.avg_pool2d(x, factor)
+
+    @staticmethod
+    def backward(ctx, g):
+        return _Repeat.apply(g / ctx.factor ** 2, ctx.factor), None
+
+
+class _Repeat(torch.autograd.Function):
+    """Every pixel factor x factor times."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return F.interpolate(x, scale_factor=factor, mode="nearest")
+
+    @staticmethod
+    def backward(ctx, g):
+        return _Pool.apply(g, ctx.factor) * ctx.factor ** 2, None
+
+
 def upsample(picture, factor):
     """Box (nearest-neighbour) upsampling by a whole factor."""
-    if factor == 1:
-        return picture
-    return picture.repeat_interleave(factor, dim=2).repeat_interleave(factor, dim=3)
+    return picture if factor == 1 else _Repeat.apply(picture, factor)
 
 
 def downsample(picture, factor):
     """Box downsampling: the mean of factor x factor pixels, in one step.  Step by step from
     upsampled copies would drift by 2.6e-4 in float32."""
-    return picture if factor == 1 else F.avg_pool2d(picture, factor)
+    return picture if factor == 1 else _Pool.apply(picture, factor)
 
 
 def scale_picture(picture):
