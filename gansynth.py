@@ -229,8 +229,8 @@ class EqualLinear(Equalised):
     def __init__(self, inputs, outputs, gain=1.0):
         super().__init__((outputs, inputs), inputs, gain, outputs)
 
-    def forward(self, x):
-        return F.linear(x, self.weight * self.scale, self.bias)
+    def forward(self, x):                 # scales x: the weights are more numbers here
+        return F.linear(x * self.scale, self.weight, self.bias)
 
 
 class _Leaky(torch.autograd.Function):
@@ -386,8 +386,9 @@ class Generator(nn.Module):
         """z (N, latent), pitch (N,) labels 0..P-1 -> first features (N, C, h, w)."""
         one_hot = F.one_hot(pitch, self.arch.pitches).to(z.dtype)
         x = pixel_norm(torch.cat([z, one_hot], dim=1))              # (N, 317)  onto a sphere
-        weight = self.dense.weight * self.dense.scale
-        x = F.linear(x, weight.flatten(0, 2)).unflatten(1, weight.shape[:3])    # (N, C, h, w)
+        weight = self.dense.weight                                  # (C, h, w, 317)
+        x = F.linear(x * self.dense.scale, weight.flatten(0, 2))
+        x = x.unflatten(1, weight.shape[:3])                        # (N, C, h, w)
         x = x + self.dense.bias[:, None, None]
         return x.contiguous(memory_format=torch.channels_last)
 

@@ -11,9 +11,9 @@ Three representations of the paper's tables, each at two frequency resolutions:
     if-mel   the same on a mel frequency scale, as log power
 
 Shapes:  N notes, L samples, T frames, F frequency bins, M mel bins (as many as F).
-Waves are (N, L) float32, pictures (N, 2, T, F) float32.  Phases are in radians inside this file;
-pictures hold them in units of pi, so channel 1 lies in [-1, 1].  All functions work in batches, on
-the device of their input, and are differentiable.
+Waves are (N, L) float32, pictures (N, 2, T, F) float32.  Phases are in units of pi throughout, so
+that channel 1 lies in [-1, 1].  All functions work in batches, on the device of their input, and
+are differentiable.
 
     python spectral.py             prints the round-trip table for built-in test notes
     python spectral.py A.wav ...   the same for your own sounds
@@ -100,36 +100,34 @@ def log_magnitude(S):
     return torch.log(S.abs() + EPS)
 
 
+def phase_angle(S):
+    """The phase of (N, T, F) complex in units of pi, in [-1, 1]."""
+    return S.angle() / math.pi
+
+
 def wrap(phase):
-    """The same angle in [-pi, pi)."""
-    return torch.remainder(phase + math.pi, 2 * math.pi) - math.pi
+    """The same angle in [-1, 1], in units of pi: whole turns, which are 2, are taken off."""
+    return phase - 2 * torch.round(phase / 2)
 
 
-def unwrap(phase):
-    """Continuous phase along time: adds the multiples of 2 pi that keep every step in [-pi, pi].
+def instantaneous_frequency(phase):
+    """Instantaneous frequency: the time derivative of the unwrapped phase (paper 2.2).
 
-    (N, T, F) -> (N, T, F), as numpy.unwrap along axis 1.
+    A finite difference along time.  Unwrapping adds whole turns until no step exceeds half a turn,
+    so the unwrapped phase's difference is the phase's own difference, wrapped.  The first frame
+    keeps its phase, so that a cumulative sum is the inverse.  (N, T, F) -> (N, T, F).
     """
-    step = phase.diff(dim=1)                                        # (N, T-1, F)
-    wrapped = wrap(step)
-    wrapped = torch.where((wrapped == -math.pi) & (step > 0), math.pi, wrapped)
-    correction = torch.cumsum(wrapped - step, dim=1)
-    return phase + torch.nn.functional.pad(correction, (0, 0, 1, 0))
-
-
-def instantaneous_frequency(unwrapped):
-    """Instantaneous frequency: the time derivative of unwrapped phase (paper 2.2).
-
-    A finite difference in units of pi.  The first frame keeps its phase, so that a cumulative sum
-    is the inverse.  (N, T, F) radians -> (N, T, F).
-    """
-    first = wrap(unwrapped[:, :1])
-    return torch.cat([first, unwrapped.diff(dim=1)], dim=1) / math.pi
+    return torch.cat([phase[:, :1], wrap(phase.diff(dim=1))], dim=1)
 
 
 def integrate(frequency):
-    """Inverse of `instantaneous_frequency`: unwrapped phase in radians."""
-    return torch.cumsum(frequency, dim=1) * math.pi
+    """Inverse of `instantaneous_frequency`, up to whole turns: the unwrapped phase."""
+    return torch.cumsum(frequency, dim=1)
+
+
+def unwrap(phase):
+    """Continuous phase along time, (N, T, F) -> (N, T, F); numpy.unwrap's, in units of pi."""
+    return integrate(instantaneous_frequency(phase))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -191,32 +189,49 @@ def mel_inverse_matrix(bins, sample_rate, kind):
 
 
 @lru_cache(maxsize=16)
-def _on_device(make, args, device):
-    """A matrix of the two functions above as a float32 tensor, moved to the device only once."""
-    return torch.tensor(make(*args), dtype=torch.float32, device=device)
+def _inverse_on_device(bins, sample_rate, kind, device):
+    W = mel_inverse_matrix(bins, sample_rate, kind)
+    return torch.tensor(W, dtype=torch.float32, device=device)
 
 
-def linear_to_mel(magnitude, frequency, sample_rate):
-    """Log magnitude and IF, (N, T, F) each -> log mel power and mel IF, (N, T, M) each.
+@lru_cache(maxsize=16)
+def _mel_blocks(bins, sample_rate, device):
+    """M as float32 blocks of 128 columns, each with the range of rows that it uses: a mel band
+    covers few linear bins, so most of a whole product would be with zeros."""
+    M, blocks = mel_matrix(bins, sample_rate), []
+    for i in range(0, bins, 128):
+        rows = np.flatnonzero(M[:, i:i + 128].any(axis=1))
+        low, high = (rows[0], rows[-1] + 1) if len(rows) else (0, 1)
+        block = torch.tensor(M[low:high, i:i + 128], dtype=torch.float32, device=device)
+        blocks.append((int(low), int(high), block))
+    return blocks
 
-    The phase is projected *unwrapped*: projecting wrapped phase mixes angles that differ by 2 pi
-    (two public ports do).  A weighted sum of phases moves by more than pi a frame where a column's
-    weights sum to more than one (they reach 2.76), so it is unwrapped along time a second time
-    before it is differenced.
+
+def _to_mel(x, sample_rate):
+    """x M, (N, T, F) -> (N, T, M)."""
+    return torch.cat([x[..., low:high] @ block for low, high, block
+                      in _mel_blocks(x.shape[-1], sample_rate, x.device)], dim=-1)
+
+
+def linear_to_mel(magnitude, phase, sample_rate):
+    """Magnitude and unwrapped phase, (N, T, F) each -> log mel power and mel IF, (N, T, M) each.
+
+    The phase is projected *unwrapped*: projecting wrapped phase mixes angles that differ by whole
+    turns (two public ports do).  A weighted sum of phases moves by more than half a turn a frame
+    where a column's weights sum to more than one (they reach 2.76): it is unwrapped a second time
+    as it is differenced.
     """
-    M = _on_device(mel_matrix, (magnitude.shape[-1], sample_rate), magnitude.device)
-    log_power = torch.log(torch.exp(2 * magnitude) @ M + EPS)
-    return log_power, instantaneous_frequency(unwrap(integrate(frequency) @ M))
+    log_power = torch.log(_to_mel(magnitude.square(), sample_rate) + EPS)
+    return log_power, instantaneous_frequency(_to_mel(phase, sample_rate))
 
 
 def mel_to_linear(log_power, frequency, sample_rate, kind="pseudo"):
-    """Inverse of `linear_to_mel`; the magnitude comes back as log magnitude.
+    """Inverse of `linear_to_mel`: log magnitude and unwrapped phase, (N, T, F) each.
 
-    Returns log magnitude and the phase (not its derivative) in radians, (N, T, F) each.  The
-    release floors the power a second time; ours takes the floor of `linear_to_mel` off again
+    The release floors the power a second time; ours takes the floor of `linear_to_mel` off again
     (silence comes back as silence) and clamps the least-squares power where it is negative.
     """
-    W = _on_device(mel_inverse_matrix, (log_power.shape[-1], sample_rate, kind), log_power.device)
+    W = _inverse_on_device(log_power.shape[-1], sample_rate, kind, log_power.device)
     if kind == "transpose":
         power = torch.exp(log_power) @ W + EPS
     else:
@@ -293,13 +308,12 @@ class Spectrum:
     def encode_stft(self, S):
         """Complex spectrum (N, T, F) -> picture (N, 2, T, F)."""
         kind = REPRESENTATIONS[self.rep]
-        magnitude, phase = log_magnitude(S), S.angle()
-        if kind["derivative"]:
-            phase = instantaneous_frequency(unwrap(phase))
-        else:
-            phase = phase / math.pi
+        phase = phase_angle(S)
         if kind["mel"]:
-            magnitude, phase = linear_to_mel(magnitude, phase, self.sample_rate)
+            magnitude, phase = linear_to_mel(S.abs() + EPS, unwrap(phase), self.sample_rate)
+        else:
+            magnitude = log_magnitude(S)
+            phase = instantaneous_frequency(phase) if kind["derivative"] else phase
         return torch.stack([magnitude, phase], dim=1)
 
     def decode(self, picture):
@@ -312,9 +326,9 @@ class Spectrum:
         magnitude, phase = picture.unbind(dim=1)
         if kind["mel"]:
             magnitude, phase = mel_to_linear(magnitude, phase, self.sample_rate, self.mel_inverse)
-        else:
-            phase = integrate(phase) if kind["derivative"] else phase * math.pi
-        return torch.polar(torch.exp(magnitude), phase)
+        elif kind["derivative"]:
+            phase = integrate(phase)
+        return torch.polar(torch.exp(magnitude), phase * math.pi)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -356,7 +370,7 @@ def rainbowgram(wave, sample_rate=16000, height=192, low=30.0):
     hop = max(1, window // 16)            # finer than the networks' own, for the eye
     padded = torch.nn.functional.pad(wave, (window // 2, window // 2))
     S = torch.fft.rfft(padded.unfold(-1, window, hop) * hann(window))[..., 1:]
-    frequency = instantaneous_frequency(unwrap(S.angle()))[0].numpy()           # (T, F)
+    frequency = instantaneous_frequency(phase_angle(S))[0].numpy()              # (T, F)
     decibels = 20 * np.log10(S[0].abs().numpy() + EPS)
     brightness = np.clip(1 + (decibels - decibels.max()) / 80, 0, 1)
 
@@ -426,7 +440,7 @@ def round_trip_table(waves, sample_rate):
     for hires in (False, True):
         for rep, kind in REPRESENTATIONS.items():
             for inverse in MEL_INVERSES if kind["mel"] else ("-",):
-                spectrum = Spectrum.derive(rep, hires, waves.shape[-1], sample_rate, resolutions=1,
+                spectrum = Spectrum.derive(rep, hires, waves.shape[-1], sample_rate, resolutions=4,
                                            mel_inverse="pseudo" if inverse == "-" else inverse)
                 copy = spectrum.decode(spectrum.encode(waves))
                 ratio = snr(waves, copy)

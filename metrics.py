@@ -1,0 +1,152 @@
+"""Measures of notes that need no trained classifier: are they in tune, clean, and varied?
+
+    python metrics.py runs/0001              a run's fresh notes beside the real ones it never saw
+
+    in tune   share of notes whose fundamental, by autocorrelation, is within a quarter tone (50
+              cents) of the pitch asked for: an estimate that knows nothing of the networks
+    clean     share of a note's energy within a quarter tone of a harmonic of that pitch
+    variety   log-spectral distance between two notes of one pitch, in dB: low when all sound alike
+
+Shapes:  N notes, L samples.  Waves are (N, L), pitches (N,) MIDI numbers.
+"""
+
+import argparse
+import sys
+
+import numpy as np
+import torch
+
+import gansynth
+import nsynth
+import spectral
+
+QUARTER_TONE = 50                         # cents
+
+
+def frequency(pitch):
+    """MIDI pitch -> Hz; 69 is 440 Hz."""
+    return 440.0 * 2.0 ** ((np.asarray(pitch) - 69) / 12)
+
+
+def cents(f, reference):
+    """Distance of f from a reference frequency in cents, hundredths of a semitone."""
+    return 1200 * np.log2(np.maximum(f, 1e-9) / reference)
+
+
+def fundamental(wave, sample_rate, low=25.0, high=2000.0):
+    """Fundamental frequency in Hz of one note (L,), by normalised autocorrelation; 0 if none.
+
+    McLeod and Wyvill, "A smarter way to find pitch" (2005): the autocorrelation at each lag,
+    divided by the energy of the two stretches it compares; the first peak that reaches nine tenths
+    of the highest is the period.  Four lags a sample (the spectrum padded with zeros) and a
+    parabola through the peak make it exact to a cent or two.  Onset and release are left out.
+    """
+    fine = 4
+    x = np.asarray(wave, dtype=np.float64)
+    x = x[len(x) // 10: len(x) * 17 // 20]
+    x, n = x - x.mean(), len(x)
+    power = np.abs(np.fft.rfft(x, 4 * n)) ** 2
+    correlation = fine * np.fft.irfft(power, 4 * n * fine)[:n * fine]
+    energy = np.concatenate([[0.0], np.cumsum(x ** 2)])
+    lags = np.arange(n)
+    both = energy[n - lags] + energy[n] - energy[lags]
+    both = np.interp(np.arange(n * fine) / fine, lags, both)
+    similarity = 2 * correlation / np.maximum(both, 1e-12)
+
+    first, last = int(fine * sample_rate / high), min(int(fine * sample_rate / low), n * fine - 2)
+    s = similarity[first - 1:last + 1]
+    peaks = 1 + np.flatnonzero((s[1:-1] > s[:-2]) & (s[1:-1] >= s[2:]) & (s[1:-1] > 0))
+    if len(peaks) == 0:
+        return 0.0
+    peak = peaks[s[peaks] >= 0.9 * s[peaks].max()][0]
+    a, b, c = s[peak - 1:peak + 2]
+    return fine * sample_rate / (first - 1 + peak + 0.5 * (a - c) / (a - 2 * b + c))
+
+
+def tuning(waves, pitches, sample_rate):
+    """How far each note is from its pitch, in cents; (N,)."""
+    found = np.array([fundamental(wave, sample_rate) for wave in waves])
+    return cents(found, frequency(pitches))
+
+
+def harmonic_share(waves, pitches, sample_rate):
+    """Share of each note's energy within a quarter tone of a harmonic of its pitch; (N,)."""
+    waves = np.asarray(waves, dtype=np.float64)
+    power = np.abs(np.fft.rfft(waves * np.hanning(waves.shape[1]))) ** 2        # (N, bins)
+    f = np.fft.rfftfreq(waves.shape[1], 1 / sample_rate)
+    shares = []
+    for row, f0 in zip(power, frequency(pitches)):
+        harmonic = np.maximum(np.rint(f / f0), 1) * f0
+        near = np.abs(cents(f, harmonic)) <= QUARTER_TONE
+        shares.append(row[near].sum() / max(row.sum(), 1e-12))
+    return np.array(shares)
+
+
+def variety(waves, pitches, window=512, most=8):
+    """Mean log-spectral distance in dB between notes of one pitch, over up to `most` a pitch."""
+    waves, pitches = torch.as_tensor(np.asarray(waves)), np.asarray(pitches)
+    distances = []
+    for pitch in np.unique(pitches):
+        same = waves[np.flatnonzero(pitches == pitch)[:most]]
+        if len(same) > 1:
+            distances.append(spectral.log_spectral_distance(same, same.roll(1, 0), window))
+    return torch.cat(distances).mean().item() if distances else float("nan")
+
+
+def row(waves, pitches, sample_rate):
+    """The measures of a set of notes as a dict."""
+    off = tuning(waves, pitches, sample_rate)
+    return {"notes": len(waves), "in tune": np.mean(np.abs(off) <= QUARTER_TONE),
+            "semitone": np.mean(np.abs(off) <= 2 * QUARTER_TONE),
+            "clean": harmonic_share(waves, pitches, sample_rate).mean(),
+            "variety": variety(waves, pitches)}
+
+
+def fresh_notes(path, samples, seed):
+    """Notes of a checkpoint, its pitches in turn: waves (N, L), pitches (N,), contents."""
+    G, contents = gansynth.load_generator(path)
+    random = torch.Generator().manual_seed(seed)
+    z = torch.randn(samples, G.arch.latent, generator=random)
+    label = torch.arange(samples) % G.arch.pitches
+    spectrum = spectral.Spectrum(**contents["spectrum"])
+    waves = gansynth.synthesise(G, spectrum, z, label, contents["progress"])
+    return waves.numpy(), label.numpy() + contents["pitch_low"], contents
+
+
+def held_out_notes(config, data):
+    """The notes that a run's split kept from training: waves (N, L), pitches (N,)."""
+    sources = () if config["sources"] == "all" else tuple(config["sources"].split(","))
+    notes = nsynth.load(data or config["data"], config["length"], config["sample_rate"],
+                        (config["pitch_low"], config["pitch_high"]), sources)
+    _, notes = nsynth.split(notes, config["seed"])
+    return notes.waves(range(len(notes))).numpy(), notes.pitch
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Are a run's notes in tune, clean and varied?")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folders or checkpoints")
+    parser.add_argument("--data", help="real notes to compare with (default: the run's own)")
+    parser.add_argument("--samples", type=int, default=240, help="notes a run (default: 240)")
+    parser.add_argument("--seed", type=int, default=1, help="of the latents (default: 1)")
+    args = parser.parse_args(argv)
+    if args.samples < 1:
+        parser.error(f"--samples {args.samples}: at least one note is needed")
+    print(f"{'':40}{'notes':>6}{'in tune':>9}{'semitone':>10}{'clean':>7}{'variety':>9}")
+    try:
+        for run in args.runs:
+            path = gansynth.find_checkpoint(run)
+            waves, pitches, contents = fresh_notes(path, args.samples, args.seed)
+            config = contents["config"]
+            rate = config["sample_rate"]
+            real = row(*held_out_notes(config, args.data), rate)
+            for name, r in ((f"held-out notes of {args.data or config['data']}", real),
+                            (f"{path.parent.name}, {contents['images']:,} examples",
+                             row(waves, pitches, rate))):
+                print(f"{name[-38:]:40}{r['notes']:6}{r['in tune']:9.1%}{r['semitone']:10.1%}"
+                      f"{r['clean']:7.2f}{r['variety']:6.1f} dB", flush=True)
+    except (gansynth.CheckpointError, nsynth.NoteError, spectral.SpectrumError, OSError) as error:
+        sys.exit(f"metrics.py: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1936 @@
+"""Tests of GANSynth, file by file: spectral, gansynth, nsynth, train, sample.
+
+    pytest -m "not slow"        a minute or two on one core
+    pytest                      the command lines of train.py and sample.py as well, end to end
+
+Every test compares with something outside the code: numpy, scipy, a closed form, the paper's
+figures, or arrays made by running the original release (TensorFlow) on one NSynth note and on a
+small network, cut down to what is in test_gansynth.npz:
+
+    clip                        a note, 4 s at 16 kHz; `128x1024/...` and `256x512/...` are its
+                                spectra (some bins, all frames) and what came back from them (every
+                                16th sample), beside the mel matrices' nonzero entries
+    A/..., B/..., forward/...   inputs of the small network.  Pictures are multiples of 1/8, kept
+                                as int16 with the channel first, (2, N, T, F)
+    p0.37/...                   its outputs at that progress; of pictures some pixels, and a sketch
+    stage07/...                 losses, and sketches of all gradients, at that stage
+    two_steps/...               every 8th weight after two steps of training both networks
+    paper/...                   pixels and sound of a generator of the paper's size
+
+A sketch is sixteen random projections of a large array (see `sketch`).  Weights are not stored:
+the arrays were made with random ones, by a recipe (see `recipe`).  Where a tolerance is said to be
+measured, it is how far the release's float32 arrays lie from the same in float64, at worst; what
+is asked leaves some five to ten times as much.
+"""
+
+import base64
+import csv
+import io
+import itertools
+import json
+import math
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+import zlib
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.io.wavfile
+import scipy.signal
+import scipy.stats
+import torch
+import torch.nn.functional as F
+
+import gansynth
+import nsynth
+import sample
+import spectral
+import train
+from gansynth import CheckpointError
+from nsynth import NoteError
+from spectral import Spectrum, SpectrumError
+
+HERE = Path(__file__).parent
+REFERENCE = np.load(HERE / "test_gansynth.npz")
+SIZES = ((128, 1024), (256, 512))         # the paper's pictures: frames and bins
+PIXELS = (..., slice(2, None, 5), slice(3, None, 7))        # of full-size pictures, what is stored
+BINS = slice(5, None, 61)                 # of spectra, likewise
+
+
+def stored(name):
+    return torch.from_numpy(REFERENCE[name])
+
+
+def hertz(pitch):
+    return 440 * 2 ** ((pitch - 69) / 12)
+
+
+def sketch(array, rows=16):
+    """Random projections of an array, (rows,): as long as the array itself, to some 18 %.
+
+    It is linear, so that the distance of two sketches is that of the arrays, to some 18 % as well.
+    """
+    x = np.asarray(array, dtype=np.float64).ravel()
+    signs = np.random.RandomState(x.size).randint(0, 2, (rows, x.size)) * 2 - 1
+    return signs @ x / math.sqrt(rows)
+
+
+def relative(ours, theirs):
+    return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
+
+
+# ---------------------------------------------------------------------------------------------
+# spectral.py
+
+
+def clip():
+    return stored("clip")[None]                                     # (1, 64000)
+
+
+def chirp(low, high, length=64000, rate=16000):
+    time = np.arange(length) / rate
+    wave = 0.5 * scipy.signal.chirp(time, low, time[-1], high)
+    return torch.from_numpy(wave.astype(np.float32))[None]
+
+
+def sine(hz, length=64000, rate=16000):
+    return 0.5 * torch.sin(2 * math.pi * hz / rate * torch.arange(length, dtype=torch.float64)
+                           ).float()[None]
+
+
+def modulo2(difference):
+    """How far two phases in units of pi are apart on the circle."""
+    return np.abs((np.asarray(difference) + 1) % 2 - 1)
+
+
+@pytest.mark.parametrize("T, bins", SIZES)
+def test_stft_agrees_with_scipy_and_the_release(T, bins):
+    ours = spectral.stft(clip(), T, bins)[0].numpy()
+    padded = np.pad(clip()[0].numpy().astype(float), ((T + 3) * bins // 2 - 64000, 0))
+    _, _, theirs = scipy.signal.stft(padded, window="hann", nperseg=2 * bins, boundary=None,
+                                     noverlap=3 * bins // 2, padded=False)
+    theirs = theirs[1:].T * bins                                    # scipy divides by the sum
+    peak = np.abs(theirs).max()
+    assert ours.shape == (T, bins)
+    assert np.abs(ours - theirs).max() < 1e-6 * peak                # measured: 1.7e-7
+    assert np.abs(ours[:, BINS] - REFERENCE[f"{T}x{bins}/stft"]).max() < 1e-6 * peak
+
+
+@pytest.mark.parametrize("T, bins", SIZES)
+def test_istft_inverts_but_for_the_last_three_hops_and_dc(T, bins):
+    wave = sine(1000) + sine(2500)
+    back = spectral.istft(spectral.stft(wave, T, bins), 64000)
+    hop = bins // 2
+    # No bin but the dropped one is lost, so a wave without DC comes back up to rounding.
+    assert (back - wave)[:, 2 * bins:-3 * hop].abs().max() < 1e-5
+    # At the end fewer windows overlap; the release divides by their usual sum all the same.
+    window = np.pad(scipy.signal.get_window("hann", 2 * bins) ** 2 / 1.5, (0, 2 * hop))
+    left = sum(window[k * hop:(k + 3) * hop] for k in (1, 2, 3))
+    assert back[0, -3 * hop:].numpy() == pytest.approx(wave[0, -3 * hop:].numpy() * left, abs=2e-3)
+
+
+def test_unwrap_agrees_with_numpy():
+    phase = np.random.default_rng(0).uniform(-13, 13, (2, 300, 20))         # in units of pi
+    phase[:, 3:6] = np.array([0, 1, 0])[:, None]                            # half turns
+    np.testing.assert_allclose(spectral.unwrap(torch.from_numpy(phase)),
+                               np.unwrap(np.pi * phase, axis=1) / np.pi, atol=1e-9)
+
+
+def test_integrate_inverts_instantaneous_frequency():
+    phase = torch.from_numpy(np.cumsum(np.random.default_rng(0).uniform(-1, 1, (1, 99, 7)), axis=1))
+    frequency = spectral.instantaneous_frequency(phase)
+    np.testing.assert_allclose(frequency[:, 1:], phase.diff(dim=1), atol=1e-9)
+    np.testing.assert_allclose(spectral.integrate(frequency), phase, atol=1e-9)
+
+
+@pytest.mark.parametrize("hz", [440.0, 1234.5, 5000.0])
+def test_instantaneous_frequency_of_a_sine_is_its_frequency(hz):
+    picture = Spectrum("if").encode(sine(hz))[0, 1]                 # (T, F)
+    expected = (2 * hz * 512 / 16000 + 1) % 2 - 1                   # units of pi a hop, wrapped
+    loudest = round(hz * 2048 / 16000) - 1
+    assert modulo2(picture[10:-4, loudest] - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("T, bins", SIZES)
+@pytest.mark.parametrize("rep", ["if", "if-mel"])
+def test_no_frequency_is_beyond_half_a_turn_a_frame(rep, T, bins):
+    for wave in (clip(), chirp(100, 6000)):
+        frequency = Spectrum(rep, T, bins).encode(wave)[:, 1, 1:]   # but for the first frame's phase
+        assert 0.99 < frequency.abs().max() <= 1 + 1e-4             # float32 holds phases to 1e-5
+
+
+@pytest.mark.parametrize("T, bins", SIZES)
+def test_linear_spectra_equal_the_release(T, bins):
+    ours = Spectrum("if", T, bins).encode_stft(stored(f"{T}x{bins}/stft")[None])[0].numpy()
+    theirs = REFERENCE[f"{T}x{bins}/if"]                            # (2, T, some bins)
+    assert np.abs(ours[0] - theirs[0]).max() < 1e-5                 # measured: 1.2e-6
+    assert modulo2(ours[1] - theirs[1]).max() < 2e-4                # measured: 2.3e-5
+    ours = Spectrum("phase", T, bins).encode_stft(stored(f"{T}x{bins}/stft")[None])[0].numpy()
+    expected = np.angle(REFERENCE[f"{T}x{bins}/stft"]) / np.pi
+    assert modulo2(ours[1] - expected).max() < 1e-6
+
+
+@pytest.mark.parametrize("T, bins", SIZES)
+def test_spectra_of_a_note_equal_the_release_where_it_sounds(T, bins):
+    for rep, quiet, by_magnitude, by_phase in (
+            ("if", math.log(1e-3), 2e-4, 1e-3),                     # measured: 3.9e-5, 2.3e-4
+            ("if-mel", math.log(1e-6), 4e-4, 1e-3)):                # measured: 7.8e-5, 1.7e-4
+        picture = Spectrum(rep, T, bins).encode(clip())[0].numpy()
+        ours, theirs = picture[..., BINS], REFERENCE[f"{T}x{bins}/{rep}"]
+        loud = theirs[0] > picture[0].max() + quiet
+        off = modulo2(ours[1] - theirs[1])
+        assert loud.sum() > 40
+        assert np.abs(ours[0] - theirs[0])[loud].max() < by_magnitude
+        if rep == "if":                                             # and both neighbours in time
+            assert off[loud & np.roll(loud, 1, axis=0)].max() < by_phase
+            assert (off > 1e-2).mean() < 0.005                      # measured: 0.1 %
+        else:
+            assert off[loud].max() < by_phase
+
+
+@pytest.mark.parametrize("T, bins", SIZES)
+def test_mel_matrices_equal_the_release(T, bins):
+    rows, columns = REFERENCE[f"{T}x{bins}/matrix_at"]
+    for kind, ours in (("matrix", spectral.mel_matrix(bins, 16000)),
+                       ("inverse", spectral.mel_inverse_matrix(bins, 16000, "transpose").T)):
+        theirs = np.zeros((bins, bins))
+        theirs[rows, columns] = REFERENCE[f"{T}x{bins}/{kind}"]
+        assert np.abs(ours - theirs).max() < 1e-12                  # measured: 0, in float64
+
+
+@pytest.mark.parametrize("bins, rank", [(1024, 811), (512, 405)])
+def test_pseudo_inverse_meets_the_penrose_conditions(bins, rank):
+    M = spectral.mel_matrix(bins, 16000)
+    P = spectral.mel_inverse_matrix(bins, 16000, "pseudo")
+    assert np.linalg.matrix_rank(M, tol=1e-4) == rank
+    for a, b in ((M @ P @ M, M), (P @ M @ P, P), ((M @ P).T, M @ P), ((P @ M).T, P @ M)):
+        assert np.abs(a - b).max() < 1e-8
+
+
+@pytest.mark.parametrize("T, bins", SIZES)
+@pytest.mark.parametrize("rep, inverse, low, high", [
+    ("phase", "pseudo", 60, 200), ("if", "pseudo", 60, 200),
+    ("if-mel", "pseudo", 25, 60), ("if-mel", "transpose", -5, 10)])
+def test_round_trip_of_a_note(rep, inverse, low, high, T, bins):
+    wave = F.pad(clip()[:, :48000], (8000, 8000))                   # silence, which has no phase
+    spectrum = Spectrum(rep, T, bins, mel_inverse=inverse)
+    back = spectrum.decode(spectrum.encode(wave)).double()
+    noise = (back - wave).square().sum()
+    assert low < 10 * math.log10(wave.square().sum() / noise) < high
+    assert spectral.snr(wave, back).item() == pytest.approx(
+        10 * math.log10(wave.square().sum() / noise), abs=0.01)
+
+
+@pytest.mark.parametrize("T, bins", SIZES)
+def test_sound_after_a_round_trip_equals_the_release(T, bins):
+    for rep in ("phase", "if", "if-mel"):
+        spectrum = Spectrum(rep, T, bins, mel_inverse="transpose")
+        ours = spectrum.decode(spectrum.encode(clip()))[:, ::16]
+        theirs = stored(f"{T}x{bins}/wave_from_{rep}")[None]
+        assert spectral.snr(theirs, ours) > 60                      # measured: 77 dB (mel)
+
+
+def test_a_chirp_survives_mel_as_wrapped_phase_would_not():
+    spectrum, wave = Spectrum("if-mel"), chirp(100, 2000)
+    picture = spectrum.encode(wave)
+    assert spectral.snr(wave, spectrum.decode(picture)) > 18
+    M = torch.from_numpy(spectral.mel_matrix(1024, 16000)).float()
+    wrapped = spectral.stft(wave, 128, 1024).angle() / math.pi
+    picture[:, 1] = spectral.instantaneous_frequency(wrapped @ M)   # as in two public ports
+    assert spectral.snr(wave, spectrum.decode(picture)) < 5
+
+
+@pytest.mark.parametrize("T, bins", SIZES)
+def test_pseudo_inverse_stays_ahead_when_there_is_noise(T, bins):
+    torch.manual_seed(0)
+    picture = Spectrum("if-mel", T, bins).encode(clip())
+    picture += 0.02 * torch.randn(picture.shape) / torch.tensor(gansynth.SCALE).view(1, 2, 1, 1)
+    pseudo, transpose = (
+        spectral.snr(clip(), Spectrum("if-mel", T, bins, mel_inverse=kind).decode(picture))
+        for kind in ("pseudo", "transpose"))
+    assert pseudo > transpose + 0.5
+
+
+def test_derived_pictures_have_the_papers_shapes():
+    low, high = Spectrum.derive("if", hires=False), Spectrum.derive("if-mel", hires=True)
+    assert (low.frames, low.bins, low.hop, low.pad) == (256, 512, 256, 2304)
+    assert (high.frames, high.bins, high.hop, high.pad) == (128, 1024, 512, 3072)
+    half = Spectrum.derive("if", True, length=4000, sample_rate=8000, resolutions=4)
+    assert (half.frames, half.bins) == (16, 512)
+    hifi = Spectrum.derive("if", False, length=176400, sample_rate=44100, resolutions=7)
+    assert (hifi.frames, hifi.bins) == (384, 1024)
+    for spectrum in (low, high, half, hifi):
+        assert spectrum.encode(torch.zeros(1, spectrum.length)).shape == (
+            1, 2, spectrum.frames, spectrum.bins)
+
+
+@pytest.mark.parametrize("hires", [False, True])
+@pytest.mark.parametrize("rate", [500, 8000, 44100])
+def test_an_impossible_picture_is_refused_and_what_is_named_instead_works(hires, rate):
+    refused = 0
+    for length, resolutions in itertools.product((1, 100, 1000, 4000, 64000), (2, 4, 7, 10)):
+        unit = 2 ** (resolutions - 1)
+        try:
+            spectrum = Spectrum.derive("if", hires, length, rate, resolutions)
+            assert spectrum.frames % unit == 0 == spectrum.bins % unit and spectrum.pad >= 0
+        except SpectrumError as error:
+            refused += 1
+            bins, fits = map(int, re.search(r"x (\d+) bins.*nearest that can is (\d+) resolutions",
+                                            str(error)).groups())
+            assert Spectrum.derive("if", hires, length, rate, fits).bins == bins
+            samples = re.search(r"notes of (\d+) samples", str(error))
+            if samples and bins % unit == 0:                        # no length adds bins
+                assert Spectrum.derive("if", hires, int(samples[1]), rate, resolutions)
+    assert 0 < refused < 20
+
+
+def test_impossible_settings_name_what_can_be():
+    with pytest.raises(SpectrumError, match="nearest that can is 122 frames"):
+        Spectrum("if", frames=121, bins=1024)
+    assert Spectrum("if", frames=122, bins=1024).pad == 0
+    for wrong in ({"rep": "mfcc"}, {"mel_inverse": "magic"}):
+        with pytest.raises(SpectrumError, match="choose one of"):
+            Spectrum(**wrong)
+    with pytest.raises(SpectrumError, match="positive"):
+        Spectrum.derive(length=0)
+
+
+@pytest.mark.parametrize("rep", ["phase", "if", "if-mel"])
+def test_encode_and_decode_have_the_derivatives_of_finite_differences(rep):
+    spectrum = Spectrum(rep, 8, 64, length=300, sample_rate=8000, mel_inverse="transpose")
+    random = torch.Generator().manual_seed(0)
+    wave = torch.randn(1, 300, generator=random)
+    for function, x in ((spectrum.encode, wave), (spectrum.decode, spectrum.encode(wave))):
+        step = torch.randn(x.shape, generator=random)
+        difference = function(x + 5e-4 * step) - function(x - 5e-4 * step)
+        weight = torch.randn(difference.shape, generator=random)
+        weight *= difference.abs() < 0.5                            # no phase jumped past pi
+        x.requires_grad_()
+        gradient, = torch.autograd.grad((function(x) * weight).sum(), x)
+        slope = (difference * weight).sum().item() / 1e-3
+        assert (gradient * step).sum().item() == pytest.approx(slope, rel=0.02)
+        x.requires_grad_(False)
+
+
+def test_silence_has_finite_gradients():
+    spectrum = Spectrum("if-mel", frames=8, bins=64, length=300, sample_rate=8000)
+    wave = torch.zeros(1, 300, requires_grad=True)
+    back = spectrum.decode(spectrum.encode(wave))
+    assert back.abs().max() < 1e-4
+    back.square().sum().backward()
+    assert wave.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("hz", [110.0, 440.0, 3000.0])
+def test_rainbowgram_is_brightest_at_a_sines_frequency(hz):
+    picture = spectral.rainbowgram(sine(hz)[0])
+    frequencies = np.geomspace(8000, 30, 192)
+    row = picture.max(axis=2).astype(int).sum(axis=1).argmax()
+    assert abs(math.log2(frequencies[row] / hz)) < 0.07             # the picture's rows and bins
+    middle = picture[row, 20:-20].astype(int)                       # steady: one colour
+    assert picture.shape[::2] == (192, 3) and middle.std(axis=0).max() < 12
+
+
+def read_png(data):
+    """A PNG's picture by its specification, for pictures without filters or interlacing."""
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    at, chunks = 8, {}
+    while at < len(data):
+        size, = struct.unpack(">I", data[at:at + 4])
+        kind, body = data[at + 4:at + 8], data[at + 8:at + 8 + size]
+        assert struct.unpack(">I", data[at + 8 + size:at + 12 + size])[0] == zlib.crc32(kind + body)
+        chunks[kind] = body
+        at += 12 + size
+    width, height, depth, colour, *rest = struct.unpack(">IIBBBBB", chunks[b"IHDR"])
+    assert (depth, colour, rest) == (8, 2, [0, 0, 0]) and list(chunks)[-1] == b"IEND"
+    rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(height, -1)
+    assert not rows[:, 0].any()
+    return rows[:, 1:].reshape(height, width, 3)
+
+
+def test_png_holds_the_picture(tmp_path):
+    rgb = np.random.default_rng(0).integers(0, 256, (7, 5, 3)).astype(np.uint8)
+    spectral.write_png(tmp_path / "a.png", rgb)
+    assert np.array_equal(read_png((tmp_path / "a.png").read_bytes()), rgb)
+    assert os.listdir(tmp_path) == ["a.png"]
+    turned = rgb.transpose(1, 0, 2)                                 # not contiguous
+    assert np.array_equal(read_png(spectral.png_bytes(turned)), turned)
+
+
+def test_tile_puts_pictures_in_rows():
+    pictures = [np.full((2, 3, 3), i + 1, np.uint8) for i in range(3)]
+    sheet = spectral.tile(pictures, columns=2, gap=1)
+    assert sheet[..., 0].tolist() == [[1, 1, 1, 0, 2, 2, 2], [1, 1, 1, 0, 2, 2, 2], [0] * 7,
+                                      [3, 3, 3, 0, 0, 0, 0], [3, 3, 3, 0, 0, 0, 0]]
+
+
+def test_log_spectral_distance_of_a_gain_is_that_gain():
+    noise = torch.from_numpy(np.random.default_rng(0).standard_normal((2, 8000))).float()
+    distance = spectral.log_spectral_distance(noise, noise / 2)
+    assert distance.tolist() == pytest.approx([20 * math.log10(2)] * 2, abs=0.02)
+
+
+def test_spectral_command_prints_a_table_or_a_sentence(tmp_path, monkeypatch, capsys):
+    def run(*paths):
+        monkeypatch.setattr(sys, "argv", ["spectral.py", *map(str, paths)])
+        spectral.main()
+
+    samples = (10000 * np.sin(np.arange(4000) / 5)).astype(np.int16)
+    samples[:1024] = samples[-1600:] = 0
+    scipy.io.wavfile.write(tmp_path / "a.wav", 8000, samples)
+    scipy.io.wavfile.write(tmp_path / "shorter.wav", 8000, samples[:3900].astype(np.float32) / 1e5)
+    scipy.io.wavfile.write(tmp_path / "other.wav", 16000, samples)
+    scipy.io.wavfile.write(tmp_path / "stereo.wav", 8000, np.stack([samples, samples], axis=1))
+    (tmp_path / "bad.wav").write_bytes(b"not a sound")
+    run(tmp_path / "a.wav", tmp_path / "shorter.wav")
+    title, _, *rows = capsys.readouterr().out.splitlines()
+    assert "2 notes of 4000 samples at 8000 Hz" in title and len(rows) == 8
+    medians = {tuple(row.split()[:-6]): float(row.split()[-3]) for row in rows}
+    assert medians["if", "-"] > 40 and medians["phase", "+", "H", "-"] > 40
+    for paths, says in ((["bad.wav"], "cannot be read"), (["none.wav"], "none.wav"),
+                        (["stereo.wav"], "mono"), (["a.wav", "other.wav"], "different rates")):
+        with pytest.raises(SystemExit, match=f"^spectral.py: .*{says}"):
+            run(*(tmp_path / path for path in paths))
+
+
+# ---------------------------------------------------------------------------------------------
+# gansynth.py
+
+
+SMALL = gansynth.Architecture(frames=128, bins=256, resolutions=7, latent=16, pitches=5,
+                              channel_base=1024, channel_max=20)
+TINY = gansynth.Architecture(frames=16, bins=32, resolutions=3, latent=5, pitches=3,
+                             channel_base=24, channel_max=6)
+PROGRESS = ("0", "0.37", "1", "3.5", "6")
+STAGES = ("00", "01", "07", "12")
+
+
+def release_name(net, name):
+    """The release's name for a weight of ours."""
+    module, *place, kind = name.split(".")
+    b, in_D = int(place[0]) if place else 0, isinstance(net, gansynth.Discriminator)
+    root = "Discriminator/progressive_gan_discriminator" if in_D else (
+        "Generator/progressive_gan_generator")
+    block, layer = {"dense": (1, "conv1" if in_D else "conv0"), "score": (1, "logits"),
+                    "conv0": (b + (1 if in_D else 2), "conv0"),
+                    "conv1": (b + (2 if in_D else 1), "conv1"),
+                    "from_picture": (b + 1, "from_rgb"), "to_picture": (b + 1, "to_rgb"),
+                    "pitch": (0, "")}[module]
+    path = f"{root}/progressive_gan_block_{block}/{layer}"
+    if module == "pitch":
+        path = "Discriminator/discriminator_cond/classification_logits"
+    if kind == "bias":
+        return f"{path}/bias"
+    return f"{path}/{'dense' if module in ('score', 'pitch') else 'conv2d'}/kernel"
+
+
+def release_shape(net, name, shape):
+    """Shape of the release's array: kernels are (h, w, in, out), dense ones (in, out)."""
+    if name == "dense.weight" and isinstance(net, gansynth.Discriminator):
+        h, w = net.arch.size(1)
+        return h, w, shape[1] // (h * w), shape[0]
+    if name == "dense.weight":
+        return shape[1], shape[2], shape[3], shape[0]
+    return tuple(shape[i] for i in {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}[len(shape)])
+
+
+def from_release(net, name, array):
+    """The release's array in our layout."""
+    array = torch.from_numpy(np.asarray(array))
+    if name == "dense.weight" and isinstance(net, gansynth.Generator):
+        # Its padded convolution meets the one active pixel with the kernel's taps reversed.
+        return array.flip(0, 1).permute(3, 0, 1, 2).contiguous()
+    if name == "dense.weight":
+        return array.permute(3, 2, 0, 1).flatten(1).contiguous()
+    return (array.permute(3, 2, 0, 1) if array.dim() == 4 else array.t()).contiguous()
+
+
+@torch.no_grad()
+def recipe(net, averaged=False, seed=1234):
+    """Give a network the weights that the arrays were made with: normal numbers from a seed made
+    of the release's name; the averaged ones (EMA) lie a little beside them."""
+    def draw(kind, theirs, shape):
+        random = np.random.RandomState(zlib.crc32(f"{seed}:{kind}:{theirs}".encode()))
+        small = 0.3 if theirs.endswith("/bias") else 1
+        return (random.standard_normal(shape) * small).astype(np.float32)
+
+    for name, parameter in net.named_parameters():
+        what = release_name(net, name), release_shape(net, name, tuple(parameter.shape))
+        array = draw("w", *what)
+        if averaged:
+            array += np.float32(0.1) * draw("ema", *what)
+        parameter.copy_(from_release(net, name, array))
+    return net
+
+
+def small_networks():
+    return recipe(gansynth.Generator(SMALL)), recipe(gansynth.Discriminator(SMALL))
+
+
+def inputs(which):
+    """The release's inputs A or B: z, fake labels, real pictures and labels, the penalty's mix."""
+    given = {key: stored(f"{which}/{key}") for key in
+             ("z", "fake_labels", "real", "real_labels", "gp_alpha")}
+    given["real"] = given["real"].transpose(0, 1) / 8               # (4, 2, 128, 256)
+    return SimpleNamespace(**given)
+
+
+def full_size(picture, arch=SMALL):
+    return gansynth.upsample(picture, arch.frames // picture.shape[2])
+
+
+def compare_pictures(ours, key, rel, most):
+    """Of a picture by its pixels and its sketch: relative distance and largest difference."""
+    ours, theirs = full_size(ours), REFERENCE[key]
+    assert np.abs(ours[PIXELS].numpy() - theirs).max() < most
+    assert relative(sketch(ours), REFERENCE[f"{key}_sketch"]) < rel
+
+
+@pytest.mark.parametrize("p", PROGRESS)
+@torch.no_grad()
+def test_networks_equal_the_release(p):
+    G, D = small_networks()
+    z, labels = stored("forward/z"), stored("forward/labels")
+    picture = stored("forward/d_input").transpose(0, 1) / 8
+    drawn = gansynth.scale_picture(G(z, labels, float(p)))[:2]
+    compare_pictures(drawn, f"p{p}/G", 1e-5, 3e-4)                  # measured: 5e-7, 4.1e-5
+    score, logits = D(picture, float(p))
+    assert (score - stored(f"p{p}/D_score")).abs().max() < 1e-5  # measured: 5.4e-7
+    assert (logits - stored(f"p{p}/D_pitch")).abs().max() < 1e-5
+    blended = gansynth.blend(picture[:1], float(p), 7)
+    assert blended.shape[2:] == SMALL.size(gansynth.active_blocks(float(p)))
+    compare_pictures(blended, f"p{p}/blend", 1e-6, 1e-5)
+
+
+def compare_gradients(net, progress, key):
+    """Of every built weight: how far its gradient is from the release's, and how long that is.
+    A picture layer faded out has none here and zeros there."""
+    built = {id(p) for p in net.built_parameters(gansynth.active_blocks(progress))}
+    ours = np.array([sketch(torch.zeros_like(p) if p.grad is None else p.grad)
+                     for p in net.parameters() if id(p) in built])
+    return np.linalg.norm(ours - REFERENCE[key], axis=1), np.linalg.norm(REFERENCE[key], axis=1)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_losses_and_gradients_equal_the_release(stage):
+    (G, D), given = small_networks(), inputs("A")
+    theirs = {key: float(REFERENCE[f"stage{stage}/{key}"]) for key in (
+        "progress", "wass_gen", "fake_ac", "gen_loss", "gradient_penalty", "real_score_penalty",
+        "real_ac", "dis_loss", "real_score", "fake_score")}
+    progress, weights = theirs["progress"], gansynth.LossWeights()
+
+    loss, terms = gansynth.generator_loss(G, D, given.z, given.fake_labels, progress, weights)
+    loss.backward()
+    for ours, name in ((loss, "gen_loss"), (terms["G_pitch"], "fake_ac")):
+        assert ours.item() == pytest.approx(theirs[name], rel=3e-5), name   # measured: 3.5e-6
+    # measured: 3.8e-5 for one fake's score at stage 0, less than 1e-6 at the late ones
+    assert terms["G_score"].item() == pytest.approx(theirs["wass_gen"], abs=5e-5)
+    off, size = compare_gradients(G, progress, f"stage{stage}/grad_G")
+    assert (off <= 2e-4 * size).all()                                       # measured: 1.6e-5
+
+    D.zero_grad()
+    with torch.no_grad():
+        fake = G(given.z, given.fake_labels, progress)
+        real = gansynth.blend(given.real, progress, 7)
+    total, terms = 0, {}
+    for loss, part in gansynth.discriminator_losses(D, real, given.real_labels, fake,
+                                                    given.gp_alpha, progress, weights):
+        loss.backward()
+        total, terms = total + loss.item(), {**terms, **part}
+    assert total == pytest.approx(theirs["dis_loss"], rel=3e-5)
+    for ours, name in (("D_drift", "real_score_penalty"), ("D_pitch", "real_ac"),
+                       ("D_penalty", "gradient_penalty")):
+        assert terms[ours].item() == pytest.approx(theirs[name], rel=3e-5), name
+    assert terms["D_fake"].item() == pytest.approx(theirs["fake_score"], abs=5e-5)
+    assert terms["D_real"].item() == pytest.approx(-theirs["real_score"], abs=1e-5)
+    slopes = gansynth.penalty_slopes(D, real, fake, given.gp_alpha, progress).detach()
+    np.testing.assert_allclose(slopes, REFERENCE[f"stage{stage}/gp_slopes"], rtol=2e-5)
+    off, size = compare_gradients(D, progress, f"stage{stage}/grad_D")
+    # measured: 9e-6 over all and 9e-5 for the worst weight; at stage 12 other weights reach
+    # 4.5e-4 and 1.2e-3, where a leaky ReLU flips by rounding.  An exact second derivative of the
+    # minibatch deviation would be off by 1e-4 (stage 0) to 8.5e-3 (stage 12) over all.
+    over_all, worst = (1.5e-3, 4e-3) if stage == "12" else (5e-5, 1e-3)
+    assert np.linalg.norm(off) < over_all * np.linalg.norm(size) and (off <= worst * size).all()
+
+
+def test_two_training_steps_equal_the_release(monkeypatch):
+    A, B = inputs("A"), inputs("B")
+    cfg = train.Config(progressive=False, batch=4, channel_base=256, channel_max=2, latent=1)
+    state = train.State(cfg, torch.ones(5), "cpu")
+    state.G, state.D = small_networks()
+    state.G_ema = recipe(gansynth.Generator(SMALL), averaged=True)
+    state.start_stage(12)
+    # G(A), D(B), G(B), D(A): what would be random is what the release was given.
+    fakes = iter([(x.z, x.fake_labels) for x in (A, B, B, A)])
+    mixes = iter((B.gp_alpha, A.gp_alpha))
+    monkeypatch.setattr(train, "draw_fakes", lambda state: next(fakes))
+    monkeypatch.setattr(torch, "rand", lambda *shape, **more: next(mixes))
+    train.train_step(state, B.real, B.real_labels)
+    train.train_step(state, A.real, A.real_labels)
+    for net in ("G", "D"):
+        ours = torch.cat([p.detach().flatten() for p in getattr(state, net).parameters()])[::8]
+        off = np.abs(ours.numpy() - REFERENCE[f"two_steps/{net}"])
+        # measured: 0.08 %, at most 1.1e-4; the sign of a gradient near zero can give 1.6e-3
+        assert (off > 1e-5).mean() < 0.01 and off.max() < 3.3e-3
+    ours = torch.cat([p.detach().flatten() for p in state.G_ema.parameters()])[::8].numpy()
+    assert np.abs(ours - REFERENCE["two_steps/G_ema"]).max() < 3e-6         # measured: 2.9e-7
+
+
+@torch.no_grad()
+def test_the_papers_generator_equals_the_release_in_picture_and_sound():
+    arch = gansynth.Architecture()
+    G, z, label = gansynth.Generator(arch), stored("paper/z"), stored("paper/labels")
+    recipe(G)
+    for p in ("0.37", "6"):                                         # measured: 4.4e-6
+        ours = full_size(gansynth.scale_picture(G(z[:1], label[:1], float(p))), arch)
+        assert np.abs(ours[PIXELS].numpy() - REFERENCE[f"paper/p{p}"]).max() < 5e-5
+    recipe(G, averaged=True)
+    wave = gansynth.synthesise(G, Spectrum("if-mel", mel_inverse="transpose"), z[1:], label[1:], 6)
+    assert spectral.snr(stored("paper/wave")[None], wave[:, ::16]) > 55     # measured: 73 dB
+
+
+def test_scaling_equals_the_release_and_inverts():
+    picture = stored("norm/input")
+    ours = gansynth.scale_picture(picture)
+    np.testing.assert_allclose(ours, REFERENCE["norm/scaled"], atol=1e-6)
+    assert (ours.abs() == 1).float().mean() > 0.05                  # the clip was tried
+    np.testing.assert_allclose(gansynth.unscale_picture(ours), REFERENCE["norm/unscaled"],
+                               rtol=1e-5, atol=1e-5)
+
+
+def test_minibatch_stddev_agrees_with_numpy():
+    x = np.random.default_rng(0).standard_normal((4, 3, 2, 5))
+    ours = gansynth.minibatch_stddev(torch.from_numpy(x)).numpy()
+    assert ours.shape == (4, 4, 2, 5) and np.array_equal(ours[:, :3], x)
+    np.testing.assert_allclose(ours[:, 3], np.sqrt(x.var(axis=0) + 1e-6).mean())
+
+
+def test_pixel_norm_agrees_with_numpy():
+    x = np.random.default_rng(0).standard_normal((2, 7, 3, 4)) * 9
+    ours = gansynth.pixel_norm(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(ours, x / np.sqrt((x ** 2).mean(axis=1, keepdims=True) + 1e-8))
+
+
+def test_equalised_scale_is_hes_constant():
+    G, D = gansynth.Generator(TINY), gansynth.Discriminator(TINY)
+    he = {G.conv1[1]: 2 / (9 * 6), G.to_picture[0]: 1 / 6, G.dense: 2 / (4 * 8 * 8),
+          D.from_picture[2]: 2 / 2, D.conv0[0]: 2 / (9 * 7), D.dense: 2 / (4 * 8 * 6),
+          D.score: 1 / 6, D.pitch: 1 / 6}
+    for layer, variance in he.items():
+        assert layer.scale == pytest.approx(math.sqrt(variance)) and not layer.bias.any()
+    assert gansynth.EqualConv2d(64, 64).weight.std().item() == pytest.approx(1, abs=0.02)
+    x = torch.randn(2, 6, 4, 8)
+    torch.testing.assert_close(G.to_picture[0](x),
+                               F.conv2d(x, G.to_picture[0].weight / math.sqrt(6)))
+
+
+def test_folded_upsampling_convolution_equals_upsample_then_convolve():
+    torch.manual_seed(0)
+    layer, x = gansynth.UpConv2d(3, 4), torch.randn(2, 3, 5, 6, requires_grad=True)
+    layer.bias.data.normal_()
+    slow = F.conv2d(F.interpolate(x, scale_factor=2), layer.weight * layer.scale, layer.bias,
+                    padding=1)
+    torch.testing.assert_close(layer(x), slow)
+    g = torch.randn_like(slow)
+    for ours, theirs in zip(*(torch.autograd.grad(y, (x, layer.weight, layer.bias), g)
+                              for y in (layer(x), slow))):
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_first_and_second_derivatives_of_our_convolution_are_torchs(channels_last):
+    torch.manual_seed(0)
+    x, W, b = torch.randn(3, 4, 6, 5), torch.randn(7, 4, 3, 3), torch.randn(7)
+    if channels_last:
+        x = x.contiguous(memory_format=torch.channels_last)
+    for tensor in (x, W, b):
+        tensor.requires_grad_()
+
+    def derivatives(conv):
+        y = conv(x, W, b)
+        first = torch.autograd.grad(y.sin().sum(), (x, W, b))
+        slope, = torch.autograd.grad(conv(x, W, b).sin().sum(), x, create_graph=True)
+        penalty = (slope.square().sum(dim=(1, 2, 3)).sqrt() - 1).square().mean()
+        return [y, *first, slope, *torch.autograd.grad(penalty, (x, W, b))]
+
+    theirs = derivatives(lambda x, W, b: F.conv2d(x, W, b, padding=1))
+    for a, b_ in zip(derivatives(gansynth._Conv.apply), theirs):
+        torch.testing.assert_close(a, b_, rtol=1e-4, atol=1e-4)
+
+
+def test_leaky_relu_in_place_has_torchs_derivatives():
+    x = torch.linspace(-2, 2, 12, requires_grad=True)
+
+    def derivatives(leaky):
+        y = leaky(x * 1.5).pow(3)
+        slope, = torch.autograd.grad(y.sum(), x, create_graph=True)
+        return y, slope, torch.autograd.grad((slope - 1).square().sum(), x)[0]
+
+    for ours, theirs in zip(derivatives(gansynth.leaky),
+                            derivatives(lambda x: F.leaky_relu(x, 0.2))):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_leaky_pixel_norm_in_one_equals_both_in_turn():
+    torch.manual_seed(0)
+    x, g = torch.randn(2, 5, 3, 4, requires_grad=True), torch.randn(2, 5, 3, 4)
+
+    def turn(x):
+        y = F.leaky_relu(x, 0.2)
+        return y / (y.square().mean(dim=1, keepdim=True) + 1e-8).sqrt()
+
+    torch.testing.assert_close(gansynth._LeakyPixelNorm.apply(x.clone()), turn(x))
+    torch.testing.assert_close(gansynth.pixel_norm(F.leaky_relu(x, 0.2)), turn(x))
+    ours, theirs = (torch.autograd.grad(f(x * 1), x, g)[0]
+                    for f in (gansynth._LeakyPixelNorm.apply, turn))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_channels_first_copies_large_pictures_unchanged():
+    x = torch.randn(2, 4, 256, 257).contiguous(memory_format=torch.channels_last)
+    y = gansynth.channels_first(x)
+    assert y.is_contiguous() and torch.equal(x, y)
+
+
+class Linear:
+    """D(x) = w . x, whose slope is |w| everywhere."""
+
+    def __init__(self, w, frames):
+        self.w, self.arch = w, SimpleNamespace(frames=frames)
+
+    def judge(self, x, progress):
+        return (x * self.w).sum(dim=(1, 2, 3)), torch.zeros(len(x), 4)
+
+    __call__ = judge
+
+
+def test_penalty_of_a_linear_score_is_its_slope_to_one():
+    w = torch.randn(2, 8, 6, generator=torch.Generator().manual_seed(0)) / 4
+    real, fake, mix = torch.zeros(3, 2, 8, 6), torch.ones(3, 2, 8, 6) / 9, torch.rand(3, 1, 1, 1)
+    label = torch.zeros(3, dtype=torch.int64)
+    for frames, units, slope in ((8, "raw", w.norm()), (32, "raw", w.norm() / 4),
+                                 (32, "scaled", w.norm())):
+        D = Linear(w, frames)
+        slopes = gansynth.penalty_slopes(D, real, fake, mix, 0, units)
+        torch.testing.assert_close(slopes, slope.expand(3))
+        *_, (loss, terms) = gansynth.discriminator_losses(
+            D, real, label, fake, mix, 0, gansynth.LossWeights(penalty_units=units))
+        torch.testing.assert_close(terms["D_penalty"], (slope - 1) ** 2)
+        torch.testing.assert_close(loss, 10 * (slope - 1) ** 2)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.6, 1.0])
+def test_penalty_at_the_stages_size_equals_that_at_full_size(progress):
+    torch.manual_seed(0)
+    D, blocks = gansynth.Discriminator(TINY), gansynth.active_blocks(progress)
+    real, fake = (3 * torch.randn(4, 2, *TINY.size(blocks)) for _ in range(2))
+    mix = torch.rand(4, 1, 1, 1)
+    native, full = (gansynth.penalty_slopes(D, f(real), f(fake), mix, progress)
+                    for f in (lambda x: x, lambda x: full_size(x, TINY)))
+    torch.testing.assert_close(native, full, rtol=1e-4, atol=1e-6)
+
+
+def test_box_resampling_agrees_with_numpy():
+    x = np.random.default_rng(0).standard_normal((1, 2, 8, 12))
+    np.testing.assert_allclose(gansynth.downsample(torch.from_numpy(x), 4),
+                               x.reshape(1, 2, 2, 4, 3, 4).mean(axis=(3, 5)))
+    np.testing.assert_array_equal(gansynth.upsample(torch.from_numpy(x), 3),
+                                  np.kron(x, np.ones((3, 3))))
+
+
+def test_fade_weights_sum_to_one_at_every_moment():
+    for progress in np.linspace(0, 6, 601):
+        weights = [gansynth.fade(progress, b) for b in range(1, 9)]
+        assert sum(weights) == pytest.approx(1) and min(weights) >= 0
+        assert not any(weights[gansynth.active_blocks(progress):])
+
+
+def test_progress_follows_the_releases_formula():
+    for images in [*range(0, 12_000_000, 12_345), *range(0, 12_000_000, 800_000)]:
+        i = min(images, 13 * 800_000 - 1)
+        expected = i // 1_600_000 + max(0, (i % 1_600_000 - 800_000) / 800_000)
+        progress, stage = gansynth.progress_at(images, 7, 800_000, 800_000)
+        assert progress == pytest.approx(expected, abs=1e-9)
+        assert stage == min(images // 800_000, 12)
+        assert train.built_blocks(stage) == (stage + 1) // 2 + 1 >= gansynth.active_blocks(progress)
+    assert gansynth.progress_at(10 ** 7, 1, 5, 5) == (0.0, 0)
+    assert gansynth.progress_at(0, 4, 0, 0) == (3.0, 6)
+    assert [gansynth.progress_at(i, 3, 0, 4) for i in (0, 2, 4, 8)] == [
+        (0.0, 1), (0.5, 1), (1.0, 3), (2.0, 4)]
+    assert [gansynth.progress_at(i, 3, 4, 0) for i in (3, 4, 8)] == [(0.0, 0), (1.0, 2), (2.0, 4)]
+
+
+# The paper's Table 3: width, height (frequency, time) and channels after each layer.
+TABLE_3 = [(16, 2, 256), (16, 2, 256), (32, 4, 256), (32, 4, 256), (64, 8, 256), (64, 8, 256),
+           (128, 16, 256), (128, 16, 256), (256, 32, 128), (256, 32, 128), (512, 64, 64),
+           (512, 64, 64), (1024, 128, 32), (1024, 128, 32)]
+
+
+def test_networks_have_the_papers_shapes():
+    rows = gansynth.layer_table(gansynth.Architecture())
+    shapes = [[shape for net, name, shape, *_ in rows if net == which and " conv " in name]
+              for which in "GD"]
+    assert shapes[0] == TABLE_3
+    narrowed = [(w, h, c) for b in range(12, -1, -2) for w, h, _ in [TABLE_3[b]]
+                for c in (TABLE_3[b][2], TABLE_3[max(b - 1, 0)][2])]
+    assert shapes[1] == [*narrowed[:-1], (1, 1, 256)]
+    assert [sum(r[-1] for r in rows if r[0] == net) for net in "GD"] == [7_311_246, 6_831_230]
+    low = gansynth.Architecture(frames=256, bins=512)
+    assert (low.size(1), low.size(7)) == ((4, 8), (256, 512))
+    with pytest.raises(ValueError, match="multiples of 64"):
+        gansynth.Architecture(frames=100)
+
+
+def test_multiply_adds_are_those_of_the_papers_layers():
+    widths = [317] + [c for *_, c in TABLE_3]
+    total = 16 * 2 * 317 * 256 + sum(                               # the start, then 3 x 3
+        9 * w * h * before * after
+        for before, (w, h, after) in zip(widths[1:], TABLE_3[1:]))
+    ours = gansynth.Architecture().multiply_adds(7)
+    assert ours == total and ours == pytest.approx(14.06e9, rel=0.001)
+
+
+def test_adam_agrees_with_tensorflows():
+    random = np.random.default_rng(0)
+    start = random.standard_normal((3, 5)).astype(np.float32)
+    p = [torch.nn.Parameter(torch.tensor(row)) for row in start]
+    adam, w = gansynth.make_adam(p, lr=8e-4), start.astype(float)
+    m, v = np.zeros_like(w), np.zeros_like(w)
+    for t in range(1, 6):
+        g = random.standard_normal((3, 5)) * np.array([[1], [1e-7], [1]])   # eps matters in one
+        g[2] *= t in (2, 4)                                         # one is without, at times
+        for parameter, row in zip(p[:2 + (t in (2, 4))], g):
+            parameter.grad = torch.tensor(row, dtype=torch.float32)
+        gansynth.adam_step(adam, t)
+        m, v = g, 0.99 * v + 0.01 * g ** 2                          # beta1 is zero
+        w -= 8e-4 * np.sqrt(1 - 0.99 ** t) * m / (np.sqrt(v) + 1e-8)
+        np.testing.assert_allclose(torch.stack(p).detach(), w, atol=3e-7)
+        assert all(parameter.grad is None for parameter in p)
+
+
+def test_ema_is_a_running_mean_of_built_blocks():
+    G, average = gansynth.Generator(TINY), gansynth.Generator(TINY).requires_grad_(False)
+    before = [p.clone() for p in average.parameters()]
+    gansynth.ema_update(average, G, 0.9, blocks=2)
+    built = {id(p) for p in average.built_parameters(2)}
+    assert 0 < len(built) < len(before)
+    for p, old, now in zip(average.parameters(), before, G.parameters()):
+        torch.testing.assert_close(p, 0.9 * old + 0.1 * now if id(p) in built else old)
+
+
+def checkpoint(path, contents=None):
+    gansynth.save_checkpoint(path, contents or {"weights": torch.arange(1000.0), "images": 3})
+    return path
+
+
+def test_checkpoint_round_trip(tmp_path):
+    path = checkpoint(tmp_path / "checkpoint-3.pt")
+    contents = gansynth.load_checkpoint(path)
+    assert torch.equal(contents["weights"], torch.arange(1000.0)) and contents["images"] == 3
+    assert os.listdir(tmp_path) == ["checkpoint-3.pt"]
+    checkpoint(tmp_path / "checkpoint-20.pt")
+    (tmp_path / "checkpoint-best.pt").write_text("not counted")
+    assert gansynth.find_checkpoint(tmp_path) == tmp_path / "checkpoint-20.pt"
+    assert gansynth.find_checkpoint(path) == path
+    assert gansynth.newest_checkpoint(tmp_path / "none") is None
+
+
+def test_damaged_checkpoints_are_named(tmp_path):
+    good, bad = checkpoint(tmp_path / "good.pt").read_bytes(), tmp_path / "bad.pt"
+
+    class Surprise:
+        """Would print when unpickled."""
+        def __reduce__(self):
+            return print, ("unpickled",)
+
+    def other(contents):
+        file = io.BytesIO()
+        torch.save(contents, file)
+        return file.getvalue()
+
+    for data, says in (
+            (good[:len(good) // 2], "not a readable checkpoint"), (good[:-30], "not a readable"),
+            (b"", "not a readable"), (b"garbage" * 99, "not a readable"),
+            (other({"a": 1}), "not one of our"), (other([1, 2]), "not one of our"),
+            (other({"format": "gansynth", "version": 99}), "version 99"),
+            (other({"format": "gansynth", "version": 1, "x": Surprise()}), "not a readable")):
+        bad.write_bytes(data)
+        with pytest.raises(CheckpointError, match=says) as caught:
+            gansynth.load_checkpoint(bad)
+        assert "bad.pt" in str(caught.value) and "\n" not in str(caught.value)
+    for look in (gansynth.load_checkpoint, gansynth.find_checkpoint):
+        with pytest.raises(CheckpointError, match="none.pt.*no"):
+            look(tmp_path / "none.pt")
+    with pytest.raises(CheckpointError, match="expected a run's folder"):
+        gansynth.find_checkpoint(tmp_path)
+
+
+def test_weights_that_do_not_fit_are_refused(tmp_path):
+    G = gansynth.Generator(TINY)
+    for contents in ({"architecture": asdict(SMALL), "G_ema": G.state_dict()},
+                     {"architecture": asdict(TINY)}, {"architecture": {"depth": 3}}):
+        path = checkpoint(tmp_path / "a.pt", contents)
+        with pytest.raises(CheckpointError, match="do not fit"):
+            gansynth.load_generator(path)
+
+
+@pytest.mark.parametrize("module, function", [(os, "fsync"), (torch, "save"), (os, "replace")])
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, module, function):
+    before = checkpoint(tmp_path / "a.pt").read_bytes()
+
+    def full(*args, **more):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, function, full)
+    with pytest.raises(CheckpointError, match="could not be saved.*No space left"):
+        checkpoint(tmp_path / "a.pt", {"weights": torch.zeros(5)})
+    assert os.listdir(tmp_path) == ["a.pt"] and (tmp_path / "a.pt").read_bytes() == before
+
+
+def test_table_3_is_printed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gansynth.py", "--channel-max", "8"])
+    gansynth.main()
+    out = capsys.readouterr().out
+    assert "Generator, " in out and "minibatch stddev" in out and "(1024, 128, 8)" in out
+    monkeypatch.setattr(sys, "argv", ["gansynth.py", "--frames", "100"])
+    with pytest.raises(SystemExit, match="2"):
+        gansynth.main()
+
+
+# ---------------------------------------------------------------------------------------------
+# nsynth.py
+
+
+def add_note(folder, name, pitch=60, rate=16000, samples=None, about=()):
+    """Add one note to a folder in NSynth's layout, made with scipy rather than nsynth."""
+    family, source, _ = name.rsplit("_", 2)
+    fields = {"note_str": name, "pitch": pitch, "sample_rate": rate,
+              "instrument_family_str": family, "instrument_source_str": source, **dict(about)}
+    path = folder / "examples.json"
+    (folder / "audio").mkdir(parents=True, exist_ok=True)
+    examples = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**examples, name: fields}))
+    if samples is None:
+        samples = np.full(100, pitch, np.int16)
+    scipy.io.wavfile.write(folder / "audio" / f"{name}.wav", rate, samples)
+    return folder
+
+
+def toy_notes(count, length=8):
+    """Notes that are told apart by their first sample."""
+    audio = np.zeros((count, length), np.int16)
+    audio[:, 0] = np.arange(count)
+    words = np.array(["guitar"] * count), np.array(["acoustic"] * count)
+    return nsynth.Notes(audio, np.arange(count) % 61 + 24, *words,
+                        np.array([f"guitar_acoustic_{i:03}" for i in range(count)]), 16000)
+
+
+def test_wav_round_trip_agrees_with_scipy(tmp_path):
+    samples = np.random.default_rng(0).integers(-32768, 32768, 5000).astype(np.int16)
+    nsynth.write_wav(tmp_path / "ours.wav", torch.from_numpy(samples / 32768), 16000)
+    rate, theirs = scipy.io.wavfile.read(tmp_path / "ours.wav")
+    assert rate == 16000 and np.array_equal(theirs, samples)
+    scipy.io.wavfile.write(tmp_path / "theirs.wav", 22050, samples)
+    ours, rate = nsynth.read_wav(tmp_path / "theirs.wav")
+    assert rate == 22050 and ours.dtype == np.int16 and np.array_equal(ours, samples)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["ours.wav", "theirs.wav"]  # no .part left
+
+
+def test_write_wav_clips(tmp_path):
+    nsynth.write_wav(tmp_path / "a.wav", torch.tensor([2.0, -2.0, 1.0, -1.0, 0.5]), 8000)
+    assert nsynth.read_wav(tmp_path / "a.wav")[0].tolist() == [32767, -32768, 32767, -32768, 16384]
+
+
+@pytest.mark.parametrize("wave, says", [
+    (torch.tensor([0.0, float("nan")]), "NaN"), (np.array([np.inf, 0.0]), "infinity"),
+    (torch.zeros(2, 3), "one axis"), (torch.zeros(0), "one axis"),
+    (np.zeros(4, np.int16), "floats")])
+def test_write_wav_refuses(tmp_path, wave, says):
+    with pytest.raises(NoteError, match=says):
+        nsynth.write_wav(tmp_path / "a.wav", wave, 8000)
+    assert not list(tmp_path.iterdir())
+
+
+def test_write_wav_names_the_place_it_cannot_write(tmp_path):
+    (tmp_path / "a.wav").mkdir()
+    for path in (tmp_path / "nowhere" / "b.wav", tmp_path / "a.wav"):
+        with pytest.raises(NoteError, match=path.name):
+            nsynth.write_wav(path, torch.zeros(4), 8000)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.wav"]
+
+
+def wav_bytes(samples, rate=16000):
+    file = io.BytesIO()
+    scipy.io.wavfile.write(file, rate, samples)
+    return file.getvalue()
+
+
+GOOD = wav_bytes(np.arange(1000, dtype=np.int16))
+
+
+@pytest.mark.parametrize("data, says", [
+    (b"", "not a WAV"), (b"ID3 this is an mp3" * 9, "not a WAV"), (GOOD[:20], "not a WAV"),
+    (GOOD[:30], "not a WAV"), (GOOD[:-500], "cut short"), (GOOD[:-1], "cut short"),
+    (wav_bytes(np.zeros((50, 2), np.int16)), "2 channels"),
+    (wav_bytes(np.zeros(50, np.uint8)), "8-bit"), (wav_bytes(np.zeros(50, np.int32)), "32-bit"),
+    (wav_bytes(np.zeros(50, np.float32)), "not a WAV file of 16-bit PCM"),
+    (wav_bytes(np.zeros(0, np.int16)), "empty"),
+    (GOOD[:24] + struct.pack("<I", 0) + GOOD[28:], "sample rate of 0"),
+    (wav_bytes(np.zeros(50, np.int16), 8000), "8000 Hz: expected 16000")])
+def test_read_wav_names_file_and_fault(tmp_path, data, says):
+    path = tmp_path / "damaged.wav"
+    path.write_bytes(data)
+    with pytest.raises(NoteError, match=says) as caught:
+        nsynth.read_wav(path, 16000)
+    assert "damaged.wav" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_read_wav_without_a_file(tmp_path):
+    for path in (tmp_path / "none.wav", tmp_path):
+        with pytest.raises(NoteError, match="cannot read"):
+            nsynth.read_wav(path)
+
+
+def test_read_wav_survives_any_damage(tmp_path):
+    rng, path = np.random.default_rng(0), tmp_path / "a.wav"
+    for _ in range(300):
+        data = bytearray(GOOD[:rng.integers(1, len(GOOD))])
+        for at in rng.integers(0, min(len(data), 48), 4):
+            data[at] = rng.integers(256)
+        path.write_bytes(data)
+        try:
+            samples, rate = nsynth.read_wav(path)
+            assert len(samples) and rate > 0
+        except NoteError:
+            pass
+
+
+def test_load_filters_and_counts(tmp_path):
+    for name, pitch in (("guitar_acoustic_000-060-100", 60), ("guitar_acoustic_000-090-100", 90),
+                        ("organ_electronic_001-060-100", 60), ("flute_acoustic_000-024-050", 24),
+                        ("flute_synthetic_000-023-050", 23), ("reed_acoustic_000-084-050", 84)):
+        add_note(tmp_path, name, pitch)
+    notes = nsynth.load(tmp_path, 64, 16000)
+    assert sorted(notes.name) == ["flute_acoustic_000-024-050", "guitar_acoustic_000-060-100",
+                                  "reed_acoustic_000-084-050"]
+    assert set(notes.source) == {"acoustic"} and sorted(notes.pitch) == [24, 60, 84]
+    assert notes.dropped == {"the source is not acoustic": 2, "the pitch is outside 24-84": 1}
+    assert np.array_equal(notes.audio, np.repeat(notes.pitch[:, None], 64, 1))  # each its own sound
+    assert len(nsynth.load(str(tmp_path), 64, 16000, (0, 127), sources=())) == 6
+    only = nsynth.load(tmp_path, 64, 16000, (0, 127), (), ("guitar", "organ"))
+    assert sorted(only.family) == ["guitar", "guitar", "organ"]
+    assert nsynth.pitch_counts(notes, (60, 84)).tolist() == [1] + [0] * 23 + [1]
+
+
+def test_load_pools_sub_folders(tmp_path):
+    add_note(tmp_path / "nsynth-train", "guitar_acoustic_000-060-100")
+    add_note(tmp_path / "nsynth-valid", "flute_acoustic_000-061-100", 61)
+    add_note(tmp_path / "nsynth-test", "reed_acoustic_000-062-100", 62)
+    (tmp_path / "other").mkdir()
+    assert sorted(nsynth.load(tmp_path, 64, 16000).pitch) == [60, 61, 62]
+    assert nsynth.load(tmp_path / "nsynth-test", 64, 16000).pitch.tolist() == [62]
+    add_note(tmp_path / "nsynth-test", "guitar_acoustic_000-060-100")
+    with pytest.raises(NoteError, match="guitar_acoustic_000-060-100 is in 2 sub-folders"):
+        nsynth.load(tmp_path, 64, 16000)
+
+
+def test_load_cuts_and_pads(tmp_path):
+    add_note(tmp_path, "guitar_acoustic_000-060-100", samples=np.arange(1, 101, dtype=np.int16))
+    assert nsynth.load(tmp_path, 64, 16000).audio[0].tolist() == list(range(1, 65))
+    assert nsynth.load(tmp_path, 103, 16000).audio[0].tolist() == list(range(1, 101)) + [0, 0, 0]
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
+def test_load_resamples(tmp_path, rate):
+    sine = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
+    add_note(tmp_path, "flute_acoustic_000-069-100", 69, rate, (sine * 32768).astype(np.int16))
+    ours = nsynth.load(tmp_path, 16000, 16000).waves([0])[0].numpy()
+    want = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
+    assert np.abs(ours - want)[200:-200].max() < 2e-3  # same frequency, level and time
+    assert spectral_peak(ours, 16000, 440) == pytest.approx(440, abs=0.01)
+
+
+def test_load_says_why_nothing_is_left(tmp_path):
+    add_note(tmp_path, "organ_electronic_001-060-100")
+    add_note(tmp_path, "organ_acoustic_001-012-100", 12)
+    says = ("none of the 2 notes.*1 because the source is not acoustic, "
+            "1 because the pitch is outside 24-84; change the sources")
+    with pytest.raises(NoteError, match=says):
+        nsynth.load(tmp_path, 64, 16000)
+    with pytest.raises(NoteError, match="orchestra"):
+        nsynth.load("orchestra", 4000, 8000, (60, 60), sources=("electronic",))
+
+
+@pytest.mark.parametrize("wish, says", [
+    ({"pitch_range": (84, 24)}, "84-24"), ({"pitch_range": (0, 128)}, "0-128"),
+    ({"length": 0}, "0 samples"), ({"sample_rate": 0}, "0 Hz"),
+    ({"sources": ("acustic",)}, "acustic.*sources.*acoustic, electronic"),
+    ({"families": ("guitars",)}, "guitars.*families"),
+    ({"pitch_range": (60, 127)}, "too high for the orchestra"),
+    ({"length": 10 ** 13}, "GB of memory")])
+def test_load_refuses(wish, says):
+    with pytest.raises(NoteError, match=says):
+        nsynth.load("orchestra", **{"length": 400, "sample_rate": 8000, **wish})
+
+
+@pytest.mark.parametrize("text, says", [
+    (None, "holds no examples.json"), ("{", "not JSON"), ("[]", "no notes"), ("{}", "no notes"),
+    ('{"a-060-100": 3}', "field pitch of note a-060-100 is missing"),
+    ('{"../../a": {}}', "no name for a note"), ('{"": {}}', "no name for a note")])
+def test_load_names_damaged_json(tmp_path, text, says):
+    if text is not None:
+        (tmp_path / "examples.json").write_text(text)
+    with pytest.raises(NoteError, match=says) as caught:
+        nsynth.load(tmp_path, 64, 16000)
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("field, values", [
+    ("pitch", (None, "60", 60.5, True, -1, 128)), ("sample_rate", (None, 0, "16k")),
+    ("instrument_family_str", (None, 3)), ("instrument_source_str", (None, 0))])
+def test_load_names_note_and_field(tmp_path, field, values):
+    for value in values:
+        add_note(tmp_path, "guitar_acoustic_000-060-100", about={field: value})
+        with pytest.raises(NoteError, match=f"examples.json: field {field} of note guitar"):
+            nsynth.load(tmp_path, 64, 16000)
+
+
+def test_load_names_missing_files(tmp_path):
+    with pytest.raises(NoteError, match="nowhere is not a folder.*orchestra"):
+        nsynth.load(tmp_path / "nowhere", 64, 16000)
+    add_note(tmp_path, "guitar_acoustic_000-060-100")
+    (tmp_path / "audio" / "guitar_acoustic_000-060-100.wav").unlink()
+    with pytest.raises(NoteError, match="cannot read .*guitar_acoustic_000-060-100.wav"):
+        nsynth.load(tmp_path, 64, 16000)
+
+
+def test_load_wants_the_rate_that_examples_json_says(tmp_path):
+    add_note(tmp_path, "guitar_acoustic_000-060-100", rate=8000)
+    path = tmp_path / "examples.json"
+    path.write_text(path.read_text().replace("8000", "16000"))
+    with pytest.raises(NoteError, match="8000 Hz: expected 16000"):
+        nsynth.load(tmp_path, 64, 16000)
+
+
+def test_waves_and_subset():
+    notes = toy_notes(10)
+    waves = notes.waves(torch.tensor([3, 1]))
+    assert waves.dtype == torch.float32 and waves.shape == (2, 8)
+    assert waves[:, 0].tolist() == [3 / 32768, 1 / 32768]
+    part = notes.subset([7, 2])
+    assert len(part) == 2 and part.pitch.tolist() == [31, 26]
+    assert part.audio[:, 0].tolist() == [7, 2]
+    assert part.name.tolist() == ["guitar_acoustic_007", "guitar_acoustic_002"]
+
+
+def test_split_is_of_notes_seeded_and_complete():
+    notes = nsynth.orchestra(400, 8000, (60, 71))
+    train, held_out = nsynth.split(notes, seed=3)
+    assert len(train) == round(0.8 * len(notes))
+    assert sorted([*train.name, *held_out.name]) == sorted(notes.name)
+    instruments = [{name.rsplit("-", 2)[0] for name in part.name} for part in (train, held_out)]
+    assert instruments[0] == instruments[1]  # notes are split, not instruments
+    assert np.array_equal(nsynth.split(notes, seed=3)[0].name, train.name)
+    assert not np.array_equal(nsynth.split(notes, seed=4)[0].name, train.name)
+    where = {name: i for i, name in enumerate(notes.name)}
+    assert all(np.array_equal(train.audio[i], notes.audio[where[name]])
+               for i, name in enumerate(train.name))
+    for share in (0, 1.5):
+        with pytest.raises(NoteError, match="share"):
+            nsynth.split(notes, share=share)
+
+
+def test_describe_counts(tmp_path):
+    for i, family in enumerate(nsynth.FAMILIES):
+        add_note(tmp_path, f"{family}_acoustic_000-{24 + 5 * i:03}-100", 24 + 5 * i)
+        add_note(tmp_path, f"{family}_electronic_000-060-100")
+    notes = nsynth.load(tmp_path, 64, 16000)
+    report = nsynth.describe(*nsynth.split(notes))
+    assert "kept 11 of 22 notes" in report
+    assert "dropped 11 because the source is not acoustic" in report
+    words = [line.split() for line in report.splitlines()]
+    assert ["all", "9", "2"] in words and ["source", "acoustic", "9", "2"] in words
+    families = [row for row in words if row[0] == "family"]
+    assert len(families) == 11 and all(int(row[-1]) + int(row[-2]) == 1 for row in families)
+    table = words[[row[0] for row in words].index("pitch") + 1:]
+    assert sum(int(n) for row in table for n in row[2:]) == 11
+    assert max(map(len, report.splitlines())) <= 100
+
+
+def test_each_epoch_is_a_fresh_permutation():
+    epochs = [nsynth.epoch_order(100 * e, 100, 100, seed=0) for e in range(3)]
+    assert all(np.array_equal(np.sort(epoch), np.arange(100)) for epoch in epochs)
+    assert not np.array_equal(epochs[0], epochs[1]) and not np.array_equal(epochs[1], epochs[2])
+    assert not np.array_equal(epochs[0], nsynth.epoch_order(0, 100, 100, seed=1))
+    assert epochs[0].dtype == np.int64
+
+
+def test_order_continues_from_any_position():
+    stream = nsynth.epoch_order(0, 60, 7, seed=5)  # eight epochs and a half
+    for position in range(40):
+        for n in (0, 1, 7, 20):
+            assert np.array_equal(nsynth.epoch_order(position, n, 7, 5),
+                                  stream[position:position + n])
+    first = nsynth.epoch_order(0, 7, 7, 5)
+    first[:] = 0  # the caller's copy: it must not change the stream
+    assert np.array_equal(nsynth.epoch_order(0, 7, 7, 5), stream[:7])
+
+
+@pytest.mark.parametrize("position, count, seed", [(-1, 5, 0), (0, 0, 0), (0, 5, -1)])
+def test_order_refuses(position, count, seed):
+    with pytest.raises(NoteError, match="expected"):
+        nsynth.epoch_order(position, 3, count, seed)
+
+
+def test_pitches_are_drawn_as_often_as_counted():
+    counts = torch.tensor([5, 0, 10, 40, 45])
+    draw = nsynth.draw_pitches(counts, 20000, torch.Generator().manual_seed(0))
+    assert draw.dtype == torch.int64 and draw.shape == (20000,)
+    seen = torch.bincount(draw, minlength=5).numpy()
+    assert seen[1] == 0
+    expected = counts.numpy()[[0, 2, 3, 4]] * 200
+    assert scipy.stats.chisquare(seen[[0, 2, 3, 4]], expected).pvalue > 0.01
+    again = nsynth.draw_pitches(counts, 20000, torch.Generator().manual_seed(0))
+    assert torch.equal(draw, again)
+    with pytest.raises(NoteError, match="no notes"):
+        nsynth.draw_pitches(torch.zeros(3, dtype=torch.int64), 4)
+
+
+def spectral_peak(x, rate, near):
+    """The strongest peak within a semitone of `near`, in Hz, by a parabola through its top."""
+    size = 2 ** 18
+    power = np.log(np.abs(np.fft.rfft(x * np.blackman(len(x)), size)) + 1e-12)
+    low, high = (int(near * ratio * size / rate) for ratio in (2 ** (-1 / 12), 2 ** (1 / 12)))
+    i = low + power[low:high].argmax()
+    assert low < i < high - 1, "no peak, only a slope"
+    a, b, c = power[i - 1:i + 2]
+    return (i + 0.5 * (a - c) / (a - 2 * b + c)) * rate / size
+
+
+def period_pitch(x, rate, fine=8):
+    """Pitch in Hz from the normalised autocorrelation: the first peak near as high as the highest.
+
+    With `fine` lags a sample, or a bright sound's peak falls between lags and two periods win.
+    """
+    n = len(x)
+    r = np.fft.irfft(np.abs(np.fft.rfft(x, 2 * n)) ** 2, 2 * n * fine)[:n * fine // 2] * fine
+    energy = np.concatenate([[0], np.cumsum(x ** 2)])
+    lags = np.arange(len(r)) // fine
+    r = 2 * r / (energy[n - lags] + energy[-1] - energy[lags])
+    peaks = 1 + np.flatnonzero((r[1:-1] > r[:-2]) & (r[1:-1] >= r[2:]))
+    peaks = peaks[peaks > np.argmax(r < 0)]
+    return rate * fine / peaks[np.argmax(r[peaks] > 0.9 * r[peaks].max())]
+
+
+def cents(f, pitch):
+    return 1200 * np.log2(f / hertz(pitch))
+
+
+@pytest.fixture(scope="module")
+def octave():
+    return nsynth.orchestra(4000, 8000, (60, 71))
+
+
+@pytest.fixture(scope="module")
+def long_notes():
+    """Full notes at pitches spread over the range."""
+    parts = [nsynth.orchestra(64000, 16000, (pitch, pitch)) for pitch in (24, 37, 50, 63, 76, 84)]
+    return nsynth.Notes(*(np.concatenate([getattr(part, key) for part in parts])
+                          for key in ("audio", "pitch", "family", "source", "name")), 16000)
+
+
+def test_orchestra_is_the_same_every_time(octave):
+    np.random.seed(1)
+    torch.manual_seed(1)
+    again = nsynth.load("orchestra", 4000, 8000, (60, 71))
+    assert np.array_equal(octave.audio, again.audio) and np.array_equal(octave.name, again.name)
+    some = nsynth.load("orchestra", 4000, 8000, (64, 64), families=("reed",))
+    for i, name in enumerate(some.name):  # a note does not depend on what it is made with
+        assert np.array_equal(some.audio[i], octave.audio[octave.name == name][0])
+
+
+def test_orchestra_has_many_instruments(octave):
+    assert len(set(octave.family)) >= 5 and set(octave.family) <= set(nsynth.FAMILIES)
+    assert len({name.rsplit("-", 2)[0] for name in octave.name}) >= 16
+    assert len(set(octave.name)) == len(octave) == 20 * 12 * 2
+    assert set(octave.source) == {"acoustic"}
+    assert nsynth.pitch_counts(octave, (60, 71)).tolist() == [40] * 12
+    for name, pitch, family in zip(octave.name, octave.pitch, octave.family):
+        assert name.startswith(family) and name.split("-")[1] == f"{pitch:03}"
+
+
+def test_short_notes_are_in_tune(octave):
+    waves = octave.waves(range(len(octave))).double().numpy()
+    for name, pitch, x in zip(octave.name, octave.pitch, waves):
+        assert abs(cents(spectral_peak(x[:3000], 8000, hertz(pitch)), pitch)) < 5, name
+        # The period says which octave, no more: a bar's high partials pull it by tens of cents.
+        assert abs(cents(period_pitch(x[400:2400], 8000), pitch)) < 90, name
+
+
+def test_long_notes_are_in_tune(long_notes):
+    waves = long_notes.waves(range(len(long_notes))).double().numpy()
+    for name, pitch, x in zip(long_notes.name, long_notes.pitch, waves):
+        assert abs(cents(spectral_peak(x[:48000], 16000, hertz(pitch)), pitch)) < 5, name
+        assert abs(cents(period_pitch(x[2000:8000], 16000), pitch)) < 90, name
+
+
+@pytest.mark.parametrize("which", ["octave", "long_notes"])
+def test_orchestra_levels_and_edges(which, request):
+    notes = request.getfixturevalue(which)
+    x = notes.audio / 32768
+    peak = np.abs(x).max(1)
+    assert 0.3 < peak.min() and peak.max() < 0.85 and peak.std() > 0.05
+    soft = np.array([name.endswith("050") for name in notes.name])
+    assert peak[soft].max() < peak[~soft].min()
+    assert np.abs(x.mean(1)).max() < 2e-3                       # no DC
+    assert not x[:, 0].any() and np.abs(x[:, -4:]).max() < 1e-3  # no click at either end
+    tail = notes.sample_rate // 50
+    assert (np.abs(x[:, -tail:]).max(1) < 0.6 * peak).all()
+    assert (x[:, :tail * 10].std(1) > 0.02).all()               # sounding at once
+
+
+def test_held_notes_last_and_struck_ones_fade(long_notes):
+    x = long_notes.audio.astype(float)
+    early, late = x[:, 8000:16000].std(1), x[:, 36000:44000].std(1)
+    after = x[:, -2000:].std(1)
+    for name, change, end in zip(long_notes.name, late / early, after / early):
+        ringing = name.split("-")[0] in {timbre.name for timbre in nsynth.RINGING}
+        assert change < 0.7 if ringing else 0.8 < change < 1.25, name
+        assert end < 0.05, name                                 # released at 3 s
+
+
+def test_timbres_differ_and_soft_is_duller(long_notes):
+    middle = long_notes.subset(np.flatnonzero(long_notes.pitch == 63))
+    spectra = {}
+    for name, x in zip(middle.name, middle.waves(range(len(middle))).numpy()):
+        power = np.abs(np.fft.rfft(x[:48000])) ** 2
+        near = np.rint(hertz(63) * np.arange(1, 25) * 3).astype(int)   # harmonics, 1/3 Hz bins
+        spectra[name] = np.array([power[i - 30:i + 31].sum() for i in near])
+    loud = {name[:-4]: 10 * np.log10(s / s.sum() + 1e-7) for name, s in spectra.items()
+            if name.endswith("100")}
+    names = list(loud)
+    distance = [np.sqrt(np.mean((loud[a] - loud[b]) ** 2)) for i, a in enumerate(names)
+                for b in names[:i]]
+    assert min(distance) > 2 and np.mean(distance) > 10
+    k = np.arange(1, 25)
+    for name in names:
+        soft, hard = ((spectra[f"{name}-{v}"] * k).sum() / spectra[f"{name}-{v}"].sum()
+                      for v in ("050", "100"))
+        assert soft < hard + 0.05, name
+
+
+def test_save_and_load_give_the_same_notes(tmp_path, octave):
+    some = octave.subset(range(0, len(octave), 9))
+    nsynth.save(some, tmp_path / "new" / "notes")
+    back = nsynth.load(tmp_path / "new", 4000, 8000)
+    assert np.array_equal(back.audio, some.audio) and back.sample_rate == 8000
+    for key in ("pitch", "family", "source", "name"):
+        assert np.array_equal(getattr(back, key), getattr(some, key)), key
+    with pytest.raises(NoteError, match="not empty"):
+        nsynth.save(some, tmp_path / "new")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NoteError, match="cannot write"):
+        nsynth.save(some, tmp_path / "file" / "notes")
+
+
+def test_nsynth_command(tmp_path, capsys):
+    flags = ["--length", "0.1", "--rate", "8000", "--pitches", "60-61"]
+    assert nsynth.main([*flags, "--families", "reed,organ", "--out", str(tmp_path / "o")]) == 0
+    assert "kept 16 of 80 notes, 0.1 s at 8,000 Hz" in capsys.readouterr().out
+    assert nsynth.main([str(tmp_path / "o"), *flags, "--sources", "all"]) == 0
+    assert "kept 16 of 16 notes" in capsys.readouterr().out
+    assert nsynth.main([*flags, "--out", str(tmp_path)]) == 1
+    assert "not empty" in capsys.readouterr().err
+    for bad in (["--length", "nan"], ["--pitches", "high"], ["--rate", "fast"]):
+        with pytest.raises(SystemExit, match="2"):
+            nsynth.main(bad)
+
+
+def test_nsynth_script_fails_in_one_sentence(tmp_path):
+    done = subprocess.run([sys.executable, Path(nsynth.__file__), tmp_path / "none"],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stdout == "" and len(done.stderr.splitlines()) == 1
+
+
+# ---------------------------------------------------------------------------------------------
+# train.py
+
+
+def tiny_settings(out, **more):
+    """A whole run in a second: notes of 256 samples at 2 kHz, three pitches, pictures of 8 x 64.
+
+    Stages change at 16, 32, 48 and 64 examples."""
+    return {"rep": "if", "hires": False, "length": 256, "sample_rate": 2000, "pitch_low": 60,
+            "pitch_high": 62, "resolutions": 3, "latent": 4, "channel_base": 16, "channel_max": 8,
+            "images": 72, "stable_images": 16, "fade_images": 16, "batch": 4, "tick_images": 16,
+            "snapshot_images": 32, "checkpoint_images": 8, "device": "cpu", "out": str(out), **more}
+
+
+def tiny_run(out, **more):
+    return train.train(train.Config(**tiny_settings(out, **more)))
+
+
+def flags(settings):
+    """Settings as the command line has them."""
+    return [f"--{'no-' * (value is False)}{name.replace('_', '-')}" + (
+        "" if isinstance(value, bool) else f"={value}") for name, value in settings.items()]
+
+
+def stop_after(monkeypatch, images, how):
+    """Let `how(state)` happen within the training step that comes to so many examples."""
+    step = train.train_step
+
+    def wrapped(state, *batch):
+        terms = step(state, *batch)
+        if state.images == images:
+            how(state)
+        return terms
+
+    monkeypatch.setattr(train, "train_step", wrapped)
+
+
+def same(a, b):
+    """Whether two checkpoints' contents are equal to the last bit."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def last_checkpoint(run):
+    contents = gansynth.load_checkpoint(gansynth.find_checkpoint(run))
+    return {key: value for key, value in contents.items() if key != "config"}
+
+
+def log_lines(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished tiny run."""
+    return tiny_run(tmp_path_factory.mktemp("runs") / "finished")
+
+
+def test_a_run_writes_log_checkpoints_pictures_and_sound(finished):
+    assert sorted(path.name for path in finished.iterdir()) == [
+        "checkpoint-00000056.pt", "checkpoint-00000064.pt", "checkpoint-00000072.pt",
+        "log.jsonl", "snapshots"]                                   # the last three are kept
+    assert sorted(path.name for path in (finished / "snapshots").iterdir()) == [
+        f"{images:08}.{kind}" for images in (32, 64, 72) for kind in ("png", "wav")]
+    sheet = read_png((finished / "snapshots" / "00000072.png").read_bytes())
+    assert sheet.shape[0] == 4 * 192 + 3 * 4 and sheet.max() > 100  # 4 x 4 notes
+    samples, rate = nsynth.read_wav(finished / "snapshots" / "00000072.wav")
+    assert len(samples) == 16 * 256 and rate == 2000 and samples.any()
+
+    log = log_lines(finished)
+    assert [line["images"] for line in log] == [8, 16, 24, 32, 40, 48, 56, 64, 72]
+    for line in log:
+        expected = gansynth.progress_at(line["images"], 3, 16, 16)
+        assert (line["progress"], line["stage"]) == expected
+        assert {"G_score", "G_pitch", "D_real", "D_fake", "D_drift", "D_pitch", "D_penalty"} < {
+            *line} and all(math.isfinite(value) for value in line.values())
+
+
+def test_a_checkpoint_is_enough_to_sample(finished, tmp_path):
+    wavs, _, pitch, _ = run_sample(finished, tmp_path / "notes", "--count", 3)
+    assert len(wavs) == 3 and set(pitch) <= {60, 61, 62}
+    G, contents = gansynth.load_generator(finished / "checkpoint-00000072.pt")
+    assert contents["counts"].sum() == round(0.8 * 20 * 2 * 3)      # 20 instruments, 2 velocities
+    assert not any(p.requires_grad for p in G.parameters()) and contents["progress"] == 2
+
+
+@pytest.mark.parametrize("at", [24, 32, 36])                        # mid-fade, boundary, odd place
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_resumes_bit_for_bit(
+        finished, tmp_path, monkeypatch, capsys, at, number, status):
+    with monkeypatch.context() as patch:
+        stop_after(patch, at, lambda state: os.kill(os.getpid(), number))
+        with pytest.raises(SystemExit) as stopped:
+            tiny_run(tmp_path / "run")
+    assert stopped.value.code == status
+    assert (tmp_path / "run" / f"checkpoint-{at:08}.pt").exists()
+    assert f"python train.py --resume {tmp_path / 'run'}" in capsys.readouterr().out
+    train.main(["--resume", str(tmp_path / "run")])
+    assert same(last_checkpoint(tmp_path / "run"), last_checkpoint(finished))
+
+
+def test_a_finished_run_goes_on_with_more_images_bit_for_bit(finished, tmp_path):
+    tiny_run(tmp_path / "run", images=32)
+    train.main(["--resume", str(tmp_path / "run"), "--images", "72"])
+    assert same(last_checkpoint(tmp_path / "run"), last_checkpoint(finished))
+    assert [line["images"] for line in log_lines(tmp_path / "run")] == [
+        line["images"] for line in log_lines(finished)]
+
+
+def test_resuming_from_an_earlier_checkpoint_drops_the_log_behind_it(finished, tmp_path):
+    run = tmp_path / "run"
+    tiny_run(run, images=48)
+    whole = log_lines(run)
+    train.main(["--resume", str(run / "checkpoint-00000032.pt")])
+    again = log_lines(run)
+    for line in (*whole, *again):
+        del line["seconds"], line["examples_per_s"]
+    assert again == whole
+
+
+def test_looking_at_a_run_does_not_change_it(finished, tmp_path):
+    run = tiny_run(tmp_path / "run", snapshot_images=8, tick_images=4, checkpoint_images=64)
+    assert same(last_checkpoint(run), last_checkpoint(finished))
+    other = tiny_run(tmp_path / "other", seed=1)
+    assert not same(last_checkpoint(other)["G"], last_checkpoint(finished)["G"])
+
+
+def test_adam_starts_afresh_at_every_stage_and_ema_does_not(tmp_path):
+    run = tiny_run(tmp_path / "run", images=36, ema=0.5)
+    contents = last_checkpoint(run)
+    assert contents["stage"] == 2 and contents["stage_steps"] == 1
+    moments = contents["adam_G"]["state"]
+    assert {int(entry["step"]) for entry in moments.values()} == {1}
+    assert not same(contents["G_ema"], contents["G"])
+
+
+@pytest.mark.parametrize("images, progress, in_G, in_D", [
+    (0, 0, "dense conv1.0 to_picture.0", "from_picture.0 conv0.0"),
+    (24, 0.5, "dense conv0.0 conv1.0 conv1.1 to_picture.0 to_picture.1",
+     "from_picture.0 from_picture.1 conv0.0 conv0.1 conv1.0"),
+    (56, 1.5, "dense conv0.0 conv0.1 conv1.0 conv1.1 conv1.2 to_picture.1 to_picture.2",
+     "from_picture.1 from_picture.2 conv0.0 conv0.1 conv0.2 conv1.0 conv1.1")])
+def test_a_step_moves_every_parameter_that_takes_part_and_no_other(images, progress, in_G, in_D):
+    cfg = train.Config(**tiny_settings("", ema=0.9))
+    state = train.State(cfg, torch.ones(3), "cpu")
+    state.images = images
+    assert state.where()[0] == progress
+    expected = {"G": in_G, "G_ema": in_G, "D": in_D + " dense score pitch"}
+    before = {net: {name: p.clone() for name, p in getattr(state, net).named_parameters()}
+              for net in expected}
+    train.train_step(state, cfg.spectrum().encode(torch.randn(4, 256)), torch.tensor([0, 1, 2, 0]))
+    for net, parts in expected.items():
+        for name, p in getattr(state, net).named_parameters():
+            moved = not torch.equal(p, before[net][name])
+            assert moved == (name.rsplit(".", 1)[0] in parts.split()), (net, name)
+
+
+def test_pictures_are_the_same_with_and_without_a_cache():
+    notes = nsynth.orchestra(256, 2000, (60, 62))
+    spectrum = train.Config(**tiny_settings("")).spectrum()
+    cached = train.picture_source(notes, spectrum, "cpu")([5, 70, 5])
+    fresh = train.picture_source(notes, spectrum, "cpu", cache_bytes=0)([5, 70, 5])
+    torch.testing.assert_close(cached, fresh)
+    torch.testing.assert_close(cached[1], spectrum.encode(notes.waves([70]))[0])
+
+
+def test_a_loss_that_is_not_a_number_stops_and_names_the_last_good_checkpoint(
+        tmp_path, monkeypatch):
+    def poison(state):
+        with torch.no_grad():
+            state.G.dense.weight.fill_(torch.nan)
+
+    stop_after(monkeypatch, 20, poison)
+    with pytest.raises(SystemExit) as stopped:
+        train.main(flags(tiny_settings(tmp_path / "run")))
+    assert re.fullmatch(r"train.py: step 6: the loss term G_score is nan; the last good checkpoint "
+                        rf"is {re.escape(str(tmp_path))}/run/checkpoint-00000016.pt: resume.*",
+                        stopped.value.code)
+    assert len(list((tmp_path / "run").glob("checkpoint-*"))) == 2
+
+
+def test_settings_layer_defaults_preset_flags(monkeypatch):
+    paper = train.Config()
+    assert (paper.rep, paper.hires, paper.progressive) == ("if-mel", True, True)
+    assert (paper.lr, paper.batch, paper.latent, paper.ema) == (8e-4, 8, 256, 0.999)
+    assert (paper.penalty, paper.drift, paper.pitch_weight) == (10, 0.001, 10)
+    assert paper.images == 11_000_000 and paper.stable_images == paper.fade_images == 800_000
+    assert paper.architecture() == gansynth.Architecture()
+    assert (paper.pitch_low, paper.pitch_high) == (24, 84)
+
+    cfg, line = train.settings("workshop", {"batch": 3})
+    assert cfg == train.Config(**{**train.PRESETS["workshop"], "batch": 3})
+    assert cfg.length == 4096 and cfg.lr == 8e-4 and "workshop (as asked)" in line
+    assert train.settings("paper", {"progressive": False})[0].images == 5_000_000
+    for gpu, preset in ((True, "paper"), (False, "workshop")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        cfg, line = train.settings(None, {})
+        assert cfg == train.Config(**train.PRESETS[preset])
+        assert line.startswith(f"preset {preset} (") and "GPU was found" in line
+    every = train.parse_arguments(flags(tiny_settings("here")))[-1]
+    assert every == tiny_settings("here")
+
+
+@pytest.mark.parametrize("wrong, says", [
+    ({"batch": 0}, "batch is 0: expected a number of at least 1"), ({"seed": -1}, "seed is -1"),
+    ({"pitch_low": 70}, "from 70 to 62"), ({"resolutions": 9}, "nearest that can is 4 resolutions"),
+    ({"sources": "banana"}, "banana"), ({"data": "nowhere"}, "nowhere is not a folder"),
+    ({"pitch_high": 127}, "too high for the orchestra"), ({"device": "abacus"}, "abacus")])
+def test_settings_that_cannot_work_are_one_sentence(tmp_path, capsys, wrong, says):
+    with pytest.raises(SystemExit) as stopped:
+        train.main(flags({**tiny_settings(tmp_path / "run"), **wrong}))
+    assert stopped.value.code.startswith("train.py: ") and says in stopped.value.code
+    assert not (tmp_path / "run").exists()
+
+
+def test_flags_that_cannot_be_read_are_usage_errors():
+    for wrong in (["--rep", "mfcc"], ["--batch", "many"], ["--images", "1.5"], ["--preset", "best"],
+                  ["--penalty-units", "metres"], ["--hires", "maybe"], ["--colour", "red"]):
+        with pytest.raises(SystemExit, match="2"):
+            train.main(wrong)
+    with pytest.raises(train.ConfigError, match="mfcc.*choose one of phase, if, if-mel"):
+        train.Config(rep="mfcc")
+
+
+def test_resume_refuses_what_contradicts_the_checkpoint(finished, tmp_path, capsys):
+    for wrong in (["--batch", "8"], ["--rep", "phase"], ["--images", "40"], ["--lr", "1e-3"],
+                  ["--preset", "workshop"], ["--out", str(tmp_path / "elsewhere")]):
+        with pytest.raises(SystemExit, match="2"):
+            train.main(["--resume", str(finished), *wrong])
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert "contradicts" in error
+    (tmp_path / "bad.pt").write_bytes(b"no")
+    for path, says in ((tmp_path / "none", "no checkpoint there"), (tmp_path, "no checkpoint"),
+                       (tmp_path / "bad.pt", "not a readable checkpoint")):
+        with pytest.raises(SystemExit, match=f"^train.py: .*{says}"):
+            train.main(["--resume", str(path)])
+
+
+def test_a_folder_that_holds_something_is_never_written_to(tmp_path):
+    (tmp_path / "mine.txt").write_text("keep")
+    for out in (tmp_path, tmp_path / "mine.txt"):
+        with pytest.raises(SystemExit, match="exists already and is not an empty folder"):
+            train.main(flags(tiny_settings(out)))
+    assert os.listdir(tmp_path) == ["mine.txt"]
+
+
+def test_runs_without_out_are_numbered_and_say_their_preset_first(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    settings = flags({key: value for key, value in tiny_settings("", images=4).items()
+                      if key != "out"})
+    train.main(["--preset", "workshop", *settings])
+    assert capsys.readouterr().out.startswith("preset workshop (as asked); for the other: --preset")
+    train.main(settings)
+    assert capsys.readouterr().out.startswith("preset ")
+    assert sorted(os.listdir("runs")) == ["0001-if", "0002-if"]
+
+
+def test_a_full_disk_stops_the_run_in_one_sentence(tmp_path, monkeypatch):
+    save = torch.save
+
+    def full(contents, file):
+        if contents["images"] == 24:
+            raise OSError(28, "No space left on device")
+        save(contents, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(SystemExit, match="train.py: .*could not be saved.*No space left"):
+        train.main(flags(tiny_settings(tmp_path / "run")))
+    assert sorted(path.name for path in (tmp_path / "run").glob("checkpoint*")) == [
+        "checkpoint-00000008.pt", "checkpoint-00000016.pt"]
+
+
+def test_bench_prints_a_row_per_block(monkeypatch, capsys):
+    monkeypatch.setattr(train, "product_rate", lambda device: 1e11)
+    monkeypatch.setattr(train, "bench", lambda cfg, bench=train.bench: bench(cfg, budget=0))
+    train.main(["--bench", *flags(tiny_settings(""))])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = [row for row in rows if row[0].isdigit()]
+    assert [int(row[0]) for row in rows] == [1, 2, 3]
+    for _, seconds, rate, *parts in rows:
+        assert float(seconds) * float(rate) == pytest.approx(4, rel=0.5)
+        assert 90 <= sum(int(part.strip("%")) for part in parts[:4]) <= 102
+
+
+def test_clock_reads_as_people_say_it():
+    assert [train.clock(seconds) for seconds in (9.9, 184, 3720)] == ["0m09s", "3m04s", "1h02m"]
+
+
+def test_work_left_is_the_sum_over_stages():
+    state = train.State(train.Config(**tiny_settings("")), torch.ones(3), "cpu")
+    blocks = [1] * 4 + [2] * 8 + [3] * 6                            # of eighteen steps of four
+    expected = sum(4 * (state.G.arch.multiply_adds(b) + 3e6) for b in blocks)
+    assert train.work_left(state) == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_command_lines_from_notes_to_sound(tmp_path):
+    def python(script, *args):
+        done = subprocess.run([sys.executable, HERE / script, *map(str, args)], cwd=tmp_path,
+                              capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()
+
+    lines = python("train.py", "--preset", "workshop", "--images", 2000, "--out", "run",
+                   "--device", "cpu")
+    assert lines[0].startswith("preset workshop")
+    python("sample.py", "run", "--count", 4, "--out", "notes", "--device", "cpu")
+    wavs = sorted((tmp_path / "notes").glob("*.wav"))
+    assert len(wavs) == 4
+    for path in wavs:
+        rate, samples = scipy.io.wavfile.read(path)
+        assert rate == 8000 and samples.shape == (4096,) and samples.std() > 0
+        assert read_png(path.with_suffix(".png").read_bytes()).shape[::2] == (192, 3)
+    assert (tmp_path / "notes" / "index.html").read_text(encoding="utf-8").count("audio/wav") == 4
+
+
+# ---------------------------------------------------------------------------------------------
+# sample.py
+
+
+def tiny_checkpoint(path, images=8, progress=1.0, latent=4, counts=(1, 2, 3, 2, 1)):
+    """A checkpoint of random weights: MIDI 60..64, notes of 200 samples at 8 kHz."""
+    torch.manual_seed(0)
+    spectrum = spectral.Spectrum("if-mel", frames=8, bins=64, length=200, sample_rate=8000)
+    arch = gansynth.Architecture(frames=8, bins=64, resolutions=2, latent=latent, pitches=5,
+                                 channel_base=16, channel_max=8)
+    G = gansynth.Generator(arch)
+    gansynth.save_checkpoint(path, {
+        "architecture": asdict(arch), "spectrum": asdict(spectrum), "pitch_low": 60,
+        "progress": progress, "counts": torch.tensor(counts), "images": images,
+        "G": G.state_dict(), "G_ema": G.state_dict()})
+    return path
+
+
+def run_sample(checkpoint, out, *flags):
+    """Run the command line, and read the folder it wrote: WAV names, z, MIDI pitches, page."""
+    sample.main([str(checkpoint), "--device", "cpu", "--out", str(out), *map(str, flags)])
+    with np.load(out / "latents.npz") as file:
+        z, pitch = file["z"], file["pitch"].tolist()
+    wavs = sorted(file.name for file in out.glob("*.wav"))
+    return wavs, z, pitch, (out / "index.html").read_text(encoding="utf-8")
+
+
+def refusal(*argv):
+    """What a refused command line leaves with: a sentence (status 1) or 2 (usage)."""
+    with pytest.raises(SystemExit) as caught:
+        sample.main([str(a) for a in argv])
+    return caught.value.code
+
+
+def test_pitches_have_names_and_numbers():
+    assert [sample.note_name(p) for p in (0, 60, 61, 127)] == ["C-1", "C4", "C#4", "G9"]
+    assert sample.parse_pitches("60, C4,f#3,Bb4,C-1,Cb4") == [60, 60, 54, 70, 0, 59]
+    assert all(sample.parse_pitches(sample.note_name(p)) == [p] for p in range(128))
+
+
+def test_slerp_keeps_the_length_and_both_ends():
+    z0, z1 = torch.tensor([3.0, 0, 0]), torch.tensor([0, 3.0, 0])
+    arc = sample.slerp(z0, z1, 5)
+    torch.testing.assert_close(arc.norm(dim=1), torch.full((5,), 3.0))
+    assert torch.equal(arc[0], z0)
+    torch.testing.assert_close(arc[-1], z1)
+    torch.testing.assert_close(arc[2], (z0 + z1) / 2 ** 0.5)
+    assert torch.equal(sample.slerp(z0, 2 * z0, 3), z0 * torch.tensor([[1], [1.5], [2]]))
+
+
+def test_synthesise_does_not_depend_on_the_batch_and_enlarges_young_pictures(tmp_path):
+    G, contents = gansynth.load_generator(tiny_checkpoint(tmp_path / "c.pt"))
+    spectrum = spectral.Spectrum(**contents["spectrum"])
+    z, pitch = torch.randn(7, 4), torch.arange(7) % 5
+    for progress in (0.0, 0.5, 1.0):
+        waves = gansynth.synthesise(G, spectrum, z, pitch, progress)
+        assert waves.shape == (7, 200) and waves.dtype == torch.float32
+        threes = gansynth.synthesise(G, spectrum, z, pitch, progress, batch=3)
+        assert spectral.snr(waves, threes).min() > 40       # float rounding, at a tiny size
+    torch.testing.assert_close(waves, spectrum.decode(G(z, pitch, 1.0)))
+
+
+def test_random_notes_with_table_page_and_pictures(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path / "c.pt")
+    wavs, z, pitch, page = run_sample(checkpoint, tmp_path / "out")
+    assert len(wavs) == 16 and z.shape == (16, 4) and set(pitch) <= set(range(60, 65))
+    assert wavs[3] == f"003-{sample.note_name(pitch[3]).replace('#', 's')}-{pitch[3]:03}.wav"
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {
+        "index.html", "latents.npz", "notes.csv", *wavs, *(w[:-3] + "png" for w in wavs)}
+
+    with open(tmp_path / "out" / "notes.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == wavs
+    assert [int(row["pitch"]) for row in rows] == pitch
+    assert [row["note"] for row in rows] == [sample.note_name(p) for p in pitch]
+    table = [[np.float32(row[f"z{i}"]) for i in range(4)] for row in rows]
+    assert np.array_equal(table, z)
+
+    sounds = re.findall(r'data-wav="data:audio/wav;base64,([^"]+)"', page)
+    assert [base64.b64decode(sound) for sound in sounds] == [
+        (tmp_path / "out" / wav).read_bytes() for wav in wavs]
+    assert all(wav[:-4] in page for wav in wavs)
+    assert page.count("data:image/png;base64,") == 16
+    assert "http:" not in page and "https:" not in page and "src=\"//" not in page
+    samples, rate = nsynth.read_wav(tmp_path / "out" / wavs[0])
+    assert len(samples) == 200 and rate == 8000
+
+
+def test_a_seed_is_the_same_notes_and_more_begin_with_the_same(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path / "c.pt")
+    few, z_few, pitch_few, _ = run_sample(checkpoint, tmp_path / "few", "--count", 5)
+    _, z_many, pitch_many, _ = run_sample(checkpoint, tmp_path / "many", "--count", 9)
+    assert np.array_equal(z_few, z_many[:5]) and pitch_few == pitch_many[:5]
+    run_sample(checkpoint, tmp_path / "again", "--count", 5)
+    _, z_other, *_ = run_sample(checkpoint, tmp_path / "other", "--count", 5, "--seed", 1)
+    for name in few:
+        assert (tmp_path / "few" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    assert not np.array_equal(z_few, z_other)
+    _, z_pitched, pitch, _ = run_sample(checkpoint, tmp_path / "pitched", "--count", 5,
+                                        "--pitch", "C4,62")
+    assert np.array_equal(z_pitched, z_few) and pitch == [60, 62, 60, 62, 60]
+
+
+def test_notes_are_drawn_at_pitches_as_often_as_trained():
+    _, pitch = sample.draw(400, 4, torch.tensor([0, 3, 1]), 60, seed=0)
+    assert pitch.count(60) == 0 and 0.65 < pitch.count(61) / 400 < 0.85
+
+
+def test_scale_is_the_first_timbre_over_all_pitches(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path / "c.pt")
+    _, first, *_ = run_sample(checkpoint, tmp_path / "one", "--count", 1)
+    wavs, z, pitch, page = run_sample(checkpoint, tmp_path / "scale", "--scale")
+    assert pitch == [60, 61, 62, 63, 64] and (z == first).all() and "One timbre" in page
+    assert wavs[1] == "001-Cs4-061.wav" and '<p class="soft" id="piano" >' in page
+    _, z, pitch, page = run_sample(checkpoint, tmp_path / "three", "--scale", "--pitch", "64,C4")
+    assert pitch == [64, 60] and (z == first).all()
+
+
+def test_interpolation_runs_between_the_first_two_timbres(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path / "c.pt")
+    _, ends, *_ = run_sample(checkpoint, tmp_path / "two", "--count", 2)
+    _, z, pitch, page = run_sample(checkpoint, tmp_path / "inter", "--interpolate")
+    assert pitch == [62] * 9 and "Interpolation" in page
+    np.testing.assert_allclose(z[[0, -1]], ends, rtol=1e-6)
+    _, z, pitch, _ = run_sample(checkpoint, tmp_path / "more", "--interpolate", "--count", 3,
+                                "--pitch", "Eb4", "--seed", 5)
+    assert pitch == [63] * 3 and z.shape == (3, 4)
+
+
+def test_latents_of_an_earlier_run_play_again(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path / "c.pt")
+    wavs, z, pitch, _ = run_sample(checkpoint, tmp_path / "a", "--count", 6, "--seed", 3)
+    latents = tmp_path / "a" / "latents.npz"
+    again, z_again, pitch_again, _ = run_sample(checkpoint, tmp_path / "b", "--latents", latents)
+    assert again == wavs and np.array_equal(z, z_again) and pitch == pitch_again
+    for name in wavs:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+    flags = ("--latents", latents)
+    _, z_scale, *_ = run_sample(checkpoint, tmp_path / "c", *flags, "--scale")
+    assert (z_scale == z[0]).all() and len(z_scale) == 5
+    _, z_inter, *_ = run_sample(checkpoint, tmp_path / "d", *flags, "--interpolate")
+    np.testing.assert_allclose(z_inter[[0, -1]], z[:2], rtol=1e-6)
+    _, z_some, pitch, _ = run_sample(checkpoint, tmp_path / "e", *flags, "--pitch", 61,
+                                     "--count", 2)
+    assert np.array_equal(z_some, z[:2]) and pitch == [61, 61]
+    np.savez(tmp_path / "bare.npz", z=z)                            # without pitches: drawn ones
+    _, z_bare, *_ = run_sample(checkpoint, tmp_path / "f", "--latents", tmp_path / "bare.npz")
+    assert np.array_equal(z_bare, z)
+
+
+def test_a_run_folder_means_its_newest_checkpoint_and_numbered_samples(tmp_path, capsys):
+    run = tmp_path / "<b> & run"                                    # a name to escape
+    run.mkdir()
+    tiny_checkpoint(run / "checkpoint-9.pt", images=9)
+    tiny_checkpoint(run / "checkpoint-10.pt", images=1234)
+    (run / "samples-0007").mkdir()
+    sample.main([str(run), "--count", "1", "--device", "cpu"])
+    sample.main([str(run), "--count", "1", "--device", "cpu"])
+    assert {f.name for f in run.iterdir() if f.is_dir()} == {
+        "samples-0007", "samples-0008", "samples-0009"}
+    page = (run / "samples-0008" / "index.html").read_text(encoding="utf-8")
+    assert "&lt;b&gt; &amp; run/checkpoint-10.pt" in page and "<b>" not in page
+    assert "1,234" in page
+    assert str(run / "samples-0009" / "index.html") in capsys.readouterr().out
+
+
+def test_a_hundred_notes_are_files_and_sixty_four_on_the_page(tmp_path):
+    wavs, z, _, page = run_sample(tiny_checkpoint(tmp_path / "c.pt"), tmp_path / "out",
+                                  "--count", 100)
+    assert len(wavs) == len(z) == 100 and page.count('class="card"') == sample.PAGE_NOTES
+    assert "first 64 of 100" in page
+
+
+def test_loud_notes_are_all_softened_by_one_factor(tmp_path, monkeypatch, capsys):
+    checkpoint = tiny_checkpoint(tmp_path / "c.pt")
+
+    def loud(G, spectrum, z, *rest, **more):
+        return torch.tensor([4.0, 1.0])[:, None] * torch.ones(2, spectrum.length)
+
+    monkeypatch.setattr(gansynth, "synthesise", loud)
+    wavs, *_ = run_sample(checkpoint, tmp_path / "out", "--count", 2)
+    peaks = [nsynth.read_wav(tmp_path / "out" / wav)[0].max() for wav in wavs]
+    assert peaks == [32767, 8192] and "divided" in capsys.readouterr().out
+    monkeypatch.setattr(gansynth, "synthesise", lambda *a, **b: torch.full((2, 200), torch.nan))
+    assert "NaN" in refusal(checkpoint, "--count", 2, "--out", tmp_path / "nan")
+    assert not (tmp_path / "nan").exists()
+
+
+def test_mel_inverse_is_heard(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path / "c.pt")
+    wavs, *_ = run_sample(checkpoint, tmp_path / "a", "--count", 1)
+    run_sample(checkpoint, tmp_path / "b", "--count", 1, "--mel-inverse", "transpose")
+    assert (tmp_path / "a" / wavs[0]).read_bytes() != (tmp_path / "b" / wavs[0]).read_bytes()
+
+
+def test_what_cannot_be_played_is_one_sentence_and_leaves_nothing(tmp_path):
+    checkpoint = tiny_checkpoint(tmp_path / "c.pt")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    (tmp_path / "bad.npz").write_bytes(b"not a zip")
+    np.save(tmp_path / "array.npy", np.zeros((3, 4)))
+    for name, arrays in {
+            "wide": {"z": np.zeros((3, 5))}, "flat": {"z": np.zeros(4)},
+            "nan": {"z": np.full((3, 4), np.nan)}, "noz": {"x": np.zeros((3, 4))},
+            "scalar": {"z": np.array(1.0)}, "words": {"z": np.array(["a"])},
+            "short": {"z": np.ones((3, 4)), "pitch": np.array([60])},
+            "half": {"z": np.ones((1, 4)), "pitch": np.array([60.5])},
+            "high": {"z": np.ones((1, 4)), "pitch": np.array([90])},
+            "one": {"z": np.ones((1, 4))}}.items():
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    before = sorted(tmp_path.rglob("*"))
+    cases = [
+        ([tmp_path / "none.pt"], "no checkpoint there"),
+        ([tmp_path / "full"], "no checkpoint there"),
+        ([tmp_path / "bad.npz"], "not a readable checkpoint"),
+        ([checkpoint, "--pitch", "C5"], "60 to 64 (C4 to E4)"),
+        ([checkpoint, "--pitch", "60,999"], "60 to 64"),
+        ([checkpoint, "--out", tmp_path / "full"], "not an empty folder"),
+        ([checkpoint, "--out", checkpoint], "not an empty folder"),
+        ([checkpoint, "--out", checkpoint / "below"], "c.pt"),
+        ([checkpoint, "--latents", tmp_path / "nothing.npz"], "nothing.npz"),
+        ([checkpoint, "--latents", tmp_path / "array.npy"], "not an .npz"),
+        ([checkpoint, "--latents", tmp_path / "one.npz", "--interpolate"], "needs 2"),
+        ([checkpoint, "--latents", tmp_path / "one.npz", "--count", 2], "needs 2"),
+        ([checkpoint, "--latents", tmp_path / "high.npz"], "pitch 90"),
+    ] + [([checkpoint, "--latents", tmp_path / f"{name}.npz"], name)
+         for name in ("bad", "wide", "flat", "nan", "noz", "scalar", "words", "short", "half")]
+    for argv, words in cases:
+        sentence = refusal(*argv)
+        assert isinstance(sentence, str) and sentence.startswith("sample.py: "), argv
+        assert words in sentence and "\n" not in sentence, (argv, sentence)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_contradictions_are_usage_errors(tmp_path, capsys):
+    checkpoint = tiny_checkpoint(tmp_path / "c.pt")
+    for flags in (["--scale", "--interpolate"], ["--scale", "--count", "3"], ["--count", "0"],
+                  ["--interpolate", "--count", "1"], ["--interpolate", "--pitch", "60,61"],
+                  ["--pitch", "H4"], ["--pitch", ""], ["--pitch", "60,"], ["--seed", "-1"],
+                  ["--seed", str(2 ** 64)], ["--mel-inverse", "other"], ["--device", "abacus"],
+                  ["--device", "meta"], []):
+        assert refusal(*([checkpoint, *flags] if flags else [])) == 2, flags
+        assert "error:" in capsys.readouterr().err.splitlines()[-1]
+    assert os.listdir(tmp_path) == ["c.pt"]
+
+
+def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
+    checkpoint = tiny_checkpoint(tmp_path / "c.pt")
+
+    def full(path, rgb):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(spectral, "write_png", full)
+    assert "No space left" in refusal(checkpoint, "--out", tmp_path / "out")
+    assert os.listdir(tmp_path) == ["c.pt"]
