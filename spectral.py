@@ -367,12 +367,13 @@ def rainbowgram(wave, sample_rate=16000, height=192, low=30.0):
     """
     wave = torch.as_tensor(wave, dtype=torch.float32).reshape(1, -1)
     window = 2 ** round(math.log2(sample_rate * WINDOW_SECONDS[True]))
-    hop = max(1, window // 16)            # finer than the networks' own, for the eye
+    hop = max(1, min(window // 16, wave.shape[-1] // 160))          # fine enough for the eye
     padded = torch.nn.functional.pad(wave, (window // 2, window // 2))
     S = torch.fft.rfft(padded.unfold(-1, window, hop) * hann(window))[..., 1:]
     frequency = instantaneous_frequency(phase_angle(S))[0].numpy()              # (T, F)
     decibels = 20 * np.log10(S[0].abs().numpy() + EPS)
-    brightness = np.clip(1 + (decibels - decibels.max()) / 80, 0, 1)
+    loudest = max(decibels.max(), -20.0)                            # silence stays black
+    brightness = np.clip(1 + (decibels - loudest) / 80, 0, 1)
 
     rows = np.geomspace(sample_rate / 2, low, height) * window / sample_rate - 1    # bin of a row
     below = np.clip(rows.astype(int), 0, window // 2 - 2)
