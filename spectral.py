@@ -32,7 +32,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-EPS = 1e-6                                # floor inside the logarithms, as released
+EPS = 1e-6                                # floor in ln(|S| + 1e-6) and ln(power + 1e-6), as released
 OVERLAP = 4                               # windows over each sample: 75 % overlap
 WINDOW_SECONDS = {False: 0.064, True: 0.128}       # low and high ("+ H") frequency resolution
 HANN_SQUARED_SUM = 1.5                    # sum of squared periodic Hann windows at 75 % overlap
@@ -93,11 +93,6 @@ def istft(S, length):
 
 # ---------------------------------------------------------------------------------------------
 # Magnitude, phase, instantaneous frequency
-
-
-def log_magnitude(S):
-    """ln(|S| + 1e-6), the first channel of the linear representations."""
-    return torch.log(S.abs() + EPS)
 
 
 def phase_angle(S):
@@ -213,16 +208,18 @@ def _to_mel(x, sample_rate):
                       in _mel_blocks(x.shape[-1], sample_rate, x.device)], dim=-1)
 
 
-def linear_to_mel(magnitude, phase, sample_rate):
-    """Magnitude and unwrapped phase, (N, T, F) each -> log mel power and mel IF, (N, T, M) each.
+def linear_to_mel(magnitude, frequency, sample_rate):
+    """Magnitude and IF, (N, T, F) each -> log mel power and mel IF, (N, T, M) each.
 
-    The phase is projected *unwrapped*: projecting wrapped phase mixes angles that differ by whole
-    turns (two public ports do).  A weighted sum of phases moves by more than half a turn a frame
-    where a column's weights sum to more than one (they reach 2.76): it is unwrapped a second time
-    as it is differenced.
+    The release projects the *unwrapped* phase and then differences it along time.  Both steps are
+    linear, so the difference may be projected instead, to the same end; what must not be projected
+    is wrapped phase, which mixes angles that differ by whole turns (two public ports do).  Where a
+    column's weights sum to more than one (they reach 2.76), a step can exceed half a turn, so it
+    is wrapped again: the release unwraps a second time.
     """
     log_power = torch.log(_to_mel(magnitude.square(), sample_rate) + EPS)
-    return log_power, instantaneous_frequency(_to_mel(phase, sample_rate))
+    frequency = _to_mel(frequency, sample_rate)
+    return log_power, torch.cat([frequency[:, :1], wrap(frequency[:, 1:])], dim=1)
 
 
 def mel_to_linear(log_power, frequency, sample_rate, kind="pseudo"):
@@ -308,13 +305,14 @@ class Spectrum:
     def encode_stft(self, S):
         """Complex spectrum (N, T, F) -> picture (N, 2, T, F)."""
         kind = REPRESENTATIONS[self.rep]
-        phase = phase_angle(S)
+        magnitude, phase = S.abs() + EPS, phase_angle(S)
+        if kind["derivative"]:
+            phase = instantaneous_frequency(phase)
         if kind["mel"]:
-            magnitude, phase = linear_to_mel(S.abs() + EPS, unwrap(phase), self.sample_rate)
+            log_magnitude, phase = linear_to_mel(magnitude, phase, self.sample_rate)
         else:
-            magnitude = log_magnitude(S)
-            phase = instantaneous_frequency(phase) if kind["derivative"] else phase
-        return torch.stack([magnitude, phase], dim=1)
+            log_magnitude = torch.log(magnitude)
+        return torch.stack([log_magnitude, phase], dim=1)
 
     def decode(self, picture):
         """Picture (N, 2, T, F) -> wave (N, L)."""

@@ -122,10 +122,10 @@ class Config:
 PRESETS = {
     "paper": {},
     "workshop": dict(
-        length=4096, sample_rate=8000, pitch_low=60, pitch_high=71, resolutions=4, latent=32,
-        channel_base=256, channel_max=32, images=60_000, stable_images=2_000, fade_images=4_000,
-        ema=0.99, penalty_units="scaled", tick_images=1_000, snapshot_images=6_000,
-        checkpoint_images=6_000),
+        length=4096, sample_rate=8000, pitch_low=60, pitch_high=71, resolutions=3, latent=32,
+        channel_base=64, channel_max=32, images=40_000, stable_images=4_000, fade_images=8_000,
+        lr=3e-3, ema=0.998, penalty_units="scaled", tick_images=1_000, snapshot_images=4_000,
+        checkpoint_images=4_000),
 }
 
 
@@ -321,7 +321,7 @@ class Monitor:
 
 def work(state, blocks):
     """Relative cost of one example at so many blocks; the constant stands for fixed costs."""
-    return state.G.arch.multiply_adds(blocks) + 3e6
+    return state.G.arch.multiply_adds(blocks) + 4e6
 
 
 def work_left(state):
