@@ -1533,6 +1533,30 @@ def test_a_step_moves_every_parameter_that_takes_part_and_no_other(images, progr
             assert moved == (name.rsplit(".", 1)[0] in parts.split()), (net, name)
 
 
+def test_real_notes_fade_with_the_network(monkeypatch):
+    cfg = train.Config(**tiny_settings(""))
+    state, seen = train.State(cfg, torch.ones(3), "cpu"), []
+    state.images = 20                                               # progress 0.25, two blocks
+    losses = gansynth.discriminator_losses
+    monkeypatch.setattr(gansynth, "discriminator_losses",
+                        lambda D, x, *more: seen.append(x) or losses(D, x, *more))
+    real = cfg.spectrum().encode(torch.randn(4, 256))
+    train.train_step(state, real, torch.tensor([0, 1, 2, 0]))
+    coarse = real.numpy().reshape(4, 2, 2, 4, 16, 4).mean(axis=(3, 5))
+    fine = real.numpy().reshape(4, 2, 4, 2, 32, 2).mean(axis=(3, 5))
+    np.testing.assert_allclose(
+        seen[0], 0.75 * np.kron(coarse, np.ones((2, 2))) + 0.25 * fine, atol=1e-5)
+
+
+def test_a_second_interrupt_acts_at_once():
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), train.Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.signal == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == before
+
+
 def test_pictures_are_the_same_with_and_without_a_cache():
     notes = nsynth.orchestra(256, 2000, (60, 62))
     spectrum = train.Config(**tiny_settings("")).spectrum()
@@ -1568,7 +1592,7 @@ def test_settings_layer_defaults_preset_flags(monkeypatch):
 
     cfg, line = train.settings("workshop", {"batch": 3})
     assert cfg == train.Config(**{**train.PRESETS["workshop"], "batch": 3})
-    assert cfg.length == 4096 and cfg.lr == 8e-4 and "workshop (as asked)" in line
+    assert cfg.length == 4096 and cfg.drift == 0.001 and "workshop (as asked)" in line
     assert train.settings("paper", {"progressive": False})[0].images == 5_000_000
     for gpu, preset in ((True, "paper"), (False, "workshop")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
@@ -1667,7 +1691,7 @@ def test_clock_reads_as_people_say_it():
 def test_work_left_is_the_sum_over_stages():
     state = train.State(train.Config(**tiny_settings("")), torch.ones(3), "cpu")
     blocks = [1] * 4 + [2] * 8 + [3] * 6                            # of eighteen steps of four
-    expected = sum(4 * (state.G.arch.multiply_adds(b) + 3e6) for b in blocks)
+    expected = sum(4 * train.work(state, b) for b in blocks)
     assert train.work_left(state) == pytest.approx(expected)
 
 
