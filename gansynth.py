@@ -35,6 +35,10 @@ SHIFT = (0.113718730221, 0.0)
 # Shapes
 
 
+class ArchitectureError(ValueError):
+    """Networks that cannot be built; the message says which could."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Everything that determines the networks' shapes.  The defaults are the paper's (IF-Mel + H)."""
@@ -48,10 +52,18 @@ class Architecture:
     channel_max: int = 256
 
     def __post_init__(self):
+        for name, value in asdict(self).items():
+            if value < 1:
+                raise ArchitectureError(f"{name} is {value}: expected at least 1")
         unit = 2 ** (self.resolutions - 1)
         if self.frames % unit or self.bins % unit:
-            raise ValueError(f"a picture of {self.frames} x {self.bins} cannot be halved "
-                             f"{self.resolutions - 1} times: both must be multiples of {unit}")
+            raise ArchitectureError(
+                f"a picture of {self.frames} x {self.bins} cannot be halved "
+                f"{self.resolutions - 1} times: both must be multiples of {unit}")
+        if self.channels(self.resolutions) < 1:
+            raise ArchitectureError(
+                f"channel_base {self.channel_base} leaves no channel for block "
+                f"{self.resolutions}: the least that does is {2 ** self.resolutions}")
 
     def channels(self, b):
         return int(min(self.channel_base / 2 ** b, self.channel_max))
@@ -104,79 +116,6 @@ def progress_at(images, resolutions, stable_images, fade_images):
 
 # ---------------------------------------------------------------------------------------------
 # The tricks, one by one
-
-
-class _Conv(torch.autograd.Function):
-    """3x3 convolution, stride 1, zero-padded, whose second derivative is as fast as its first.
-
-    The gradient by the input is a convolution again, with the kernel turned round; so the gradient
-    penalty, which differentiates that once more, needs nothing new.  (torch's own double backward
-    computes the weights' part as a convolution with kernels as large as the picture, several
-    times slower.)  Where a graph of the gradient itself is asked for, the weights' part is left
-    out: the penalty differentiates by the picture first, and by the weights only then.
-    """
-
-    @staticmethod
-    def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight, bias, padding=1)
-
-    @staticmethod
-    def backward(ctx, g):
-        x, weight = ctx.saved_tensors
-        by_x = by_weight = by_bias = None
-        if ctx.needs_input_grad[0]:
-            by_x = _Conv.apply(g, weight.flip(2, 3).transpose(0, 1), None)
-        if ctx.needs_input_grad[1] and not torch.is_grad_enabled():
-            by_weight = _weight_gradient(x, g, weight)
-        if ctx.needs_input_grad[2]:
-            by_bias = g.sum(dim=(0, 2, 3))
-        return by_x, by_weight, by_bias
-
-
-class _UpConv(torch.autograd.Function):
-    """Transposed 4x4 convolution of stride 2, differentiable once: all that G needs."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(x, weight)
-        return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g):
-        x, weight = ctx.saved_tensors     # the gradient by x is a plain convolution of stride 2
-        return (F.conv2d(g, weight, stride=2, padding=1),
-                _weight_gradient(x, g, weight, up=True), g.sum(dim=(0, 2, 3)))
-
-
-def _weight_gradient(x, g, weight, up=False):
-    """Gradient of a convolution by its weights.  On a CPU this, unlike all else, is faster with the
-    channels first, so x and g are turned round: a few examples at a time, as copies of all would
-    be large."""
-    def gradient(x, g):
-        return torch.ops.aten.convolution_backward(
-            g, x, weight, None, (2, 2) if up else (1, 1), (1, 1), (1, 1), up, (0, 0), 1,
-            (False, True, False))[1]
-
-    if x.device.type != "cpu":
-        return gradient(x, g)
-    few = max(1, 2 ** 22 // x[0].numel())
-    return sum(gradient(channels_first(a), channels_first(b))
-               for a, b in zip(x.split(few), g.split(few)))
-
-
-def channels_first(x):
-    """(N, C, T, F) laid out with the channels last -> with the channels first.
-
-    torch's copy of a transposed matrix is three times as fast as `contiguous()` on large pictures.
-    """
-    if x[0].numel() < 2 ** 18:
-        return x.contiguous()
-    y = torch.empty(x.shape, dtype=x.dtype)
-    for i in range(len(x)):
-        y[i].flatten(1).copy_(x[i].permute(1, 2, 0).flatten(0, 1).t())
-    return y
 
 
 class Equalised(nn.Module):
@@ -233,36 +172,9 @@ class EqualLinear(Equalised):
         return F.linear(x * self.scale, self.weight, self.bias)
 
 
-class _Leaky(torch.autograd.Function):
-    """Leaky ReLU in place: no convolution needs its own output again, which saves its memory."""
-
-    @staticmethod
-    def forward(ctx, x):
-        y = F.leaky_relu_(x, LEAK)
-        ctx.mark_dirty(x)
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx, g):
-        return _Gate.apply(g, *ctx.saved_tensors)
-
-
-class _Gate(torch.autograd.Function):
-    """Gradient of leaky ReLU, linear in g; its derivative by y, zero, costs nothing here (torch's
-    own holds a tensor of zeros for every layer until the penalty is through)."""
-
-    @staticmethod
-    def forward(ctx, g, y):
-        ctx.save_for_backward(y)
-        return torch.ops.aten.leaky_relu_backward(g, y, LEAK, True)
-
-    @staticmethod
-    def backward(ctx, g):
-        return _Gate.apply(g, *ctx.saved_tensors), None
-
-
-leaky = _Leaky.apply
+def leaky(x):
+    """Leaky ReLU, in place: x is gone afterwards."""
+    return _Leaky.apply(x)
 
 
 def pixel_norm(x):
@@ -271,29 +183,9 @@ def pixel_norm(x):
     return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
 
 
-class _LeakyPixelNorm(torch.autograd.Function):
-    """pixel_norm(leaky(x)) in place, keeping only the result for the way back.
-
-    With y = a / r, a = leaky(x), r = sqrt(mean a^2 + eps), the derivative is
-    da = (dy - y mean(y dy)) / r, and y has the sign of x.  First derivative only: all that G needs.
-    """
-
-    @staticmethod
-    def forward(ctx, x):
-        y = F.leaky_relu_(x, LEAK)
-        r = (y.square().mean(dim=1, keepdim=True) + 1e-8).sqrt_()
-        ctx.mark_dirty(x)
-        y.div_(r)
-        ctx.save_for_backward(y, r)
-        return y
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g):
-        y, r = ctx.saved_tensors
-        along = (y * g).mean(dim=1, keepdim=True)
-        g = torch.addcmul(g, y, along, value=-1).div_(r)
-        return torch.ops.aten.leaky_relu_backward(g, y, LEAK, True)
+def leaky_pixel_norm(x):
+    """pixel_norm(leaky(x)), in place: what follows every convolution of G but the last."""
+    return _LeakyPixelNorm.apply(x)
 
 
 def minibatch_stddev(x):
@@ -307,33 +199,6 @@ def minibatch_stddev(x):
     std = (deviation.square().mean(dim=0) + 1e-6).sqrt()            # (C, h, w)  over the batch
     feature = std.mean().expand(x.shape[0], 1, *x.shape[2:])        # (N, 1, h, w)  one number
     return torch.cat([x, feature], dim=1)
-
-
-class _Pool(torch.autograd.Function):
-    """Mean over factor x factor pixels.  Pooling and repeating pixels are each other's gradients
-    up to factor^2, so that each needs nothing but the other, to any order."""
-
-    @staticmethod
-    def forward(ctx, x, factor):
-        ctx.factor = factor
-        return F.avg_pool2d(x, factor)
-
-    @staticmethod
-    def backward(ctx, g):
-        return _Repeat.apply(g / ctx.factor ** 2, ctx.factor), None
-
-
-class _Repeat(torch.autograd.Function):
-    """Every pixel factor x factor times."""
-
-    @staticmethod
-    def forward(ctx, x, factor):
-        ctx.factor = factor
-        return F.interpolate(x, scale_factor=factor, mode="nearest")
-
-    @staticmethod
-    def backward(ctx, g):
-        return _Pool.apply(g, ctx.factor) * ctx.factor ** 2, None
 
 
 def upsample(picture, factor):
@@ -398,8 +263,8 @@ class Generator(nn.Module):
         picture = 0
         for b in range(1, blocks + 1):
             x = self.start(z, pitch) if b == 1 else self.conv0[b - 2](x)
-            x = _LeakyPixelNorm.apply(x)
-            x = _LeakyPixelNorm.apply(self.conv1[b - 1](x))         # (N, C_b, h_b, w_b)
+            x = leaky_pixel_norm(x)
+            x = leaky_pixel_norm(self.conv1[b - 1](x))              # (N, C_b, h_b, w_b)
             weight = fade(progress, b)
             if weight > 0:
                 # tanh first, then the mix (code); Progressive GAN has no tanh here.
@@ -594,6 +459,165 @@ def ema_update(G_ema, G, decay, blocks):
 
 
 # ---------------------------------------------------------------------------------------------
+# Fast derivatives: what the functions above call.  None of this changes a result, only time and
+# memory; at first reading, skip it.
+
+
+class _Conv(torch.autograd.Function):
+    """3x3 convolution, stride 1, zero-padded, whose second derivative is as fast as its first.
+
+    The gradient by the input is a convolution again, with the kernel turned round; so the gradient
+    penalty, which differentiates that once more, needs nothing new.  (torch's own double backward
+    computes the weights' part as a convolution with kernels as large as the picture, several
+    times slower.)  Where a graph of the gradient itself is asked for, the weights' part is left
+    out: the penalty differentiates by the picture first, and by the weights only then.
+    """
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return F.conv2d(x, weight, bias, padding=1)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, weight = ctx.saved_tensors
+        by_x = by_weight = by_bias = None
+        if ctx.needs_input_grad[0]:
+            by_x = _Conv.apply(g, weight.flip(2, 3).transpose(0, 1), None)
+        if ctx.needs_input_grad[1] and not torch.is_grad_enabled():
+            by_weight = _weight_gradient(x, g, weight)
+        if ctx.needs_input_grad[2]:
+            by_bias = g.sum(dim=(0, 2, 3))
+        return by_x, by_weight, by_bias
+
+
+class _UpConv(torch.autograd.Function):
+    """Transposed 4x4 convolution of stride 2, differentiable once: all that G needs."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        x, weight = ctx.saved_tensors     # the gradient by x is a plain convolution of stride 2
+        return (F.conv2d(g, weight, stride=2, padding=1),
+                _weight_gradient(x, g, weight, up=True), g.sum(dim=(0, 2, 3)))
+
+
+def _weight_gradient(x, g, weight, up=False):
+    """Gradient of a convolution by its weights.  On a CPU this, unlike all else, is faster with the
+    channels first, so x and g are turned round: a few examples at a time, as copies of all would
+    be large."""
+    def gradient(x, g):
+        return torch.ops.aten.convolution_backward(
+            g, x, weight, None, (2, 2) if up else (1, 1), (1, 1), (1, 1), up, (0, 0), 1,
+            (False, True, False))[1]
+
+    if x.device.type != "cpu":
+        return gradient(x, g)
+    few = max(1, 2 ** 22 // x[0].numel())
+    return sum(gradient(channels_first(a), channels_first(b))
+               for a, b in zip(x.split(few), g.split(few)))
+
+
+def channels_first(x):
+    """(N, C, T, F) laid out with the channels last -> with the channels first.
+
+    torch's copy of a transposed matrix is three times as fast as `contiguous()` on large pictures.
+    """
+    if x[0].numel() < 2 ** 18:
+        return x.contiguous()
+    y = torch.empty(x.shape, dtype=x.dtype)
+    for i in range(len(x)):
+        y[i].flatten(1).copy_(x[i].permute(1, 2, 0).flatten(0, 1).t())
+    return y
+
+
+class _Leaky(torch.autograd.Function):
+    """Leaky ReLU in place: no convolution needs its own output again, which saves its memory."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = F.leaky_relu_(x, LEAK)
+        ctx.mark_dirty(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        return _Gate.apply(g, *ctx.saved_tensors)
+
+
+class _Gate(torch.autograd.Function):
+    """Gradient of leaky ReLU, linear in g; its derivative by y, zero, costs nothing here (torch's
+    own holds a tensor of zeros for every layer until the penalty is through)."""
+
+    @staticmethod
+    def forward(ctx, g, y):
+        ctx.save_for_backward(y)
+        return torch.ops.aten.leaky_relu_backward(g, y, LEAK, True)
+
+    @staticmethod
+    def backward(ctx, g):
+        return _Gate.apply(g, *ctx.saved_tensors), None
+
+
+class _LeakyPixelNorm(torch.autograd.Function):
+    """pixel_norm(leaky(x)) in place, keeping only the result for the way back.
+
+    With y = a / r, a = leaky(x), r = sqrt(mean a^2 + eps), the derivative is
+    da = (dy - y mean(y dy)) / r, and y has the sign of x.  First derivative only: all that G needs.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        y = F.leaky_relu_(x, LEAK)
+        r = (y.square().mean(dim=1, keepdim=True) + 1e-8).sqrt_()
+        ctx.mark_dirty(x)
+        y.div_(r)
+        ctx.save_for_backward(y, r)
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, g):
+        y, r = ctx.saved_tensors
+        along = (y * g).mean(dim=1, keepdim=True)
+        g = torch.addcmul(g, y, along, value=-1).div_(r)
+        return torch.ops.aten.leaky_relu_backward(g, y, LEAK, True)
+
+
+class _Pool(torch.autograd.Function):
+    """Mean over factor x factor pixels.  Pooling and repeating pixels are each other's gradients
+    up to factor^2, so that each needs nothing but the other, to any order."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return F.avg_pool2d(x, factor)
+
+    @staticmethod
+    def backward(ctx, g):
+        return _Repeat.apply(g / ctx.factor ** 2, ctx.factor), None
+
+
+class _Repeat(torch.autograd.Function):
+    """Every pixel factor x factor times."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.factor = factor
+        return F.interpolate(x, scale_factor=factor, mode="nearest")
+
+    @staticmethod
+    def backward(ctx, g):
+        return _Pool.apply(g, ctx.factor) * ctx.factor ** 2, None
+
+
+# ---------------------------------------------------------------------------------------------
 # Checkpoints
 
 
@@ -672,7 +696,7 @@ def load_generator(path, device="cpu"):
     try:
         G = Generator(Architecture(**contents["architecture"])).to(device)
         G.load_state_dict(contents["G_ema"])
-    except (KeyError, TypeError, RuntimeError) as error:
+    except (KeyError, TypeError, RuntimeError, ArchitectureError) as error:
         raise CheckpointError(f"{path}: the checkpoint's weights do not fit its settings "
                               f"({str(error)[:100]}): use an earlier one of the same run") from None
     return G.eval().requires_grad_(False), contents
@@ -727,7 +751,7 @@ def main():
     args = parser.parse_args()
     try:
         arch = Architecture(**vars(args))
-    except ValueError as error:
+    except ArchitectureError as error:
         parser.error(str(error))
     rows = layer_table(arch)
     for net, title in (("G", "Generator"), ("D", "Discriminator")):

@@ -102,13 +102,13 @@ def row(waves, pitches, sample_rate):
             "variety": variety(waves, pitches)}
 
 
-def fresh_notes(path, samples, seed):
+def fresh_notes(path, samples, seed, mel_inverse):
     """Notes of a checkpoint, its pitches in turn: waves (N, L), pitches (N,), contents."""
     G, contents = gansynth.load_generator(path)
     random = torch.Generator().manual_seed(seed)
     z = torch.randn(samples, G.arch.latent, generator=random)
     label = torch.arange(samples) % G.arch.pitches
-    spectrum = spectral.Spectrum(**contents["spectrum"])
+    spectrum = spectral.Spectrum(**{**contents["spectrum"], "mel_inverse": mel_inverse})
     waves = gansynth.synthesise(G, spectrum, z, label, contents["progress"])
     return waves.numpy(), label.numpy() + contents["pitch_low"], contents
 
@@ -128,6 +128,8 @@ def main(argv=None):
     parser.add_argument("--data", help="real notes to compare with (default: the run's own)")
     parser.add_argument("--samples", type=int, default=240, help="notes a run (default: 240)")
     parser.add_argument("--seed", type=int, default=1, help="of the latents (default: 1)")
+    parser.add_argument("--mel-inverse", choices=spectral.MEL_INVERSES, default="pseudo",
+                        help="from mel bands back to frequencies, for if-mel (default: pseudo)")
     args = parser.parse_args(argv)
     if args.samples < 1:
         parser.error(f"--samples {args.samples}: at least one note is needed")
@@ -135,7 +137,8 @@ def main(argv=None):
     try:
         for run in args.runs:
             path = gansynth.find_checkpoint(run)
-            waves, pitches, contents = fresh_notes(path, args.samples, args.seed)
+            waves, pitches, contents = fresh_notes(path, args.samples, args.seed,
+                                                    args.mel_inverse)
             config = contents["config"]
             rate = config["sample_rate"]
             real = row(*held_out_notes(config, args.data), rate)

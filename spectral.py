@@ -283,19 +283,25 @@ class Spectrum:
         two; the frames are rounded up until they can be halved resolutions - 1 times.  The paper's
         64,000 samples at 16 kHz give 256 x 512, or 128 x 1024 for "+ H".
         """
-        if length < 1 or sample_rate < 1:
-            raise SpectrumError(f"a note of {length} samples at {sample_rate} Hz: "
-                                "both must be positive")
-        bins = 2 ** round(math.log2(sample_rate * WINDOW_SECONDS[hires])) // 2
-        hop, unit = 2 * bins // OVERLAP, 2 ** (resolutions - 1)
+        bins = 2 ** round(math.log2(max(1, sample_rate) * WINDOW_SECONDS[hires])) // 2
+        hop = 2 * bins // OVERLAP
+        if length < 1 or hop < 1:
+            raise SpectrumError(f"a note of {length} samples at {sample_rate} Hz: expected at "
+                                "least one sample, and a rate of a thousand Hz or more")
         needed = math.ceil(length / hop)
-        frames = math.ceil(needed / unit) * unit
-        if hop == 0 or bins % unit or frames >= 2 * needed > 2:
-            fits = 1 + int(math.log2(max(1, min(needed, bins))))
+
+        def fits(unit):                   # bins divide, and less than half of the frames is padding
+            return bins % unit == 0 and math.ceil(needed / unit) * unit < 2 * needed
+
+        unit = 2 ** (resolutions - 1)
+        if not fits(unit):
+            most = max(r for r in range(1, resolutions) if fits(2 ** (r - 1)))
+            longer = f", or notes of {unit // 2 * hop + 1} samples" if bins % unit == 0 else ""
             raise SpectrumError(
                 f"{length} samples at {sample_rate} Hz fill {needed} frames x {bins} bins, too few "
                 f"to be halved {resolutions - 1} times without being mostly padding: the nearest "
-                f"that can is {fits} resolutions, or notes of {unit * hop} samples")
+                f"that can is {most} resolution{'s' * (most > 1)}{longer}")
+        frames = math.ceil(needed / unit) * unit
         return cls(rep, frames, bins, length, sample_rate, mel_inverse)
 
     def encode(self, wave):

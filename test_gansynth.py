@@ -1,4 +1,4 @@
-"""Tests of GANSynth, file by file: spectral, gansynth, nsynth, train, sample.
+"""Tests of GANSynth, file by file: spectral, gansynth, nsynth, train, sample, metrics.
 
     pytest -m "not slow"        under a minute on one core
     pytest                      the command lines of train.py and sample.py as well, end to end
@@ -49,6 +49,7 @@ import torch
 import torch.nn.functional as F
 
 import gansynth
+import metrics
 import nsynth
 import sample
 import spectral
@@ -1972,3 +1973,71 @@ def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(spectral, "write_png", full)
     assert "No space left" in refusal(checkpoint, "--out", tmp_path / "out")
     assert os.listdir(tmp_path) == ["c.pt"]
+
+
+# ---------------------------------------------------------------------------------------------
+# metrics.py
+
+
+def harmonic_note(f0, rate=8000, seconds=0.5, slope=1.0):
+    """Harmonics of f0 below Nyquist, the k-th with amplitude k^-slope, (L,)."""
+    time = np.arange(int(rate * seconds)) / rate
+    return 0.3 * sum(np.sin(2 * np.pi * k * f0 * time + k) / k ** slope
+                     for k in range(1, int(rate / 2 / f0)))
+
+
+@pytest.mark.parametrize("rate, pitches", [(8000, range(48, 85, 3)), (16000, range(24, 97, 7))])
+def test_fundamentals_of_harmonic_notes_are_found_to_three_cents(rate, pitches):
+    for pitch in pitches:
+        for off in (-40, 0, 30):                                    # cents
+            f0 = 440 * 2 ** ((pitch - 69 + off / 100) / 12)
+            note = harmonic_note(f0, rate, seconds=1.0)
+            assert abs(metrics.tuning([note], [pitch], rate)[0] - off) < 3, (pitch, off)
+
+
+def test_a_weak_fundamental_does_not_move_the_pitch():
+    note = harmonic_note(220.0) - 0.29 * np.sin(2 * np.pi * 220 * np.arange(4000) / 8000 + 1)
+    assert abs(metrics.cents(metrics.fundamental(note, 8000), 220.0)) < 5
+
+
+def test_noise_and_silence_are_not_in_tune():
+    noise = np.random.RandomState(0).randn(100, 4000) * 0.1
+    off = metrics.tuning(noise, np.full(100, 60), 8000)
+    assert np.mean(np.abs(off) <= 50) < 0.1
+    assert metrics.fundamental(np.zeros(4000), 8000) == 0.0
+    assert abs(metrics.tuning(np.zeros((1, 4000)), [60], 8000)[0]) > 1200
+
+
+def test_energy_near_the_harmonics_is_all_of_a_note_and_a_known_part_of_noise():
+    f0 = metrics.frequency(72)
+    assert metrics.harmonic_share(harmonic_note(f0)[None], [72], 8000)[0] > 0.999
+    off = metrics.harmonic_share(harmonic_note(f0 * 2 ** (1 / 12))[None], [72], 8000)[0]
+    assert off < 0.3                      # a semitone away, only high harmonics come near others
+    noise = np.random.RandomState(1).randn(200, 4000)
+    f = np.linspace(1, 4000, 4000)        # white: the share is that of the bands, 2^(+-1/24) wide
+    near = np.abs(1200 * np.log2(f / (np.maximum(np.rint(f / f0), 1) * f0))) <= 50
+    assert abs(metrics.harmonic_share(noise, [72] * 200, 8000).mean() - near.mean()) < 0.02
+
+
+def test_variety_is_zero_for_copies_and_the_level_difference_for_scaled_copies():
+    note = harmonic_note(262.0, slope=0.0).astype(np.float32)
+    noise = np.random.RandomState(2).randn(4000).astype(np.float32)
+    assert metrics.variety(np.stack([note, note]), [60, 60]) < 1e-4
+    assert abs(metrics.variety(np.stack([noise, noise * 0.1]), [60, 60]) - 20) < 0.1
+    assert np.isnan(metrics.variety(np.stack([note, noise]), [60, 61]))
+
+
+def test_the_table_has_the_held_out_notes_and_the_run(tmp_path, capsys):
+    run = tiny_run(tmp_path / "run", images=8)
+    metrics.main([str(run), "--samples", "6"])
+    header, real, fresh = capsys.readouterr().out.splitlines()[-3:]
+    assert header.split() == ["notes", "in", "tune", "semitone", "clean", "variety"]
+    assert real.startswith("held-out notes of orchestra") and "8 examples" in fresh
+    assert fresh.split()[-6] == "6"
+    for argv in ([str(tmp_path / "none")], [str(run), "--data", str(tmp_path / "none")]):
+        with pytest.raises(SystemExit) as stop:
+            metrics.main(argv)
+        assert str(stop.value).startswith("metrics.py: ")
+    with pytest.raises(SystemExit) as stop:
+        metrics.main([str(run), "--samples", "0"])
+    assert stop.value.code == 2

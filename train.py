@@ -46,8 +46,13 @@ class ConfigError(ValueError):
     """A setting that cannot work; the message says which values could."""
 
 
-POSITIVE = ("length", "sample_rate", "resolutions", "latent", "channel_base", "channel_max",
-            "images", "batch", "tick_images", "snapshot_images", "checkpoint_images")
+RANGES = {                                # of numbers; where not said, 0 or more
+    **dict.fromkeys(("length", "sample_rate", "resolutions", "latent", "channel_base",
+                     "channel_max", "images", "batch", "tick_images", "snapshot_images",
+                     "checkpoint_images"), (1, math.inf)),
+    "lr": (1e-8, 1), "lr_decay": (0, 1), "ema": (0, 1), "seed": (0, 2 ** 62),
+    "pitch_low": (0, 127), "pitch_high": (0, 127),
+}
 
 
 @dataclass
@@ -77,6 +82,7 @@ class Config:
     batch: int = setting(8, "examples a step")
     # losses and optimiser
     lr: float = setting(8e-4, "Adam's learning rate, G and D")
+    lr_decay: float = setting(1.0, "share of lr left at the end; it falls once all blocks are in")
     penalty: float = setting(10.0, "weight of the gradient penalty")
     penalty_units: str = setting("raw", "raw: as released; scaled: at the stage's own size",
                                  ["raw", "scaled"])
@@ -94,11 +100,12 @@ class Config:
     def __post_init__(self):
         for f in fields(self):
             value, choices = getattr(self, f.name), f.metadata["choices"]
+            low, high = RANGES.get(f.name, (0, math.inf))
             if choices and value not in choices:
                 raise ConfigError(f"{f.name} is {value!r}: choose one of {', '.join(choices)}")
-            if f.type is int and value < (f.name in POSITIVE):
-                raise ConfigError(f"{f.name} is {value}: expected a number of at least "
-                                  f"{int(f.name in POSITIVE)}")
+            if f.type in (int, float) and not (math.isfinite(value) and low <= value <= high):
+                raise ConfigError(f"{f.name} is {value}: expected a number of at least {low:g}"
+                                  + (f" and at most {high:g}" if high < math.inf else ""))
         if self.pitch_low > self.pitch_high:
             raise ConfigError(f"pitches from {self.pitch_low} to {self.pitch_high}: the lowest "
                               "must not be above the highest")
@@ -106,6 +113,10 @@ class Config:
     @property
     def pitch_range(self):
         return self.pitch_low, self.pitch_high
+
+    @property
+    def source_names(self):
+        return () if self.sources in ("", "all") else tuple(self.sources.split(","))
 
     def spectrum(self):
         return spectral.Spectrum.derive(self.rep, self.hires, self.length, self.sample_rate,
@@ -126,9 +137,9 @@ PRESETS = {
     "paper": {},
     "workshop": dict(
         length=4096, sample_rate=8000, pitch_low=60, pitch_high=71, resolutions=3, latent=32,
-        channel_base=64, channel_max=32, images=40_000, stable_images=4_000, fade_images=8_000,
-        lr=3e-3, ema=0.998, penalty_units="scaled", tick_images=1_000, snapshot_images=4_000,
-        checkpoint_images=4_000),
+        channel_base=64, channel_max=32, images=40_000, stable_images=4_000, fade_images=6_000,
+        lr=3e-3, lr_decay=0.1, ema=0.998, penalty_units="scaled", tick_images=1_000,
+        snapshot_images=4_000, checkpoint_images=4_000),
 }
 
 
@@ -227,6 +238,16 @@ def draw_fakes(state):
     return z.to(state.device), pitch.to(state.device)
 
 
+def learning_rate(cfg, images):
+    """`lr` while the networks grow, then in a straight line to its `lr_decay`-th part.
+
+    The paper's is constant.  A short run takes long steps, and short ones to settle in the end.
+    """
+    grown = (cfg.resolutions - 1) * (cfg.stable_images + cfg.fade_images) * cfg.progressive
+    share = min(max(images - grown, 0) / max(cfg.images - grown, 1), 1)
+    return cfg.lr * (1 - share * (1 - cfg.lr_decay))
+
+
 def train_step(state, x_real, pitch_real, lap=lambda part: None):
     """G once, then D once with fresh latents and the just-updated G (code's order).
 
@@ -238,6 +259,8 @@ def train_step(state, x_real, pitch_real, lap=lambda part: None):
     if stage != state.stage:
         state.start_stage(stage)
     state.stage_steps += 1
+    for adam in (state.adam_G, state.adam_D):
+        adam.param_groups[0]["lr"] = learning_rate(cfg, state.images)
 
     z, pitch = draw_fakes(state)
     state.D.requires_grad_(False)         # spares G's step the gradients of D's weights
@@ -367,18 +390,24 @@ def snapshot(state, run, notes=16):
 KEEP = 3                                  # checkpoints kept; older ones are deleted
 
 
-def new_run(cfg):
+def choose_run(cfg):
     """The run's folder: `out`, or the next number under runs/.  Never one that holds anything."""
-    if cfg.out:
-        run = Path(cfg.out)
-        if run.exists() and (not run.is_dir() or any(run.iterdir())):
-            raise ConfigError(f"{run} exists already and is not an empty folder: give another "
-                              "--out, or --resume it")
-    else:
+    if not cfg.out:
         taken = [int(p.name[:4]) for p in Path("runs").glob("[0-9][0-9][0-9][0-9]*")]
-        run = Path("runs") / f"{max(taken, default=0) + 1:04d}-{cfg.rep}{'-hires' * cfg.hires}"
-    (run / "snapshots").mkdir(parents=True)
+        return Path("runs") / f"{max(taken, default=0) + 1:04d}-{cfg.rep}{'-hires' * cfg.hires}"
+    run = Path(cfg.out)
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise ConfigError(f"{run} exists already and is not an empty folder: give another --out, "
+                          "or --resume it")
     return run
+
+
+def make_folders(run):
+    try:
+        (run / "snapshots").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{run}: the run's folder cannot be made ({error.strerror}): give "
+                          "another --out") from None
 
 
 def save(state, run):
@@ -411,27 +440,27 @@ class Interrupt:
 
 
 def pick_device(name):
+    """The device of that name; auto is the GPU where there is one."""
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device {name}: no GPU was found here: choose --device cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return str(torch.device(name))
-    except RuntimeError:
-        raise ConfigError(f"device {name!r}: expected auto, cpu, cuda or cuda:N") from None
+        torch.zeros(1, device=name).item()
+    except Exception:                     # torch raises many kinds
+        raise ConfigError(f"device {name!r} is not there: expected auto, cpu, or cuda (cuda:1, "
+                          "...) where PyTorch finds a GPU") from None
+    return name
 
 
 def train(cfg, resume=None):
     """Train as `cfg` says, or go on from the checkpoint file `resume`; returns the run's folder."""
     # settings
-    device = pick_device(cfg.device)
+    device, spectrum = pick_device(cfg.device), cfg.spectrum()
     contents = gansynth.load_checkpoint(resume) if resume else None
-    spectrum = cfg.spectrum()
+    run = resume.parent if resume else choose_run(cfg)
 
     # data
-    sources = () if cfg.sources == "all" else tuple(cfg.sources.split(","))
     notes, held_out = nsynth.split(nsynth.load(cfg.data, cfg.length, cfg.sample_rate,
-                                               cfg.pitch_range, sources), cfg.seed)
+                                               cfg.pitch_range, cfg.source_names), cfg.seed)
     print(nsynth.describe(notes, held_out))
     counts = nsynth.pitch_counts(notes, cfg.pitch_range)
     pictures = picture_source(notes, spectrum, device)
@@ -441,7 +470,7 @@ def train(cfg, resume=None):
     state = State(cfg, counts, device)
     if contents:
         state.restore(contents)
-    run = resume.parent if resume else new_run(cfg)
+    make_folders(run)
     trim_log(run, state.images)
     print(f"run {run}: {cfg.rep}, {spectrum.frames} x {spectrum.bins} pictures, {cfg.images:,} "
           f"examples, on {device}", flush=True)
@@ -631,7 +660,7 @@ def main(argv=None):
             print(line, flush=True)
         bench(cfg) if benchmark else train(cfg, resume)
     except (ConfigError, TrainingError, spectral.SpectrumError, nsynth.NoteError,
-            gansynth.CheckpointError, OSError) as error:
+            gansynth.ArchitectureError, gansynth.CheckpointError, OSError) as error:
         sys.exit(f"train.py: {error}")
 
 
