@@ -41,7 +41,7 @@ class ArchitectureError(ValueError):
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that determines the networks' shapes.  The defaults are the paper's (IF-Mel + H)."""
+    """Everything that determines the networks' shapes; the defaults are the paper's, IF-Mel + H."""
 
     frames: int = 128                     # T at full size
     bins: int = 1024                      # F at full size
@@ -73,11 +73,10 @@ class Architecture:
         shrink = 2 ** (self.resolutions - b)
         return self.frames // shrink, self.bins // shrink
 
-
     def multiply_adds(self, blocks):
-        """Multiplications of one pass through G's convolutions at this many blocks; D's are as many.
+        """Multiplications of one pass through G's convolutions at so many blocks; D's are as many.
 
-        Counted as the paper's network has them, whatever is folded or skipped: 14.06 G at full size.
+        Counted as in the paper's network, whatever is folded or skipped: 14.06 G at full size.
         """
         total = self.channels(1) * math.prod(self.size(1)) * (
             self.latent + self.pitches + 9 * self.channels(1))
@@ -142,7 +141,8 @@ class EqualConv2d(Equalised):
     def forward(self, x):
         weight = self.weight * self.scale
         if weight.shape[-1] == 1:         # 1x1: a dense layer over the channels of every pixel
-            return F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], self.bias).permute(0, 3, 1, 2)
+            y = F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], self.bias)
+            return y.permute(0, 3, 1, 2)
         return _Conv.apply(x, weight, self.bias)
 
 
@@ -260,10 +260,9 @@ class Generator(nn.Module):
     def forward(self, z, pitch, progress):
         """-> (N, 2, T', F'), the size of the last active block's pictures."""
         blocks = active_blocks(progress)
-        picture = 0
+        x, picture = self.start(z, pitch), 0
         for b in range(1, blocks + 1):
-            x = self.start(z, pitch) if b == 1 else self.conv0[b - 2](x)
-            x = leaky_pixel_norm(x)
+            x = leaky_pixel_norm(x if b == 1 else self.conv0[b - 2](x))
             x = leaky_pixel_norm(self.conv1[b - 1](x))              # (N, C_b, h_b, w_b)
             weight = fade(progress, b)
             if weight > 0:
@@ -377,7 +376,7 @@ class LossWeights:
 
 
 def generator_loss(G, D, z, pitch, progress, weights):
-    """G's loss on fresh fakes: (loss, named terms).  code: the pitch term is on fakes for G only."""
+    """G's loss on fresh fakes: (loss, named terms).  code: G's pitch term is on fakes only."""
     score, logits = D(G(z, pitch, progress), progress)
     terms = {"G_score": -score.mean(), "G_pitch": F.cross_entropy(logits, pitch)}
     return terms["G_score"] + weights.pitch * terms["G_pitch"], terms

@@ -32,7 +32,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-EPS = 1e-6                                # floor in ln(|S| + 1e-6) and ln(power + 1e-6), as released
+EPS = 1e-6                                # floor in ln(|S| + EPS) and ln(power + EPS), as released
 OVERLAP = 4                               # windows over each sample: 75 % overlap
 WINDOW_SECONDS = {False: 0.064, True: 0.128}       # low and high ("+ H") frequency resolution
 HANN_SQUARED_SUM = 1.5                    # sum of squared periodic Hann windows at 75 % overlap

@@ -285,7 +285,7 @@ def test_an_impossible_picture_is_refused_and_what_is_named_instead_works(hires,
             assert spectrum.frames % unit == 0 == spectrum.bins % unit and spectrum.pad >= 0
         except SpectrumError as error:
             refused += 1
-            bins, fits = map(int, re.search(r"x (\d+) bins.*nearest that can is (\d+) resolutions",
+            bins, fits = map(int, re.search(r"x (\d+) bins.*nearest that can is (\d+) resolution",
                                             str(error)).groups())
             assert Spectrum.derive("if", hires, length, rate, fits).bins == bins
             samples = re.search(r"notes of (\d+) samples", str(error))
@@ -301,7 +301,7 @@ def test_impossible_settings_name_what_can_be():
     for wrong in ({"rep": "mfcc"}, {"mel_inverse": "magic"}):
         with pytest.raises(SpectrumError, match="choose one of"):
             Spectrum(**wrong)
-    with pytest.raises(SpectrumError, match="positive"):
+    with pytest.raises(SpectrumError, match="at least one sample"):
         Spectrum.derive(length=0)
 
 

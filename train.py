@@ -11,7 +11,7 @@ Every schedule counts training examples, never a clock or steps.
 import os
 
 # Both are read when torch is imported, and ignored where they mean nothing.
-# Large tensors in huge pages: a full-size step spends a quarter of its time in page faults otherwise.
+# Large tensors in huge pages: else a full-size step spends a quarter of its time in page faults.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # Threads that wait for each other soon sleep instead of spinning: as fast on an idle machine, and
 # up to ten times as fast beside another program, which would keep one thread from its core.
@@ -212,7 +212,8 @@ class State:
         return {"config": asdict(self.cfg), "architecture": asdict(self.G.arch),
                 "spectrum": asdict(self.cfg.spectrum()), "pitch_low": self.cfg.pitch_low,
                 "progress": self.where()[0], "counts": self.counts, "images": self.images,
-                "stage": self.stage, "stage_steps": self.stage_steps, "random": self.random.get_state(),
+                "stage": self.stage, "stage_steps": self.stage_steps,
+                "random": self.random.get_state(),
                 "G": self.G.state_dict(), "D": self.D.state_dict(),
                 "G_ema": self.G_ema.state_dict(),
                 "adam_G": self.adam_G.state_dict(), "adam_D": self.adam_D.state_dict()}
@@ -513,7 +514,7 @@ def trim_log(run, images):
 # Benchmark
 
 
-PASSES = 19                               # passes of G's size in one step, as the release makes them
+PASSES = 19                               # of the network in one step, as the release makes them
 
 
 def peak_memory(device):
