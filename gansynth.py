@@ -139,11 +139,7 @@ class EqualConv2d(Equalised):
         super().__init__((outputs, inputs, kernel, kernel), inputs * kernel ** 2, gain, outputs)
 
     def forward(self, x):
-        weight = self.weight * self.scale
-        if weight.shape[-1] == 1:         # 1x1: a dense layer over the channels of every pixel
-            y = F.linear(x.permute(0, 2, 3, 1), weight[:, :, 0, 0], self.bias)
-            return y.permute(0, 3, 1, 2)
-        return _Conv.apply(x, weight, self.bias)
+        return _Conv.apply(x, self.weight * self.scale, self.bias)
 
 
 class UpConv2d(EqualConv2d):
@@ -463,7 +459,7 @@ def ema_update(G_ema, G, decay, blocks):
 
 
 class _Conv(torch.autograd.Function):
-    """3x3 convolution, stride 1, zero-padded, whose second derivative is as fast as its first.
+    """Convolution of stride 1, padded to the same size, whose second derivative is as fast as its first.
 
     The gradient by the input is a convolution again, with the kernel turned round; so the gradient
     penalty, which differentiates that once more, needs nothing new.  (torch's own double backward
@@ -475,7 +471,7 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight, bias, padding=1)
+        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
 
     @staticmethod
     def backward(ctx, g):
@@ -484,7 +480,7 @@ class _Conv(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             by_x = _Conv.apply(g, weight.flip(2, 3).transpose(0, 1), None)
         if ctx.needs_input_grad[1] and not torch.is_grad_enabled():
-            by_weight = _weight_gradient(x, g, weight)
+            by_weight = _weight_gradient(x, g, weight, padding=weight.shape[-1] // 2)
         if ctx.needs_input_grad[2]:
             by_bias = g.sum(dim=(0, 2, 3))
         return by_x, by_weight, by_bias
@@ -503,17 +499,17 @@ class _UpConv(torch.autograd.Function):
     def backward(ctx, g):
         x, weight = ctx.saved_tensors     # the gradient by x is a plain convolution of stride 2
         return (F.conv2d(g, weight, stride=2, padding=1),
-                _weight_gradient(x, g, weight, up=True), g.sum(dim=(0, 2, 3)))
+                _weight_gradient(x, g, weight, 1, up=True), g.sum(dim=(0, 2, 3)))
 
 
-def _weight_gradient(x, g, weight, up=False):
+def _weight_gradient(x, g, weight, padding, up=False):
     """Gradient of a convolution by its weights.  On a CPU this, unlike all else, is faster with the
     channels first, so x and g are turned round: a few examples at a time, as copies of all would
     be large."""
     def gradient(x, g):
         return torch.ops.aten.convolution_backward(
-            g, x, weight, None, (2, 2) if up else (1, 1), (1, 1), (1, 1), up, (0, 0), 1,
-            (False, True, False))[1]
+            g, x, weight, None, (2, 2) if up else (1, 1), (padding, padding), (1, 1), up, (0, 0),
+            1, (False, True, False))[1]
 
     if x.device.type != "cpu":
         return gradient(x, g)

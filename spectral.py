@@ -56,7 +56,8 @@ class SpectrumError(ValueError):
 
 def hann(n, device=None):
     """Periodic Hann window of n samples, (n,)."""
-    return 0.5 - 0.5 * torch.cos(2 * math.pi / n * torch.arange(n, device=device))
+    angle = 2 * math.pi / n * torch.arange(n, dtype=torch.float64)
+    return (0.5 - 0.5 * torch.cos(angle)).to(device, torch.float32)
 
 
 def stft(wave, frames, bins):
