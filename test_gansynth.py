@@ -1504,6 +1504,23 @@ def test_resuming_from_an_earlier_checkpoint_drops_the_log_behind_it(finished, t
     assert again == whole
 
 
+def test_what_cannot_be_resumed_is_one_sentence(finished, tmp_path, capsys):
+    contents = gansynth.load_checkpoint(gansynth.find_checkpoint(finished))
+    config = {key: value for key, value in contents["config"].items() if key != "lr"}
+    for wrong, says in (({"config": config}, "settings are not those"),
+                        ({"config": None}, "settings are not those"),
+                        ({"counts": contents["counts"] + 1}, "have changed since"),
+                        ({"adam_G": {}}, "do not fit together"), ({"stage": "x"}, "fit together"),
+                        ({"D": contents["G"]}, "do not fit together")):
+        path = tmp_path / "checkpoint-00000064.pt"
+        torch.save({**contents, **wrong}, path)
+        with pytest.raises(SystemExit, match=f"^train.py: .*{says}"):
+            train.main(["--resume", str(path), "--images", "72"])
+    (tmp_path / "log.jsonl").write_text('{"images": 8}\n{"images": 16}\n{"ima')
+    train.trim_log(tmp_path, 8)
+    assert (tmp_path / "log.jsonl").read_text() == '{"images": 8}\n'
+
+
 def test_looking_at_a_run_does_not_change_it(finished, tmp_path):
     run = tiny_run(tmp_path / "run", snapshot_images=8, tick_images=4, checkpoint_images=64)
     assert same(last_checkpoint(run), last_checkpoint(finished))
@@ -1708,7 +1725,8 @@ def test_bench_prints_a_row_per_block(monkeypatch, capsys):
     assert [int(row[0]) for row in rows] == [1, 2, 3]
     for _, seconds, rate, *parts in rows:
         assert float(seconds) == pytest.approx(4 / float(rate), abs=1e-3)
-        assert 90 <= sum(int(part.strip("%")) for part in parts[:4]) <= 102
+        shares = [int(part.strip("%")) for part in parts[:4]]       # medians, each for itself
+        assert min(shares) >= 0 and 50 <= sum(shares) <= 200
 
 
 def test_clock_reads_as_people_say_it():

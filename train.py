@@ -219,12 +219,23 @@ class State:
                 "adam_G": self.adam_G.state_dict(), "adam_D": self.adam_D.state_dict()}
 
     def restore(self, contents):
-        self.images = contents["images"]
-        self.start_stage(contents["stage"])
-        self.stage_steps = contents["stage_steps"]
-        self.random.set_state(contents["random"].cpu())
-        for name in ("G", "D", "G_ema", "adam_G", "adam_D"):
-            getattr(self, name).load_state_dict(contents[name])
+        """Go on from what `contents` returned.  CheckpointError for what does not fit together."""
+        if not torch.equal(self.counts, contents["counts"].cpu()):
+            raise gansynth.CheckpointError(
+                f"the notes of {self.cfg.data} have changed since the checkpoint was saved "
+                f"({self.counts.sum():,} to train on, not {contents['counts'].sum():,}): bring "
+                "back those it was trained on, or start a new run")
+        try:
+            self.images = contents["images"]
+            self.start_stage(contents["stage"])
+            self.stage_steps = contents["stage_steps"]
+            self.random.set_state(contents["random"].cpu())
+            for name in ("G", "D", "G_ema", "adam_G", "adam_D"):
+                getattr(self, name).load_state_dict(contents[name])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = str(error).split("\n")[0][:100]
+            raise gansynth.CheckpointError(f"the checkpoint's parts do not fit together ({reason}): "
+                                           "resume from an earlier one of the same run") from None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -503,11 +514,19 @@ def train(cfg, resume=None):
 
 
 def trim_log(run, images):
-    """Drop the log's lines after the checkpoint that a run resumes from: they will come again."""
+    """Drop the log's lines after the checkpoint that a run resumes from: they will come again.
+    A line that a crash cut short is dropped as well."""
     log = run / "log.jsonl"
+
+    def before(line):
+        try:
+            return json.loads(line)["images"] <= images
+        except (ValueError, KeyError, TypeError):
+            return False
+
     if log.exists():
-        lines = log.read_text().splitlines(keepends=True)
-        log.write_text("".join(x for x in lines if json.loads(x)["images"] <= images))
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        log.write_text("".join(filter(before, lines)), encoding="utf-8")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -639,7 +658,10 @@ def resumed_settings(parser, resume, preset, given):
     Two may differ: the device, and more `images`, which lets a finished run go on.
     """
     path = gansynth.find_checkpoint(resume)
-    saved = gansynth.load_checkpoint(path)["config"]
+    saved = gansynth.load_checkpoint(path).get("config")
+    if not isinstance(saved, dict) or saved.keys() != {f.name for f in fields(Config)}:
+        raise gansynth.CheckpointError(f"{path}: its settings are not those that this program has: "
+                                       "resume with the program that wrote it, or start a new run")
     if "out" in given and Path(given["out"]).resolve() != path.parent.resolve():
         parser.error(f"--out {given['out']} contradicts --resume, which goes on in {path.parent}")
     for name, value in {**(PRESETS[preset] if preset else {}), **given}.items():
@@ -663,6 +685,9 @@ def main(argv=None):
     except (ConfigError, TrainingError, spectral.SpectrumError, nsynth.NoteError,
             gansynth.ArchitectureError, gansynth.CheckpointError, OSError) as error:
         sys.exit(f"train.py: {error}")
+    except KeyboardInterrupt:             # while loading; the loop has its own way to stop
+        print("train.py: stopped before training began", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 if __name__ == "__main__":
