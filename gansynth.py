@@ -459,7 +459,7 @@ def ema_update(G_ema, G, decay, blocks):
 
 
 class _Conv(torch.autograd.Function):
-    """Convolution of stride 1, padded to the same size, whose second derivative is as fast as its first.
+    """Same-size convolution of stride 1, whose second derivative is as fast as its first.
 
     The gradient by the input is a convolution again, with the kernel turned round; so the gradient
     penalty, which differentiates that once more, needs nothing new.  (torch's own double backward
