@@ -234,8 +234,9 @@ class State:
                 getattr(self, name).load_state_dict(contents[name])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).split("\n")[0][:100]
-            raise gansynth.CheckpointError(f"the checkpoint's parts do not fit together ({reason}): "
-                                           "resume from an earlier one of the same run") from None
+            raise gansynth.CheckpointError(
+                f"the checkpoint's parts do not fit together ({reason}): resume from an earlier "
+                "one of the same run") from None
 
 
 # ---------------------------------------------------------------------------------------------
