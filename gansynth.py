@@ -16,6 +16,7 @@ release does so from the first stage on; scores, losses and gradients are equal 
 import argparse
 import math
 import os
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -125,10 +126,10 @@ class Equalised(nn.Module):
     `gain` is sqrt(2) before a leaky ReLU and 1 before tanh or nothing; biases are not scaled.
     """
 
-    def __init__(self, shape, fan_in, gain, bias):
+    def __init__(self, shape, fan_in, gain, outputs):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(shape))
-        self.bias = nn.Parameter(torch.zeros(bias))
+        self.bias = nn.Parameter(torch.zeros(outputs))
         self.scale = gain / math.sqrt(fan_in)
 
 
@@ -617,6 +618,11 @@ class _Repeat(torch.autograd.Function):
 
 
 CHECKPOINT_FORMAT, CHECKPOINT_VERSION = "gansynth", 1
+# What a checkpoint must hold to be sampled from, and to be trained on, and of which type it is.
+SAMPLE_PARTS = {"architecture": dict, "spectrum": dict, "pitch_low": int, "progress": float,
+                "counts": torch.Tensor, "images": int, "G_ema": dict}
+TRAIN_PARTS = {**SAMPLE_PARTS, "config": dict, "stage": int, "stage_steps": int, "G": dict,
+               "D": dict, "adam_G": dict, "adam_D": dict, "random": torch.Tensor}
 
 
 class CheckpointError(ValueError):
@@ -637,39 +643,57 @@ def save_checkpoint(path, contents):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:            # torch's own writer raises the latter
+        reason = getattr(error, "strerror", None) or "the disk may be full"
+        raise CheckpointError(f"{path}: the checkpoint could not be saved ({reason}); earlier "
+                              "checkpoints are untouched: free some space, and resume from the "
+                              "last one") from None
+    finally:
         if os.path.exists(temporary):
             os.remove(temporary)
-        raise CheckpointError(f"{path}: the checkpoint could not be saved ({error}); earlier "
-                              "checkpoints are untouched: free some space or choose another "
-                              "folder, and resume from the last one") from None
 
 
-def load_checkpoint(path, device="cpu"):
-    """Read what `save_checkpoint` wrote.  Only tensors and plain values are unpickled."""
+def load_checkpoint(path, device="cpu", parts=()):
+    """Read what `save_checkpoint` wrote, and check that it holds `parts` (SAMPLE_PARTS, ...).
+
+    Only tensors and plain values are unpickled.  CheckpointError for all that is not as expected.
+    """
     try:
-        contents = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such checkpoint") from None
-    except Exception as error:            # torch raises many kinds for a damaged file
-        reason = str(error).strip().split("\n")[0][:100]
-        raise CheckpointError(f"{path}: not a readable checkpoint ({reason}); it may be truncated "
-                              "or another program's: use an earlier one of the same run") from None
+        file = open(path, "rb")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}): give a checkpoint that "
+                              "train.py wrote") from None
+    try:
+        with file, warnings.catch_warnings():           # of pickles that are not ours
+            warnings.simplefilter("ignore")
+            contents = torch.load(file, map_location=device, weights_only=True)
+    except Exception:                     # torch raises many kinds for a damaged file
+        raise CheckpointError(f"{path}: not a readable checkpoint; it may be truncated or another "
+                              "program's: use an earlier one of the same run") from None
     if not isinstance(contents, dict) or contents.get("format") != CHECKPOINT_FORMAT:
         raise CheckpointError(f"{path}: not one of our checkpoints: give a file that train.py "
                               "wrote")
-    if contents["version"] != CHECKPOINT_VERSION:
-        raise CheckpointError(f"{path}: written by version {contents['version']} of the format, "
+    if contents.get("version") != CHECKPOINT_VERSION:
+        raise CheckpointError(f"{path}: is of version {contents.get('version')} of the format, and "
                               f"this program reads version {CHECKPOINT_VERSION}: use the program "
                               "that wrote it")
+    wrong = [name for name in parts if not isinstance(contents.get(name), parts[name])]
+    if wrong:
+        raise CheckpointError(f"{path}: lacks {', '.join(wrong)}, or they are not as they should "
+                              "be: use an earlier one of the same run")
     return contents
+
+
+def checkpoints(run):
+    """The checkpoints in a run's folder, from the fewest examples to the most."""
+    found = {int(path.stem.split("-")[1]): path for path in Path(run).glob("checkpoint-*.pt")
+             if path.stem.split("-")[1].isdecimal()}
+    return [found[images] for images in sorted(found)]
 
 
 def newest_checkpoint(run):
     """The checkpoint of the most examples in a run's folder, or None."""
-    found = {int(path.stem.split("-")[1]): path for path in Path(run).glob("checkpoint-*.pt")
-             if path.stem.split("-")[1].isdigit()}
-    return found[max(found)] if found else None
+    return (checkpoints(run) or [None])[-1]
 
 
 def find_checkpoint(path):
@@ -687,13 +711,16 @@ def load_generator(path, device="cpu"):
 
     `contents["progress"]` is where training stood: an unfinished run is heard at that progress.
     """
-    contents = load_checkpoint(path, device)
+    contents = load_checkpoint(path, device, SAMPLE_PARTS)
     try:
         G = Generator(Architecture(**contents["architecture"])).to(device)
         G.load_state_dict(contents["G_ema"])
-    except (KeyError, TypeError, RuntimeError, ArchitectureError) as error:
-        raise CheckpointError(f"{path}: the checkpoint's weights do not fit its settings "
-                              f"({str(error)[:100]}): use an earlier one of the same run") from None
+        if not (0 <= contents["progress"] <= G.arch.resolutions - 1
+                and contents["counts"].shape == (G.arch.pitches,)):
+            raise ValueError
+    except (KeyError, TypeError, ValueError, RuntimeError):
+        raise CheckpointError(f"{path}: the checkpoint's weights do not fit its settings: use an "
+                              "earlier one of the same run") from None
     return G.eval().requires_grad_(False), contents
 
 

@@ -65,12 +65,17 @@ def fundamental(wave, sample_rate, low=25.0, high=2000.0):
 
 def tuning(waves, pitches, sample_rate):
     """How far each note is from its pitch, in cents; (N,)."""
-    found = np.array([fundamental(wave, sample_rate) for wave in waves])
+    high = max(2000.0, 2.2 * frequency(np.max(pitches)))
+    found = np.array([fundamental(wave, sample_rate, high=high) for wave in waves])
     return cents(found, frequency(pitches))
 
 
 def harmonic_share(waves, pitches, sample_rate):
-    """Share of each note's energy within a quarter tone of a harmonic of its pitch; (N,)."""
+    """Share of each note's energy within a quarter tone of a harmonic of its pitch; (N,).
+
+    To be read beside that of real notes: the bands of high harmonics meet, so that even white noise
+    has 0.7 at middle C (16 kHz), and more at lower pitches.
+    """
     waves = np.asarray(waves, dtype=np.float64)
     power = np.abs(np.fft.rfft(waves * np.hanning(waves.shape[1]))) ** 2        # (N, bins)
     f = np.fft.rfftfreq(waves.shape[1], 1 / sample_rate)
@@ -108,17 +113,22 @@ def fresh_notes(path, samples, seed, mel_inverse):
     random = torch.Generator().manual_seed(seed)
     z = torch.randn(samples, G.arch.latent, generator=random)
     label = torch.arange(samples) % G.arch.pitches
-    spectrum = spectral.Spectrum(**{**contents["spectrum"], "mel_inverse": mel_inverse})
+    spectrum = spectral.Spectrum.restore(contents["spectrum"], mel_inverse)
     waves = gansynth.synthesise(G, spectrum, z, label, contents["progress"])
+    if not waves.isfinite().all():
+        raise gansynth.CheckpointError(f"{path}: makes NaN or infinity, so its training went "
+                                       "astray: use an earlier checkpoint")
     return waves.numpy(), label.numpy() + contents["pitch_low"], contents
 
 
 def held_out_notes(config, data):
     """The notes that a run's split kept from training: waves (N, L), pitches (N,)."""
-    sources = () if config["sources"] == "all" else tuple(config["sources"].split(","))
+    sources = [name.strip() for name in config["sources"].split(",") if name.strip() != "all"]
     notes = nsynth.load(data or config["data"], config["length"], config["sample_rate"],
-                        (config["pitch_low"], config["pitch_high"]), sources)
+                        (config["pitch_low"], config["pitch_high"]), tuple(filter(None, sources)))
     _, notes = nsynth.split(notes, config["seed"])
+    if len(notes) == 0:
+        raise nsynth.NoteError(f"{data or config['data']}: no note is held out: give more of them")
     return notes.waves(range(len(notes))).numpy(), notes.pitch
 
 
@@ -133,6 +143,8 @@ def main(argv=None):
     args = parser.parse_args(argv)
     if args.samples < 1:
         parser.error(f"--samples {args.samples}: at least one note is needed")
+    if not 0 <= args.seed < 2 ** 63:
+        parser.error(f"--seed {args.seed}: expected a whole number, 0 or more")
     print(f"{'':40}{'notes':>6}{'in tune':>9}{'semitone':>10}{'clean':>7}{'variety':>9}")
     try:
         for run in args.runs:
@@ -149,6 +161,10 @@ def main(argv=None):
                       f"{r['clean']:7.2f}{r['variety']:6.1f} dB", flush=True)
     except (gansynth.CheckpointError, nsynth.NoteError, spectral.SpectrumError, OSError) as error:
         sys.exit(f"metrics.py: {error}")
+    except KeyError as error:
+        sys.exit(f"metrics.py: {path}: its settings lack {error}: use the program that wrote it")
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

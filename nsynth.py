@@ -65,7 +65,8 @@ class Notes:
 
     def waves(self, indices) -> torch.Tensor:
         """The notes at `indices` (a sequence of n) as (n, L) float32 in [-1, 1)."""
-        return torch.from_numpy(self.audio[np.asarray(indices)].astype(np.float32) / 32768)
+        i = np.asarray(indices, dtype=np.int64)
+        return torch.from_numpy(self.audio[i].astype(np.float32) / 32768)
 
     def subset(self, indices) -> "Notes":
         """The notes at `indices`, in that order, as Notes (a copy)."""
@@ -365,15 +366,16 @@ def read_wav(path, sample_rate=None):
         raise NoteError(f"cannot read {path}: {error.strerror}") from None
     except (WaveError, EOFError, RuntimeError) as error:
         raise NoteError(f"{path} is not a WAV file of 16-bit PCM mono "
-                        f"({error or 'it ends too early'}): convert or fetch it again") from None
+                        f"({str(error) or 'it ends too early'}): convert or fetch it again"
+                        ) from None
     if (channels, width) != (1, 2):
         raise NoteError(f"{path} has {channels} channels of {8 * width}-bit samples: expected one "
                         "of 16 bits (mono PCM), so convert it")
     if rate < 1 or rate != (sample_rate or rate):
         raise NoteError(f"{path} has a sample rate of {rate} Hz: expected "
-                        f"{sample_rate or 'one above 0'}")
+                        f"{sample_rate or 'one above 0'}, as its examples.json says; convert it")
     if frames == 0:
-        raise NoteError(f"{path} is empty: expected at least one sample")
+        raise NoteError(f"{path} is empty: expected at least one sample, so fetch it again")
     if len(data) != 2 * frames:
         raise NoteError(f"{path} is cut short: its header promises {frames:,} samples and "
                         f"{len(data) // 2:,} are there, so fetch or unpack it again")

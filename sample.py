@@ -102,12 +102,18 @@ def read_latents(path, latent):
         with np.load(path) as file:
             z = torch.from_numpy(file["z"].astype(np.float32))
             pitch = file["pitch"] if "pitch" in file else None
-    except Exception as error:            # numpy raises many kinds for a damaged file
-        raise SampleError(f"{path}: not an .npz file with numbers z ({error}): give the "
+    except OSError as error:
+        raise SampleError(f"{path}: cannot be read ({error.strerror or error}): give the "
                           "latents.npz of an earlier run") from None
-    if z.ndim != 2 or len(z) == 0 or z.shape[1] != latent or not z.isfinite().all():
+    except Exception:                     # numpy raises many kinds for a damaged file
+        raise SampleError(f"{path}: not an .npz file with numbers z: give the latents.npz of an "
+                          "earlier run") from None
+    if z.ndim != 2 or len(z) == 0 or z.shape[1] != latent:
         raise SampleError(f"{path}: z has shape {tuple(z.shape)}: this checkpoint's latents are "
-                          f"(n, {latent}), all finite")
+                          f"(n, {latent})")
+    if not z.isfinite().all():
+        raise SampleError(f"{path}: z holds NaN or infinity: give the latents.npz of an earlier "
+                          "run")
     if pitch is None:
         return z, None
     if pitch.shape != (len(z),) or pitch.dtype.kind not in "iu":
@@ -166,6 +172,10 @@ def out_folder(out, checkpoint):
         return checkpoint.parent / f"samples-{max(taken, default=0) + 1:04}"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SampleError(f"{out} is there already and not an empty folder: name a new one")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)   # now, and not after minutes of work
+    except OSError as error:
+        raise SampleError(f"{out} cannot be made ({error.strerror}): name another folder") from None
     return out
 
 
@@ -437,7 +447,7 @@ def sample(args):
     path = gansynth.find_checkpoint(args.checkpoint)
     G, contents = gansynth.load_generator(path, args.device)
     out = out_folder(args.out, path)
-    spectrum = spectral.Spectrum(**{**contents["spectrum"], "mel_inverse": args.mel_inverse})
+    spectrum = spectral.Spectrum.restore(contents["spectrum"], args.mel_inverse)
     low = contents["pitch_low"]
     z, pitch = choose(args, G.arch.latent, contents["counts"].cpu(), low)
     waves = gansynth.synthesise(G, spectrum, z, torch.tensor(pitch) - low, contents["progress"],
@@ -462,6 +472,9 @@ def main(argv=None):
     except (SampleError, gansynth.CheckpointError, nsynth.NoteError, spectral.SpectrumError,
             OSError) as error:
         sys.exit(f"sample.py: {error}")
+    except KeyboardInterrupt:
+        print("sample.py: stopped; nothing was written", file=sys.stderr)
+        sys.exit(130)
     print(f"{page}: {title}, as one page; beside it the WAVs, rainbowgrams, latents.npz, notes.csv")
 
 

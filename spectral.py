@@ -25,6 +25,7 @@ import math
 import os
 import struct
 import sys
+import warnings
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -276,6 +277,15 @@ class Spectrum:
         return (self.frames + OVERLAP - 1) * self.hop - self.length
 
     @classmethod
+    def restore(cls, settings, mel_inverse="pseudo"):
+        """A Spectrum from what `asdict` made of it (in a checkpoint), with this mel inverse."""
+        try:
+            return cls(**{**settings, "mel_inverse": mel_inverse})
+        except TypeError:
+            raise SpectrumError("the checkpoint's spectrum has settings that this program does not "
+                                "know: use the program that wrote it") from None
+
+    @classmethod
     def derive(cls, rep="if-mel", hires=True, length=64000, sample_rate=16000, resolutions=7,
                mel_inverse="pseudo"):
         """The picture for a note of `length` samples, grown over `resolutions` doublings.
@@ -419,9 +429,15 @@ def png_bytes(rgb):
 def write_png(path, rgb):
     """Write an (H, W, 3) uint8 array as a PNG file, whole or not at all."""
     temporary = f"{path}.part"
-    with open(temporary, "wb") as file:
-        file.write(png_bytes(rgb))
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(png_bytes(rgb))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -462,12 +478,17 @@ def read_waves(paths):
     waves, rates = [], set()
     for path in paths:
         try:
-            rate, data = wavfile.read(path)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", wavfile.WavFileWarning)          # cut short
+                rate, data = wavfile.read(path)
         except Exception as error:        # scipy raises many kinds for a damaged file
-            raise SpectrumError(f"{path}: cannot be read as a WAV file ({error})") from None
-        if data.size == 0 or data.ndim > 1:
-            raise SpectrumError(f"{path}: expected a mono WAV with samples in it, found shape "
-                                f"{data.shape}; mix it down first")
+            raise SpectrumError(f"{path}: cannot be read as a WAV file ({error}): give another, or "
+                                "convert it") from None
+        if data.ndim > 1:
+            raise SpectrumError(f"{path}: has {data.shape[1]} channels: mix it down to mono first")
+        if not data.any() or not np.isfinite(data).all():
+            raise SpectrumError(f"{path}: expected samples, not all of them zero and none NaN or "
+                                "infinite: give another file")
         scale = 1 if data.dtype.kind == "f" else np.iinfo(data.dtype).max
         offset = 128 if data.dtype == np.uint8 else 0
         waves.append(torch.from_numpy((data.astype(np.float32) - offset) / scale))

@@ -31,6 +31,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import struct
 import subprocess
@@ -888,7 +889,7 @@ def test_damaged_checkpoints_are_named(tmp_path):
             gansynth.load_checkpoint(bad)
         assert "bad.pt" in str(caught.value) and "\n" not in str(caught.value)
     for look in (gansynth.load_checkpoint, gansynth.find_checkpoint):
-        with pytest.raises(CheckpointError, match="none.pt.*no"):
+        with pytest.raises(CheckpointError, match="none.pt.*[Nn]o"):
             look(tmp_path / "none.pt")
     with pytest.raises(CheckpointError, match="expected a run's folder"):
         gansynth.find_checkpoint(tmp_path)
@@ -896,10 +897,15 @@ def test_damaged_checkpoints_are_named(tmp_path):
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     G = gansynth.Generator(TINY)
-    for contents in ({"architecture": asdict(SMALL), "G_ema": G.state_dict()},
-                     {"architecture": asdict(TINY)}, {"architecture": {"depth": 3}}):
-        path = checkpoint(tmp_path / "a.pt", contents)
-        with pytest.raises(CheckpointError, match="do not fit"):
+    good = {"architecture": asdict(TINY), "G_ema": G.state_dict(), "spectrum": {}, "pitch_low": 60,
+            "progress": 0.5, "counts": torch.ones(3), "images": 8}
+    gansynth.load_generator(checkpoint(tmp_path / "a.pt", good))
+    for wrong, says in (({"architecture": asdict(SMALL)}, "do not fit"),
+                        ({"architecture": {"depth": 3}}, "do not fit"), ({"G_ema": {}}, "not fit"),
+                        ({"progress": 99.0}, "do not fit"), ({"counts": torch.ones(4)}, "not fit"),
+                        ({"counts": 3}, "lacks counts"), ({"images": "8"}, "lacks images")):
+        path = checkpoint(tmp_path / "a.pt", {**good, **wrong})
+        with pytest.raises(CheckpointError, match=says):
             gansynth.load_generator(path)
 
 
@@ -1508,14 +1514,14 @@ def test_what_cannot_be_resumed_is_one_sentence(finished, tmp_path, capsys):
     contents = gansynth.load_checkpoint(gansynth.find_checkpoint(finished))
     config = {key: value for key, value in contents["config"].items() if key != "lr"}
     for wrong, says in (({"config": config}, "settings are not those"),
-                        ({"config": None}, "settings are not those"),
+                        ({"config": None}, "lacks config"),
                         ({"counts": contents["counts"] + 1}, "have changed since"),
                         ({"adam_G": {}}, "do not fit together"), ({"stage": "x"}, "fit together"),
                         ({"D": contents["G"]}, "do not fit together")):
         path = tmp_path / "checkpoint-00000064.pt"
         torch.save({**contents, **wrong}, path)
         with pytest.raises(SystemExit, match=f"^train.py: .*{says}"):
-            train.main(["--resume", str(path), "--images", "72"])
+            train.main(["--resume", str(path), "--images", "96"])
     (tmp_path / "log.jsonl").write_text('{"images": 8}\n{"images": 16}\n{"ima')
     train.trim_log(tmp_path, 8)
     assert (tmp_path / "log.jsonl").read_text() == '{"images": 8}\n'
@@ -1620,7 +1626,7 @@ def test_a_loss_that_is_not_a_number_stops_and_names_the_last_good_checkpoint(
     with pytest.raises(SystemExit) as stopped:
         train.main(flags(tiny_settings(tmp_path / "run")))
     assert re.fullmatch(r"train.py: step 6: the loss term G_score is nan; the last good checkpoint "
-                        rf"is {re.escape(str(tmp_path))}/run/checkpoint-00000016.pt: resume.*",
+                        rf"is {re.escape(str(tmp_path))}/run/checkpoint-00000016.pt; start a new.*",
                         stopped.value.code)
     assert len(list((tmp_path / "run").glob("checkpoint-*"))) == 2
 
@@ -1655,7 +1661,9 @@ def test_settings_layer_defaults_preset_flags(monkeypatch):
 def test_settings_that_cannot_work_are_one_sentence(tmp_path, capsys, wrong, says):
     with pytest.raises(SystemExit) as stopped:
         train.main(flags({**tiny_settings(tmp_path / "run"), **wrong}))
-    assert stopped.value.code.startswith("train.py: ") and says in stopped.value.code
+    said = capsys.readouterr().err or stopped.value.code
+    assert said.startswith("train.py: ") and says in said and len(said.splitlines()) == 1
+    assert stopped.value.code == 2 or {"sources", "data", "pitch_high"} & set(wrong)
     assert not (tmp_path / "run").exists()
 
 
@@ -1682,12 +1690,58 @@ def test_resume_refuses_what_contradicts_the_checkpoint(finished, tmp_path, caps
             train.main(["--resume", str(path)])
 
 
-def test_a_folder_that_holds_something_is_never_written_to(tmp_path):
+def test_a_folder_that_holds_something_is_never_written_to(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("keep")
     for out in (tmp_path, tmp_path / "mine.txt"):
-        with pytest.raises(SystemExit, match="exists already and is not an empty folder"):
+        with pytest.raises(SystemExit, match="2"):
             train.main(flags(tiny_settings(out)))
+        assert "exists already and is not an empty folder" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["mine.txt"]
+
+
+def test_runs_begun_together_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = train.Config()
+    with train.claim_run(cfg) as first, train.claim_run(cfg) as second:
+        assert first.name.startswith("0001") and second.name.startswith("0002")
+    with pytest.raises(KeyboardInterrupt), train.claim_run(cfg) as third:
+        raise KeyboardInterrupt
+    assert not third.exists() and first.exists() and second.exists()
+
+
+def test_a_finished_run_is_not_resumed_without_more_to_do(finished, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        train.main(["--resume", str(finished)])
+    assert "examples: add --images with more" in capsys.readouterr().err
+
+
+def test_a_signal_between_two_steps_is_kept_for_the_next(tmp_path, monkeypatch):
+    tick = train.Monitor.tick
+    monkeypatch.setattr(train.Monitor, "tick", lambda self: (
+        os.kill(os.getpid(), signal.SIGTERM) if self.state.images == 16 else None, tick(self)))
+    with pytest.raises(SystemExit) as stopped:
+        tiny_run(tmp_path / "run")
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert last_checkpoint(tmp_path / "run")["images"] == 20        # the step after
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
+    def poison(state):
+        with torch.no_grad():
+            state.D.score.bias.fill_(torch.nan)
+
+    stop_after(monkeypatch, 16, poison)
+    with pytest.raises(train.TrainingError, match="16 examples D holds NaN.*checkpoint-00000008"):
+        tiny_run(tmp_path / "run")
+    assert len(gansynth.checkpoints(tmp_path / "run")) == 1
+
+
+def test_newer_checkpoints_are_set_aside(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    old, *newer = gansynth.checkpoints(tmp_path / "run")
+    train.set_aside_newer(tmp_path / "run", old)
+    assert gansynth.checkpoints(tmp_path / "run") == [old]
+    assert all(Path(f"{path}.old").exists() for path in newer)
 
 
 def test_runs_without_out_are_numbered_and_say_their_preset_first(tmp_path, monkeypatch, capsys):

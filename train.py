@@ -18,6 +18,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import argparse
+import contextlib
 import copy
 import json
 import math
@@ -116,7 +117,8 @@ class Config:
 
     @property
     def source_names(self):
-        return () if self.sources in ("", "all") else tuple(self.sources.split(","))
+        names = [name.strip() for name in self.sources.split(",") if name.strip()]
+        return () if names in ([], ["all"]) else tuple(names)
 
     def spectrum(self):
         return spectral.Spectrum.derive(self.rep, self.hires, self.length, self.sample_rate,
@@ -335,8 +337,8 @@ class Monitor:
             good = gansynth.newest_checkpoint(self.run)
             raise TrainingError(
                 f"step {step}: the loss term {names[column]} is {values[row, column]:g}; "
-                + (f"the last good checkpoint is {good}: resume from it, perhaps with a lower --lr "
-                   "in a new run" if good else "no checkpoint was saved yet: try a lower --lr"))
+                + (f"the last good checkpoint is {good}; " if good else "no checkpoint was saved; ")
+                + "start a new run with a lower --lr")
         return dict(zip(names, values.mean(dim=0).tolist()))
 
     def tick(self):
@@ -353,8 +355,12 @@ class Monitor:
               + f"  {rate:.1f} ex/s, {clock(left)} left", flush=True)
         record = {"images": state.images, "stage": stage, "progress": progress,
                   "seconds": round(now - self.began, 1), "examples_per_s": round(rate, 2), **means}
-        with open(self.run / "log.jsonl", "a") as log:
-            log.write(json.dumps(record) + "\n")
+        try:
+            with open(self.run / "log.jsonl", "a", encoding="utf-8") as log:
+                log.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise TrainingError(f"{self.run / 'log.jsonl'} cannot be written ({error.strerror}): "
+                                "put that right, and resume the run") from None
         self.steps, self.last, self.images = [], now, state.images
 
 
@@ -403,32 +409,60 @@ def snapshot(state, run, notes=16):
 KEEP = 3                                  # checkpoints kept; older ones are deleted
 
 
-def choose_run(cfg):
-    """The run's folder: `out`, or the next number under runs/.  Never one that holds anything."""
-    if not cfg.out:
-        taken = [int(p.name[:4]) for p in Path("runs").glob("[0-9][0-9][0-9][0-9]*")]
-        return Path("runs") / f"{max(taken, default=0) + 1:04d}-{cfg.rep}{'-hires' * cfg.hires}"
-    run = Path(cfg.out)
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise ConfigError(f"{run} exists already and is not an empty folder: give another --out, "
-                          "or --resume it")
-    return run
-
-
-def make_folders(run):
+@contextlib.contextmanager
+def claim_run(cfg):
+    """Make the run's folder: `out`, or the next number under runs/.  Never one that holds anything,
+    and ours from the start: of two runs begun together, one gets the next number.  If what is done
+    `with` it fails, it goes again.
+    """
+    taken = [int(p.name[:4]) for p in Path("runs").glob("[0-9][0-9][0-9][0-9]*")]
+    number = max(taken, default=0) + 1
+    run = Path(cfg.out or f"runs/{number:04d}-{cfg.rep}{'-hires' * cfg.hires}")
+    new = not run.exists()
     try:
-        (run / "snapshots").mkdir(parents=True, exist_ok=True)
+        if not new and (not run.is_dir() or any(run.iterdir())):
+            raise FileExistsError
+        run.mkdir(parents=True, exist_ok=True)
+        (run / "snapshots").mkdir()       # fails where another run was faster
+    except FileExistsError:
+        if cfg.out:
+            raise ConfigError(f"{run} exists already and is not an empty folder: give another "
+                              "--out, or --resume it") from None
+        with claim_run(cfg) as run:
+            yield run
+        return
     except OSError as error:
         raise ConfigError(f"{run}: the run's folder cannot be made ({error.strerror}): give "
                           "another --out") from None
+    try:
+        yield run
+    except BaseException:
+        for folder in [run / "snapshots"] + [run] * new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()            # empty, or it stays
+        raise
 
 
 def save(state, run):
+    """Write a checkpoint, and delete those older than the last KEEP; -> its path."""
     path = run / f"checkpoint-{state.images:08d}.pt"
+    for name in ("G", "D", "G_ema"):      # the losses tell of the weights before their last step
+        if not all(p.isfinite().all() for p in getattr(state, name).parameters()):
+            raise TrainingError(f"after {state.images:,} examples {name} holds NaN or infinity; "
+                                f"the last good checkpoint is {gansynth.newest_checkpoint(run)}; "
+                                "start a new run with a lower --lr")
     gansynth.save_checkpoint(path, state.contents())
-    for old in sorted(run.glob("checkpoint-*.pt"))[:-KEEP]:
+    for old in gansynth.checkpoints(run)[:-KEEP]:
         old.unlink()
     return path
+
+
+def set_aside_newer(run, path):
+    """Rename checkpoints newer than the one to resume from: they would win when resuming again."""
+    found = gansynth.checkpoints(run)
+    for newer in found[found.index(path) + 1:] if path in found else []:
+        newer.rename(f"{newer}.old")
+        print(f"{newer} is set aside as {newer.name}.old")
 
 
 class Interrupt:
@@ -441,7 +475,7 @@ class Interrupt:
 
     def note(self, number, frame):
         self.signal = number
-        self.__exit__()
+        self.__exit__()                   # the next one finds the usual handlers
 
     def __exit__(self, *exception):
         for s, handler in self.before.items():
@@ -468,10 +502,27 @@ def train(cfg, resume=None):
     """Train as `cfg` says, or go on from the checkpoint file `resume`; returns the run's folder."""
     # settings
     device, spectrum = pick_device(cfg.device), cfg.spectrum()
-    contents = gansynth.load_checkpoint(resume) if resume else None
-    run = resume.parent if resume else choose_run(cfg)
+    contents = gansynth.load_checkpoint(resume, parts=gansynth.TRAIN_PARTS) if resume else None
+    if contents and contents["images"] >= cfg.images:
+        raise ConfigError(f"{resume} has finished its {cfg.images:,} examples: add --images with "
+                          "more of them to go on")
+    with contextlib.nullcontext(resume.parent) if resume else claim_run(cfg) as run:
+        state, pictures, labels = prepare(cfg, spectrum, device, contents)
+    if resume:
+        set_aside_newer(run, resume)
+        trim_log(run, state.images)
+    (run / "snapshots").mkdir(exist_ok=True)
+    print(f"run {run}: {cfg.rep}, {spectrum.frames} x {spectrum.bins} pictures, {cfg.images:,} "
+          f"examples, on {device}", flush=True)
+    loop(cfg, run, state, pictures, labels)
+    return run
 
-    # data
+
+def prepare(cfg, spectrum, device, contents):
+    """Data and state of a run, new or as a checkpoint's contents have it.
+
+    -> state, pictures (a function of note indices), labels (N,) of the training notes.
+    """
     notes, held_out = nsynth.split(nsynth.load(cfg.data, cfg.length, cfg.sample_rate,
                                                cfg.pitch_range, cfg.source_names), cfg.seed)
     print(nsynth.describe(notes, held_out))
@@ -479,39 +530,35 @@ def train(cfg, resume=None):
     pictures = picture_source(notes, spectrum, device)
     labels = torch.from_numpy(notes.pitch) - cfg.pitch_low
 
-    # networks, optimisers, or all of it from a checkpoint
     state = State(cfg, counts, device)
     if contents:
         state.restore(contents)
-    make_folders(run)
-    trim_log(run, state.images)
-    print(f"run {run}: {cfg.rep}, {spectrum.frames} x {spectrum.bins} pictures, {cfg.images:,} "
-          f"examples, on {device}", flush=True)
+    return state, pictures, labels
 
-    # the loop
+
+def loop(cfg, run, state, pictures, labels):
+    """Steps, and every so often a line, a checkpoint, and a picture with sound."""
     def due(every):
         return state.images % every < cfg.batch
 
     monitor = Monitor(state, run)
     with Interrupt() as interrupt:
         while state.images < cfg.images:
-            batch = nsynth.epoch_order(state.images, cfg.batch, len(notes), cfg.seed)
-            terms = train_step(state, pictures(batch), labels[batch].to(device))
-            monitor.add(terms)
-            done = state.images >= cfg.images or interrupt.signal
-            if done or due(cfg.tick_images) or due(cfg.checkpoint_images):
-                monitor.tick()            # also checks the losses: what is saved is sound
-            if done or due(cfg.checkpoint_images):
+            batch = nsynth.epoch_order(state.images, cfg.batch, len(labels), cfg.seed)
+            monitor.add(train_step(state, pictures(batch), labels[batch].to(state.device)))
+            stop, done = interrupt.signal, state.images >= cfg.images
+            if stop or done or due(cfg.tick_images) or due(cfg.checkpoint_images):
+                monitor.tick()            # also checks the losses
+            if stop or done or due(cfg.checkpoint_images):
                 checkpoint = save(state, run)
-            if state.images >= cfg.images or due(cfg.snapshot_images):
+            if done or due(cfg.snapshot_images):
                 heard = snapshot(state, run)
-            if interrupt.signal:
+            if stop and not done:
                 print(f"stopped after {state.images:,} examples, saved {checkpoint}; "
                       f"go on with: python train.py --resume {run}")
-                raise SystemExit(128 + interrupt.signal)
+                raise SystemExit(128 + stop)
     print(f"done: {checkpoint}\nlook at {heard}.png, listen to {heard}.wav\n"
           f"more notes: python sample.py {run}")
-    return run
 
 
 def trim_log(run, images):
@@ -527,7 +574,8 @@ def trim_log(run, images):
 
     if log.exists():
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        log.write_text("".join(filter(before, lines)), encoding="utf-8")
+        log.with_suffix(".part").write_text("".join(filter(before, lines)), encoding="utf-8")
+        log.with_suffix(".part").replace(log)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -575,7 +623,7 @@ def bench(cfg, budget=20.0):
     print(f"batch {cfg.batch} on {device}{threads}, torch {torch.__version__}; medians of steps")
     print(f"{'blocks':>6} {'s/step':>8} {'examples/s':>11} {'data':>6} {'G':>6} {'D':>6} "
           f"{'penalty':>8} {'peak MB':>8} {'of the product':>15}")
-    for blocks in range(1, cfg.resolutions + 1):
+    for blocks in range(1 if cfg.progressive else cfg.resolutions, cfg.resolutions + 1):
         state.images = (blocks - 1) * (cfg.stable_images + cfg.fade_images)
         before, steps = product_rate(device), []
         while len(steps) < 2 or sum(map(lambda s: s["all"], steps)) < budget and len(steps) < 30:
@@ -656,17 +704,24 @@ def settings(preset, given):
 def resumed_settings(parser, resume, preset, given):
     """The settings in a checkpoint; a flag that contradicts them is an error.
 
-    Two may differ: the device, and more `images`, which lets a finished run go on.
+    Three may differ: the device, where the data lie (State.restore compares their counts), and more
+    `images`, which lets a finished run go on; a learning rate that falls (lr_decay) then falls
+    towards the new end.
     """
     path = gansynth.find_checkpoint(resume)
-    saved = gansynth.load_checkpoint(path).get("config")
-    if not isinstance(saved, dict) or saved.keys() != {f.name for f in fields(Config)}:
+    saved = gansynth.load_checkpoint(path, parts=gansynth.TRAIN_PARTS)["config"]
+    if saved.keys() != {f.name for f in fields(Config)}:
         raise gansynth.CheckpointError(f"{path}: its settings are not those that this program has: "
                                        "resume with the program that wrote it, or start a new run")
     if "out" in given and Path(given["out"]).resolve() != path.parent.resolve():
         parser.error(f"--out {given['out']} contradicts --resume, which goes on in {path.parent}")
-    for name, value in {**(PRESETS[preset] if preset else {}), **given}.items():
-        free = name in ("device", "out") or name == "images" and value > saved["images"]
+    defaults = {name: getattr(Config, name) for name in PRESETS["workshop"]}
+    for name, value in {**defaults, **PRESETS[preset]}.items() if preset else ():
+        if name not in given and value != saved[name]:
+            parser.error(f"--preset {preset} contradicts {path}, which was trained with {name} "
+                         f"{saved[name]}: leave it out, or start a new run")
+    for name, value in given.items():
+        free = name in ("device", "out", "data") or name == "images" and value > saved["images"]
         if not free and value != saved[name]:
             parser.error(f"--{name.replace('_', '-')} {value} contradicts {path}, which was "
                          f"trained with {saved[name]}: leave it out, or start a new run")
@@ -676,15 +731,17 @@ def resumed_settings(parser, resume, preset, given):
 def main(argv=None):
     parser, preset, resume, benchmark, given = parse_arguments(argv)
     try:
-        if resume:
+        if resume is not None:
             cfg, resume = resumed_settings(parser, resume, preset, given)
             print(f"resuming {resume} with its own settings", flush=True)
         else:
             cfg, line = settings(preset, given)
             print(line, flush=True)
         bench(cfg) if benchmark else train(cfg, resume)
-    except (ConfigError, TrainingError, spectral.SpectrumError, nsynth.NoteError,
-            gansynth.ArchitectureError, gansynth.CheckpointError, OSError) as error:
+    except (ConfigError, spectral.SpectrumError, gansynth.ArchitectureError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(2)                       # settings that cannot work
+    except (TrainingError, nsynth.NoteError, gansynth.CheckpointError, OSError) as error:
         sys.exit(f"train.py: {error}")
     except KeyboardInterrupt:             # while loading; the loop has its own way to stop
         print("train.py: stopped before training began", file=sys.stderr)
