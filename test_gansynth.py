@@ -1516,7 +1516,7 @@ def test_what_cannot_be_resumed_is_one_sentence(finished, tmp_path, capsys):
     for wrong, says in (({"config": config}, "settings are not those"),
                         ({"config": None}, "lacks config"),
                         ({"counts": contents["counts"] + 1}, "have changed since"),
-                        ({"adam_G": {}}, "do not fit together"), ({"stage": "x"}, "fit together"),
+                        ({"adam_G": {}}, "do not fit together"), ({"stage": "x"}, "lacks stage"),
                         ({"D": contents["G"]}, "do not fit together")):
         path = tmp_path / "checkpoint-00000064.pt"
         torch.save({**contents, **wrong}, path)

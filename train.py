@@ -138,10 +138,10 @@ class Config:
 PRESETS = {
     "paper": {},
     "workshop": dict(
-        length=4096, sample_rate=8000, pitch_low=60, pitch_high=71, resolutions=3, latent=32,
-        channel_base=64, channel_max=32, images=40_000, stable_images=4_000, fade_images=6_000,
-        lr=3e-3, lr_decay=0.1, ema=0.998, penalty_units="scaled", tick_images=1_000,
-        snapshot_images=4_000, checkpoint_images=4_000),
+        length=4096, sample_rate=8000, pitch_low=60, pitch_high=71, resolutions=3, latent=8,
+        channel_base=128, channel_max=32, images=24_000, stable_images=1_600, fade_images=2_400,
+        batch=4, lr=3e-3, lr_decay=0.03, ema=0.998, penalty_units="scaled", tick_images=500,
+        snapshot_images=2_000, checkpoint_images=2_000),
 }
 
 
