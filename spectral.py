@@ -175,8 +175,8 @@ def mel_inverse_matrix(bins, sample_rate, kind):
     pseudo: ours and the default, the one place where we leave the release.  M has rank 811 of
     1024 (405 of 512 at low resolution) and no small singular values, so the least-squares inverse
     amplifies no noise; what it cannot know are the narrowest high bands' differences.  It lifts
-    the round trip of real notes from about 3 dB to about 40 dB, and that takes both
-    channels: power, and the unwrapped phase, which is projected to mel linearly as well.
+    the round trip of five NSynth notes from 4 to 44 dB (medians), and that takes both channels:
+    power, and the unwrapped phase, which is projected to mel linearly as well.
     """
     M = mel_matrix(bins, sample_rate)
     if kind == "pseudo":
