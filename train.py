@@ -139,7 +139,7 @@ PRESETS = {
     "paper": {},
     "workshop": dict(
         length=4096, sample_rate=8000, pitch_low=60, pitch_high=71, resolutions=3, latent=8,
-        channel_base=128, channel_max=32, images=20_000, stable_images=1_600, fade_images=2_400,
+        channel_base=128, channel_max=32, images=16_000, stable_images=1_200, fade_images=2_000,
         batch=4, lr=3e-3, lr_decay=0.03, ema=0.998, penalty_units="scaled", tick_images=500,
         snapshot_images=2_000, checkpoint_images=2_000),
 }
