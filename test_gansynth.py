@@ -16,6 +16,7 @@ small network, cut down to what is in test_gansynth.npz:
     stage07/...                 losses, and sketches of all gradients, at that stage
     two_steps/...               every 8th weight after two steps of training both networks
     paper/...                   pixels and sound of a generator of the paper's size
+    tfrecord                    two notes of 4000 samples, as TensorFlow's writer wrote them
 
 A sketch is sixteen random projections of a large array (see `sketch`).  Weights are not stored:
 the arrays were made with random ones, by a recipe (see `recipe`).  Where a tolerance is said to be
@@ -25,6 +26,9 @@ is asked leaves some five to ten times as much.
 
 import base64
 import csv
+import gzip
+import hashlib
+import http.server
 import io
 import itertools
 import json
@@ -36,6 +40,9 @@ import signal
 import struct
 import subprocess
 import sys
+import tarfile
+import threading
+import tracemalloc
 import zlib
 from dataclasses import asdict
 from pathlib import Path
@@ -951,13 +958,29 @@ def add_note(folder, name, pitch=60, rate=16000, samples=None, about=()):
     return folder
 
 
+def mutate(data, rng):
+    """Bytes with a bit flipped, an end cut off, or a stretch moved, copied or overwritten."""
+    data, a, b = bytearray(data), *sorted(rng.integers(0, len(data), 2))
+    kind = rng.integers(4)
+    if kind == 0:
+        data[a] ^= 1 << rng.integers(8)
+    elif kind == 1:
+        del data[a:]
+    elif kind == 2:
+        data[a:a] = data[a:b]
+    else:
+        data[a:b] = rng.bytes(int(b - a))
+    return bytes(data)
+
+
 def toy_notes(count, length=8):
     """Notes that are told apart by their first sample."""
     audio = np.zeros((count, length), np.int16)
     audio[:, 0] = np.arange(count)
     words = np.array(["guitar"] * count), np.array(["acoustic"] * count)
-    return nsynth.Notes(audio, np.arange(count) % 61 + 24, *words,
-                        np.array([f"guitar_acoustic_{i:03}" for i in range(count)]), 16000)
+    return nsynth.Notes(audio, np.arange(count), np.arange(count) % 61 + 24, *words,
+                        np.array([f"guitar_acoustic_{i:03}" for i in range(count)]),
+                        np.array([""] * count), 16000)
 
 
 def test_wav_round_trip_agrees_with_scipy(tmp_path):
@@ -1065,7 +1088,7 @@ def test_load_pools_sub_folders(tmp_path):
     assert sorted(nsynth.load(tmp_path, 64, 16000).pitch) == [60, 61, 62]
     assert nsynth.load(tmp_path / "nsynth-test", 64, 16000).pitch.tolist() == [62]
     add_note(tmp_path / "nsynth-test", "guitar_acoustic_000-060-100")
-    with pytest.raises(NoteError, match="guitar_acoustic_000-060-100 is in 2 sub-folders"):
+    with pytest.raises(NoteError, match="guitar_acoustic_000-060-100 is in .*-test.* and in"):
         nsynth.load(tmp_path, 64, 16000)
 
 
@@ -1109,7 +1132,7 @@ def test_load_refuses(wish, says):
 
 
 @pytest.mark.parametrize("text, says", [
-    (None, "holds no examples.json"), ("{", "not JSON"), ("[]", "no notes"), ("{}", "no notes"),
+    (None, "holds no notes"), ("{", "not JSON"), ("[]", "no notes"), ("{}", "no notes"),
     ('{"a-060-100": 3}', "field pitch of note a-060-100 is missing"),
     ('{"../../a": {}}', "no name for a note"), ('{"": {}}', "no name for a note")])
 def test_load_names_damaged_json(tmp_path, text, says):
@@ -1130,8 +1153,203 @@ def test_load_names_note_and_field(tmp_path, field, values):
             nsynth.load(tmp_path, 64, 16000)
 
 
+def packed_folder(data):
+    return next(path for path in (data / "packed").iterdir() if not path.name.endswith(".part"))
+
+
+def real_looking_notes(folder, count=12):
+    """A folder of `count` notes of noise, told apart by their sound."""
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        add_note(folder, f"guitar_acoustic_{i:03}-{60 + i:03}-100", 60 + i,
+                 samples=rng.integers(-9999, 9999, 50).astype(np.int16))
+    return folder
+
+
+def test_notes_are_packed_once_and_again_when_their_files_change(tmp_path, monkeypatch):
+    real_looking_notes(tmp_path)
+    reads, read = [], nsynth.read_wav
+    monkeypatch.setattr(nsynth, "read_wav", lambda *args: reads.append(args[0]) or read(*args))
+    first = nsynth.load(tmp_path, 64, 16000)
+    assert len(reads) == 12 and isinstance(first.audio, np.memmap)
+    again = nsynth.load(tmp_path, 64, 16000)
+    assert len(reads) == 12 and np.array_equal(first.audio, again.audio)
+    assert np.array_equal(packed_folder(tmp_path).joinpath("audio.int16").read_bytes(),
+                          first.audio.tobytes())
+    assert len(nsynth.load(packed_folder(tmp_path), 64, 16000)) == 12  # by its own name, too
+    with pytest.raises(NoteError, match="packed with length 64, and 65 is asked for"):
+        nsynth.load(packed_folder(tmp_path), 65, 16000)
+    nsynth.load(tmp_path, 32, 16000)                                # other settings: beside it
+    assert len(list((tmp_path / "packed").iterdir())) == 2 and len(reads) == 24
+    add_note(tmp_path, "flute_acoustic_000-070-100", 70)
+    assert len(nsynth.load(tmp_path, 64, 16000)) == 13
+    wav = tmp_path / "audio" / "flute_acoustic_000-070-100.wav"
+    scipy.io.wavfile.write(wav, 16000, np.full(60, 7, np.int16))    # examples.json is the same
+    assert nsynth.load(tmp_path, 64, 16000).audio[-1].tolist() == [7] * 60 + [0] * 4
+
+
+def test_packing_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    whole = nsynth.load(real_looking_notes(tmp_path / "a"), 64, 16000)
+    reads, read = [], nsynth.read_wav
+
+    def interrupted(path, rate):
+        reads.append(path)
+        if len(reads) == 8:
+            raise KeyboardInterrupt
+        return read(path, rate)
+
+    monkeypatch.setattr(nsynth, "read_wav", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        nsynth.load(real_looking_notes(tmp_path / "b"), 64, 16000)
+    part, = (tmp_path / "b" / "packed").iterdir()
+    assert part.name.endswith(".part")                              # nothing that looks complete
+    with open(part / "notes.csv", "a") as table:                    # as a power cut leaves it
+        table.write("guitar_acoustic_007-067-1")
+    with open(part / "audio.int16", "ab") as audio:
+        audio.write(b"half a note")
+    notes = nsynth.load(tmp_path / "b", 64, 16000)
+    assert len(reads) == 8 + 5                                      # seven were there already
+    assert np.array_equal(notes.audio, whole.audio) and np.array_equal(notes.name, whole.name)
+    notes.waves(range(12))
+    (part / "busy").parent.mkdir()
+    (part / "busy").touch()
+    real_looking_notes(tmp_path / "b", 13)
+    with pytest.raises(NoteError, match="written by another program"):
+        nsynth.load(tmp_path / "b", 64, 16000)
+
+
+def test_packing_reports_a_full_disk_and_read_only_data_go_to_the_cache(tmp_path, monkeypatch):
+    real_looking_notes(tmp_path / "data")
+    monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    nsynth.load(tmp_path / "data", 64, 16000)
+    assert not (tmp_path / "data" / "packed").exists()
+    assert list((tmp_path / "home" / ".cache" / "gansynth").glob("data-*/*/audio.int16"))
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "utime", full)
+    monkeypatch.setattr(csv, "writer", lambda file: SimpleNamespace(writerow=full))
+    with pytest.raises(NoteError, match="cannot pack .*No space left.*goes on from there"):
+        nsynth.load(tmp_path / "data", 65, 16000)
+
+
+def test_a_damaged_pack_is_never_a_wrong_note(tmp_path):
+    data = real_looking_notes(tmp_path)
+    sound = nsynth.load(data, 64, 16000).waves(range(12))
+    folder, rng = packed_folder(data), np.random.default_rng(1)
+    good = {path.name: path.read_bytes() for path in folder.iterdir()}
+    damaged = 0
+    for _ in range(500):
+        name = ("audio.int16", "notes.csv", "packed.json")[rng.integers(3)]
+        (folder / name).write_bytes(mutate(good[name], rng))
+        try:
+            notes = nsynth.load(folder, 64, 16000)
+            waves = notes.waves(range(len(notes)))
+            assert torch.equal(waves, sound) and notes.pitch.tolist() == list(range(60, 72))
+        except NoteError as error:
+            assert str(folder) in str(error)
+            damaged += 1
+        (folder / name).write_bytes(good[name])
+    assert damaged > 350
+    (folder / "notes.csv").write_bytes(good["notes.csv"][:-9])      # of data that are there:
+    assert torch.equal(nsynth.load(data, 64, 16000).waves(range(12)), sound)    # packed again
+
+
+def test_a_damaged_examples_json_is_never_a_wrong_note(tmp_path):
+    folder, rng = real_looking_notes(tmp_path, 6), np.random.default_rng(2)
+    good, sound = (folder / "examples.json").read_bytes(), {
+        path.stem: scipy.io.wavfile.read(path)[1].tolist() for path in folder.glob("audio/*")}
+    damaged = 0
+    for _ in range(300):
+        (folder / "examples.json").unlink()
+        (folder / "examples.json").write_bytes(mutate(good, rng))
+        try:
+            for entry in nsynth._read_examples([folder / "examples.json"], stop):
+                samples, rate = entry.audio()
+                assert samples.tolist() == sound[entry.name] and rate == 16000
+                assert (entry.family, entry.source) == ("guitar", "acoustic")
+                assert entry.pitch == int(entry.name[-7:-4])
+        except NoteError as error:
+            assert str(tmp_path) in str(error) and "\n" not in str(error)
+            damaged += 1
+    assert damaged > 200
+
+
+def test_damaged_notes_can_be_skipped_and_are_counted(tmp_path):
+    real_looking_notes(tmp_path)
+    for i, harm in ((3, lambda wav: wav.write_bytes(wav.read_bytes()[:60])), (5, Path.unlink)):
+        harm(tmp_path / "audio" / f"guitar_acoustic_{i:03}-{60 + i:03}-100.wav")
+    with pytest.raises(NoteError, match="guitar_acoustic_003-063-100.wav"):
+        nsynth.load(tmp_path, 64, 16000)
+    notes = nsynth.load(tmp_path, 64, 16000, skip_damaged=True)
+    assert sorted(notes.pitch) == [60, 61, 62, 64, 66, 67, 68, 69, 70, 71]
+    report = nsynth.describe(*nsynth.split(notes))
+    assert "kept 10 of 12 notes" in report and "063-100.wav is cut short" in report
+
+
+@pytest.mark.parametrize("name, pitch", [
+    ("guitar_acoustic_000-060-100", 60), ("take_060", 60), ("take_C4", 60), ("F#3", 54),
+    ("Bb-1", 10), ("piano-a4-loud", 69), ("Cello_Gs2_3", 44), ("take-12", 12), ("note 7", None),
+    ("Cello", None), ("A440", None), ("x_G9", 127), ("x_G#9", None), ("x_200", None),
+    ("take1_c♯5", 73), ("C4_to_E4", 64)])
+def test_pitch_is_read_from_a_files_name(name, pitch):
+    assert nsynth.pitch_of(name) == pitch
+
+
+def test_own_recordings_of_every_kind_become_notes(tmp_path, capsys):
+    rate, sound = 44100, 0.5 * np.sin(2 * np.pi * 440 * np.arange(44100) / 44100)
+    late = np.concatenate([np.zeros(22050), sound])                 # half a second of silence first
+    (tmp_path / "flute").mkdir()
+
+    def write(name, data, rate=rate):
+        scipy.io.wavfile.write(tmp_path / name, rate, data)
+
+    write("a_C4.wav", (late * 32767).astype(np.int16))
+    write("flute/b-061-100.WAV", (late * 127 + 128).astype(np.uint8))
+    write("c_062.wav", np.stack([late, late], 1).astype(np.float32))
+    write("d_063.wav", (late * (2 ** 31 - 1)).astype(np.int32))
+    write("e.wav", late[:11025 * 3], 48000)
+    pcm24 = (late * (2 ** 23 - 1)).astype("<i4").view(np.uint8).reshape(-1, 4)[:, :3].tobytes()
+    header = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + len(pcm24), b"WAVE", b"fmt ", 16, 1, 1,
+                         rate, 3 * rate, 3, 24, b"data", len(pcm24))
+    (tmp_path / "f_065.wav").write_bytes(header + pcm24)
+    (tmp_path / "g_066.wav").write_bytes(b"RIFF nonsense")
+    write("silent_067.wav", np.zeros(100, np.int16))
+    write("no pitch.wav", (sound * 9999).astype(np.int16))
+    write("low_012.wav", (sound * 9999).astype(np.int16))
+    (tmp_path / "pitches.csv").write_text("file,pitch\ne.wav,E4\n")
+    notes = nsynth.load(tmp_path, 8000, 16000)
+    order = np.argsort(notes.pitch)
+    assert notes.pitch[order].tolist() == [60, 61, 62, 63, 64, 65]
+    assert notes.family[order].tolist() == ["other", "flute", "other", "other", "other", "other"]
+    for i in order[[0, 1, 2, 3, 5]]:
+        x = notes.waves([i])[0].numpy()
+        first = np.flatnonzero(np.abs(x) > 0.05)[0] / 16000         # 5 ms, and a 2 ms frame
+        assert 0.004 < first < 0.009 and abs(spectral_peak(x[400:], 16000, 440) - 440) < 0.1
+        assert np.abs(x).max() == pytest.approx(0.5, abs=0.02)
+    report = nsynth.describe(*nsynth.split(notes, share=1))
+    for reason in ("g_066.wav is no WAV", "silent_067.wav is silent", "no pitch.wav tells no pitch",
+                   "the pitch is outside 24-84"):
+        assert "dropped 1 because" in report and reason in report
+    (tmp_path / "pitches.csv").write_text("file,pitch\ne.wav,high\n")
+    with pytest.raises(NoteError, match="pitches.csv, line 2"):
+        nsynth.load(tmp_path, 8000, 16000)
+
+
+def test_split_by_the_datas_own_parts_or_a_list(tmp_path):
+    for i, part in enumerate(("train", "train", "valid", "test")):
+        add_note(tmp_path / f"nsynth-{part}", f"guitar_acoustic_{i:03}-{60 + i}-100", 60 + i)
+    notes = nsynth.load(tmp_path, 64, 16000)
+    train_, held_out = nsynth.split(notes, by="folders")
+    assert sorted(train_.pitch) == [60, 61] and sorted(held_out.pitch) == [62, 63]
+    with pytest.raises(NoteError, match="no note is in the training part by 'folders'"):
+        nsynth.split(nsynth.load(tmp_path / "nsynth-test", 64, 16000).subset([]), by="folders")
+
+
 def test_load_names_missing_files(tmp_path):
-    with pytest.raises(NoteError, match="nowhere is not a folder.*orchestra"):
+    with pytest.raises(NoteError, match="nowhere is not there.*orchestra"):
         nsynth.load(tmp_path / "nowhere", 64, 16000)
     add_note(tmp_path, "guitar_acoustic_000-060-100")
     (tmp_path / "audio" / "guitar_acoustic_000-060-100.wav").unlink()
@@ -1154,7 +1372,7 @@ def test_waves_and_subset():
     assert waves[:, 0].tolist() == [3 / 32768, 1 / 32768]
     part = notes.subset([7, 2])
     assert len(part) == 2 and part.pitch.tolist() == [31, 26]
-    assert part.audio[:, 0].tolist() == [7, 2]
+    assert part.audio is notes.audio and part.audio[part.row, 0].tolist() == [7, 2]
     assert part.name.tolist() == ["guitar_acoustic_007", "guitar_acoustic_002"]
 
 
@@ -1168,7 +1386,7 @@ def test_split_is_of_notes_seeded_and_complete():
     assert np.array_equal(nsynth.split(notes, seed=3)[0].name, train.name)
     assert not np.array_equal(nsynth.split(notes, seed=4)[0].name, train.name)
     where = {name: i for i, name in enumerate(notes.name)}
-    assert all(np.array_equal(train.audio[i], notes.audio[where[name]])
+    assert all(torch.equal(train.waves([i]), notes.waves([where[name]]))
                for i, name in enumerate(train.name))
     for share in (0, 1.5):
         with pytest.raises(NoteError, match="share"):
@@ -1215,6 +1433,13 @@ def test_order_continues_from_any_position():
 def test_order_refuses(position, count, seed):
     with pytest.raises(NoteError, match="expected"):
         nsynth.epoch_order(position, 3, count, seed)
+
+
+def test_ranks_share_an_epoch_without_overlap():
+    ranks, n, count = 4, 3, 24
+    seen = [nsynth.epoch_order(step * ranks * n + rank * n, n, count, 7).tolist()
+            for step in range(2) for rank in range(ranks)]
+    assert sorted(sum(seen, [])) == list(range(count))
 
 
 def test_pitches_are_drawn_as_often_as_counted():
@@ -1270,8 +1495,9 @@ def octave():
 def long_notes():
     """Full notes at pitches spread over the range."""
     parts = [nsynth.orchestra(64000, 16000, (pitch, pitch)) for pitch in (24, 37, 50, 63, 76, 84)]
-    return nsynth.Notes(*(np.concatenate([getattr(part, key) for part in parts])
-                          for key in ("audio", "pitch", "family", "source", "name")), 16000)
+    columns = {key: np.concatenate([getattr(part, key) for part in parts])
+               for key in ("audio", "pitch", "family", "source", "name", "part")}
+    return nsynth.Notes(row=np.arange(len(columns["name"])), sample_rate=16000, **columns)
 
 
 def test_orchestra_is_the_same_every_time(octave):
@@ -1358,7 +1584,8 @@ def test_save_and_load_give_the_same_notes(tmp_path, octave):
     some = octave.subset(range(0, len(octave), 9))
     nsynth.save(some, tmp_path / "new" / "notes")
     back = nsynth.load(tmp_path / "new", 4000, 8000)
-    assert np.array_equal(back.audio, some.audio) and back.sample_rate == 8000
+    every = range(len(some))
+    assert torch.equal(back.waves(every), some.waves(every)) and back.sample_rate == 8000
     for key in ("pitch", "family", "source", "name"):
         assert np.array_equal(getattr(back, key), getattr(some, key)), key
     with pytest.raises(NoteError, match="not empty"):
@@ -1385,6 +1612,798 @@ def test_nsynth_script_fails_in_one_sentence(tmp_path):
     done = subprocess.run([sys.executable, Path(nsynth.__file__), tmp_path / "none"],
                           capture_output=True, text=True, check=False)
     assert done.returncode == 1 and done.stdout == "" and len(done.stderr.splitlines()) == 1
+
+
+# ---- nsynth.py: TFRecord files ----
+#
+# The writer below is as plain as can be, and shares nothing with the
+# reader: a CRC bit by bit, and messages put together from their fields.
+
+
+def slow_crc(data):
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+def sealed(data):
+    crc = slow_crc(data)
+    return data + struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2 ** 32)
+
+
+def record(payload, length=None):
+    return sealed(struct.pack("<Q", len(payload) if length is None else length)) + sealed(payload)
+
+
+def varint(number):
+    number %= 2 ** 64                     # negative ones as + 2^64, in ten bytes
+    *more, last = [number >> k & 127 for k in range(0, max(number.bit_length(), 1), 7)]
+    return bytes(128 + part for part in more) + bytes([last])
+
+
+def proto(number, value):
+    """One field: bytes with their length before them, a number as a varint, a float in 4 bytes."""
+    if isinstance(value, float):
+        return varint(number * 8 + 5) + struct.pack("<f", value)
+    if isinstance(value, int):
+        return varint(number * 8) + varint(value)
+    return varint(number * 8 + 2) + varint(len(value)) + value
+
+
+def feature(*values, packed=True):
+    """A Feature of bytes, ints or floats: lists of numbers packed, as all writers do, or not."""
+    kind = {bytes: 1, float: 2, int: 3}[type(values[0])]
+    if packed and kind > 1:
+        values = [struct.pack(f"<{len(values)}f", *values) if kind == 2
+                  else b"".join(map(varint, values))]
+    return proto(kind, b"".join(proto(1, value) for value in values))
+
+
+def message(features):
+    """A tf.train.Example of {name: Feature}; a feature that is None is left out."""
+    return proto(1, b"".join(proto(1, proto(1, name.encode()) + proto(2, value))
+                             for name, value in features.items() if value is not None))
+
+
+def original(pitch=60, audio=(0.5, -0.25), /, **more):
+    """A note in the schema of NSynth's own files, with `more` features or others."""
+    return {"note_str": feature(f"guitar_acoustic_000-{pitch:03}-100".encode()),
+            "pitch": feature(pitch), "sample_rate": feature(16000), "audio": feature(*audio),
+            "instrument_family_str": feature(b"guitar"), "instrument_family": feature(3),
+            "instrument_source_str": feature(b"acoustic"), "instrument_source": feature(0),
+            "qualities": feature(0, 1, 0), "qualities_str": feature(b"dark"), **more}
+
+
+def stop(error):
+    raise error
+
+
+def read(path, fault=stop):
+    """{name: samples}, and what else is known, of the notes of one file."""
+    return [(entry.name, entry.pitch, entry.family, entry.source, entry.audio()[1],
+             entry.audio()[0].tolist()) for entry in nsynth._read_tfrecords([path], fault)]
+
+
+@pytest.mark.parametrize("data, crc", [
+    (b"", 0), (b"123456789", 0xE3069283),                       # the catalogue of CRCs
+    (bytes(32), 0x8A9136AA), (b"\xff" * 32, 0x62A8AB43),        # RFC 3720, B.4
+    (bytes(range(32)), 0x46DD794E), (bytes(range(31, -1, -1)), 0x113FDB5C)])
+def test_crc_has_the_published_values(data, crc):
+    assert nsynth._crc32c(data) == crc == slow_crc(data)
+
+
+def test_crc_agrees_with_one_bit_by_bit():
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 3, 4, 5, 7, 8, 9, 5680, 5681, 5682, 45475, 45476, 45477, 80061):
+        data = rng.bytes(n)               # where another fold begins, and some in between
+        assert nsynth._crc32c(data) == slow_crc(data), n
+
+
+def test_the_four_powers_are_a_multiple_of_the_polynomial():
+    rest = 1 << nsynth.FOLD | 1 << nsynth.FOLD - nsynth.NEAR | 1 << nsynth.FOLD - nsynth.FAR | 1
+    P = 0x11EDC6F41                       # x^32 + x^28 + ... + 1, as RFC 3720 gives it
+    while rest.bit_length() > 32:
+        rest ^= P << rest.bit_length() - 33
+    assert rest == 0
+
+
+def test_records_of_tensorflow_are_read(tmp_path):
+    data = REFERENCE["tfrecord"].tobytes()
+    (tmp_path / "a.tfrecord").write_bytes(data)
+    (tmp_path / "b.gz").write_bytes(gzip.compress(data))
+    for path in tmp_path.iterdir():
+        a, b = nsynth._read_tfrecords([path], stop)
+        assert a[:6] == ("brass_acoustic_004-061-100", 61, "brass", "acoustic", "",
+                         f"{path}, record 1")
+        assert b[:6] == ("reed_acoustic_009-042-100", 42, "reed", "acoustic", "",
+                         f"{path}, record 2") and 0 < a.share <= b.share == 1
+        for entry, sha in ((a, "2698efda9a385b15050e2f36798df7be"),
+                           (b, "8d1a9761b92d748e0008e575b1d9dbc4")):
+            audio, rate = entry.audio()
+            assert rate == 16000 and audio.dtype == np.int16 and audio.shape == (4000,)
+            floats = (audio / 32768).astype("<f4").tobytes()
+            assert hashlib.sha256(floats).hexdigest()[:32] == sha  # as TensorFlow reads them
+
+
+def test_every_sample_survives_as_float_and_the_rest_is_clipped(tmp_path):
+    samples = np.arange(-32768, 32768)
+    floats = [*(samples / 32768).tolist(), 1.0, -3.0, 3e38, 0.4 / 32768, 0.6 / 32768]
+    (tmp_path / "a").write_bytes(record(message(original(60, floats))))
+    [(*_, audio)] = read(tmp_path / "a")
+    assert audio == [*samples, 32767, -32768, 32767, 0, 1]
+
+
+def test_messages_may_be_written_in_other_ways(tmp_path):
+    ints, floats = (-1, 0, 300, -2 ** 63, 2 ** 63 - 1), (0.5, -2.0, 0.0)
+    for packed in (True, False):
+        found = nsynth._features(message({"i": feature(*ints, packed=packed),
+                                          "f": feature(*floats, packed=packed),
+                                          "b": feature(b"", b"\xff\0")}))
+        assert found["i"].dtype == np.int64 and found["i"].tolist() == list(ints)
+        assert found["f"].dtype == np.float32 and found["f"].tolist() == list(floats)
+        assert found["b"] == [b"", b"\xff\0"]
+    half = proto(2, proto(1, 1.5))        # one list in two halves is one list
+    assert nsynth._features(message({"f": half + half}))["f"].tolist() == [1.5, 1.5]
+    assert nsynth._features(message({"f": half + proto(3, proto(1, 7))}))["f"].tolist() == [7]
+    assert nsynth._features(message({"f": half}) + message({"f": feature(2.5)}))["f"] == [2.5]
+    minus = proto(3, proto(1, b"\xff" * 9 + b"\x7f"))           # of 70 bits, 64 count
+    assert nsynth._features(message({"i": minus}))["i"].tolist() == [-1]
+    assert nsynth._features(b"") == {} and nsynth._features(message({"f": b""})) == {"f": []}
+
+    group = varint(9 * 8 + 3) + proto(1, b"no") + varint(8 * 8 + 3) + varint(8 * 8 + 4) \
+        + varint(9 * 8 + 4)
+    unknown = proto(15, -1) + proto(16, b"?" * 200) + proto(2000, 1.0) \
+        + varint(7 * 8 + 1) + bytes(8) + group
+    entries = [proto(1, unknown + proto(2, unknown + value) + proto(1, name.encode()) + unknown)
+               for name, value in reversed(original().items())]
+    (tmp_path / "a").write_bytes(record(unknown + proto(1, unknown.join(entries)) + unknown))
+    (tmp_path / "b").write_bytes(record(message(original())))
+    assert read(tmp_path / "a") == read(tmp_path / "b") == [
+        ("guitar_acoustic_000-060-100", 60, "guitar", "acoustic", 16000, [16384, -8192])]
+
+
+def test_families_and_sources_may_be_numbers(tmp_path):
+    (tmp_path / "a").write_bytes(b"".join(record(message({
+        **original(), "instrument_family_str": None, "instrument_family": feature(i),
+        "instrument_source_str": None, "instrument_source": feature(i % 3)})) for i in range(11)))
+    notes = read(tmp_path / "a")
+    assert [note[2] for note in notes] == list(nsynth.FAMILIES)
+    assert [note[3] for note in notes] == list(nsynth.SOURCES * 4)[:11]
+
+
+@pytest.mark.parametrize("features, says", [
+    ({"pitch": None}, "pitch.*missing"), ({"pitch": feature(128)}, "pitch.*128: expected a whole"),
+    ({"pitch": feature(-1)}, "pitch.*-1"), ({"pitch": feature(60.0)}, "pitch.*60.0"),
+    ({"pitch": feature(60, 61)}, "pitch.*missing"), ({"pitch": feature(b"60")}, "pitch"),
+    ({"sample_rate": None}, "sample_rate.*missing"), ({"sample_rate": feature(0)}, "sample_rate"),
+    ({"audio": None}, "audio is missing"), ({"audio": b""}, "audio is missing or empty"),
+    ({"audio": feature(1, 2)}, "audio.*expected floats"), ({"audio": feature(b"RIFF")}, "audio"),
+    ({"audio": proto(2, b"")}, "audio is missing or empty"),
+    ({"audio": proto(2, proto(1, bytes(7)))}, "buffer size"),
+    ({"audio": feature(0.0, float("nan"))}, "NaN"), ({"audio": feature(float("-inf"))}, "infinity"),
+    ({"note_str": None}, "no name"), ({"note_str": feature(5)}, "no name"),
+    ({"note_str": feature(b"../a-060-100")}, "no name"),
+    ({"note_str": feature(b"a\nb")}, "no name"), ({"note_str": feature(b"a", b"b")}, "no name"),
+    ({"note_str": feature(b"\xff\xfe")}, "no name"), ({"note_str": feature(b"")}, "no name"),
+    ({"instrument_family_str": None, "instrument_family": feature(11)}, "instrument_family_str"),
+    ({"instrument_family_str": None, "instrument_family": feature(-1)}, "instrument_family_str"),
+    ({"instrument_source_str": feature(0)}, "instrument_source_str.*0: expected a string")])
+def test_a_note_that_is_not_as_it_should_be_is_named_and_left_out(tmp_path, features, says):
+    path, faults = tmp_path / "a.tfrecord", []
+    path.write_bytes(record(message(original(50))) + record(message(original(60, **features)))
+                     + record(message(original(70))))
+    assert [note[1] for note in read(path, faults.append)] == [50, 70]
+    with pytest.raises(NoteError, match=f"a.tfrecord, record 2: .*{says}.*--skip") as caught:
+        read(path)
+    assert str(caught.value) == str(*faults) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("payload", [
+    b"\x80", b"\x0a", b"\x0a\x05abc", b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", b"\x08",
+    b"\x08" + b"\xff" * 10, b"\xff" * 11, b"\x00\x00", b"\x02\x00", b"\x0d\0\0\0", b"\x09\0",
+    b"\x0b", b"\x0c", b"\x0c\x0b", b"\x0b\x0c\x0c", b"\x0e", b"\x0f\0", b"\x80" * 9 + b"\x01",
+    varint(1 << 32 | 2) + b"\0", proto(1, b"\x0a"), proto(1, proto(1, b"\x12\x09")),
+    message({"a": proto(2, b"\x0a\x05abc")}), message({"a": proto(2, proto(1, b"abc"))}),
+    message({"a": proto(3, proto(1, b"\x80"))})])
+def test_what_is_no_message_is_refused(payload):
+    with pytest.raises(ValueError):
+        nsynth._features(payload)
+
+
+def damaged_files():
+    one, two, three = (record(message(original(pitch))) for pitch in (50, 60, 70))
+    size = len(one)
+
+    def flip(at):
+        data = bytearray(one + two + three)
+        data[size + at] ^= 16
+        return bytes(data)
+
+    packed = gzip.compress(one + two + three, mtime=0)
+    wrong = bytearray(packed)
+    wrong[-6] ^= 1                        # GZIP's own checksum, at its end
+    huge = sealed(struct.pack("<Q", 2 ** 60))
+    return [
+        ("payload", flip(40), [50, 70], "record 2: its checksum"),
+        ("payload's check", flip(-2 + size), [50, 70], "record 2: its checksum"),
+        ("length", flip(1), [50], "record 2: the checksum of its length.*rest of the file is lost"),
+        ("length's check", flip(9), [50], "record 2: the checksum of its length.*lost"),
+        ("cut in length", (one + two)[:size + 5], [50], "record 2: the file breaks off.*header"),
+        ("cut in payload", (one + two)[:size + 90], [50], "record 2: the file breaks off.*lost"),
+        ("cut in check", (one + two)[:-2], [50], "record 2: the file breaks off.*lost"),
+        ("2^60 bytes", one + huge + two, [50], "record 2: it is 1,152,921,504,606,846,976 bytes"),
+        ("much too long", one + record(b"", 10 ** 6), [50], "record 2: the file breaks off"),
+        ("GZIP cut", packed[:-12], None, "record .*end-of-stream"),
+        ("GZIP spoiled", packed[:40] + b"\xff" * 40 + packed[80:], None, "record .*lost"),
+        ("GZIP's check", bytes(wrong), [50, 60, 70], "record 4: CRC check failed"),
+        ("GZIP 2^60", gzip.compress(one + huge), [50], "record 2: it is 1,152,"),
+        ("text", b"This is not a TFRecord file.", [], "record 1: the checksum of its length")]
+
+
+@pytest.mark.parametrize("what, data, pitches, says", damaged_files())
+def test_damage_is_named_and_what_is_sound_is_read(tmp_path, what, data, pitches, says):
+    path, faults = tmp_path / "damaged.tfrecord", []
+    path.write_bytes(data)
+    notes = [note[1] for note in read(path, faults.append)]
+    assert notes == [50, 60, 70][:len(notes)] if pitches is None else notes == pitches
+    with pytest.raises(NoteError, match=f"damaged.tfrecord, {says}.*--skip-damaged") as caught:
+        read(path)
+    assert str(caught.value) == str(*faults) and "\n" not in str(caught.value)
+
+
+def test_a_file_may_be_empty_but_must_be_there(tmp_path):
+    (tmp_path / "empty").write_bytes(b"")
+    (tmp_path / "empty.gz").write_bytes(gzip.compress(b""))
+    assert read(tmp_path / "empty") == read(tmp_path / "empty.gz") == []
+    for path in (tmp_path / "none", tmp_path):
+        with pytest.raises(NoteError, match=f"cannot read {path}: "):
+            read(path)
+
+
+def test_memory_grows_with_what_is_there(tmp_path):
+    bomb = gzip.compress(sealed(struct.pack("<Q", 2 ** 22)) + bytes(2 ** 26))  # 64 MB in 65 kB
+    for data, most in ((sealed(struct.pack("<Q", 2 ** 60)), 1e6), (bomb, 16e6),
+                       (gzip.compress(record(b"") + bytes(2 ** 26)), 1e6)):
+        (tmp_path / "a").write_bytes(data)
+        nsynth._remainders()              # a table made once
+        tracemalloc.start()
+        try:
+            assert read(tmp_path / "a", lambda error: None) == []
+            assert tracemalloc.get_traced_memory()[1] < most
+        finally:
+            tracemalloc.stop()
+
+
+def test_no_mutation_of_a_file_gives_a_wrong_note(tmp_path):
+    rng, path = np.random.default_rng(0), tmp_path / "a.tfrecord"
+    plain = b"".join(record(message(original(pitch, rng.uniform(-1, 1, 20).tolist())))
+                     for pitch in range(50, 53))
+    path.write_bytes(plain)
+    right = read(path)
+    silent = 0
+    packed = gzip.compress(plain, mtime=0)
+    for turn in range(2000):
+        data = bytearray(plain if turn % 4 else packed)
+        for _ in range(rng.integers(1, 4)):
+            a, b, c = np.sort(rng.integers(0, len(data), 3))
+            how = rng.integers(4)
+            if how == 0:
+                data[a] ^= 1 << rng.integers(8)
+            elif how == 1:
+                data[a:b] = b""
+            elif how == 2:
+                data[a:a] = data[b:c]
+            else:
+                del data[c:]
+        path.unlink(missing_ok=True)      # some disks wait when a file is written over
+        path.write_bytes(data)
+        faults = []
+        assert all(note in right for note in read(path, faults.append))
+        assert all(isinstance(fault, NoteError) and f"{path}, record " in str(fault)
+                   and "\n" not in str(fault) for fault in faults)
+        silent += not faults
+        if faults and turn % 10 == 0:
+            with pytest.raises(NoteError) as caught:
+                read(path)
+            assert str(caught.value) == str(faults[0])
+    assert silent < 100                   # cut between records, or only GZIP's header changed
+
+
+def test_no_mutation_of_a_message_is_more_than_a_fault():
+    rng, good = np.random.default_rng(1), message(original())
+    for _ in range(2000):                 # here the checksums are right, and the contents are not
+        payload = bytearray(good)
+        for at in rng.integers(0, len(good), rng.integers(1, 5)):
+            payload[at] = rng.integers(256)
+        del payload[rng.integers(1, 4 * len(payload)):]
+        try:
+            entry = nsynth._note(nsynth._features(payload), "a, record 1", "note_str",
+                                 "instrument_", nsynth.FAMILIES, nsynth.SOURCES)
+            assert 0 <= entry.pitch <= 127 and len(entry.audio()[0]) and entry.audio()[1] > 0
+        except ValueError:
+            pass
+
+
+# ---- nsynth.py: folders of TensorFlow Datasets, and lists ----
+
+
+def tfds(folder, splits, version="2.3.3", config="gansynth_subset"):
+    """A TFDS folder: {split: [pitches of a file, ...]} -> the folder of the version."""
+    folder = folder / "nsynth" / config / version
+    folder.mkdir(parents=True)
+    for split, shards in splits.items():
+        for i, pitches in enumerate(shards):
+            path = folder / f"nsynth-{split}.tfrecord-{i:05}-of-{len(shards):05}"
+            path.write_bytes(b"".join(record(message({
+                "id": feature(f"reed_synthetic_000-{pitch:03}-100".encode()),
+                "pitch": feature(pitch), "audio": feature(pitch / 128), "f0/hz": feature(1.0, 2.0),
+                "instrument/family": feature(1), "instrument/source": feature(0),
+                "instrument/label": feature(9), "qualities/dark": feature(1)}))
+                for pitch in pitches))
+    info = {"splits": [{"name": split, "shardLengths": [str(len(pitches)) for pitches in shards]}
+                       for split, shards in splits.items()]}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    (folder / "instrument-family.labels.txt").write_text("bass\nreed\n")
+    (folder / "instrument-source.labels.txt").write_text("synthetic\n")
+    return folder
+
+
+def read_tfds(folder, fault=stop):
+    return list(nsynth._read_tfds(nsynth._tfds_files(folder), fault))
+
+
+def test_a_tfds_folder_is_read_from_any_level(tmp_path):
+    folder = tfds(tmp_path, {"train": [[50, 51], [52]], "test": [[60]], "valid": [[]]}, "2.10.0",
+                  "gansynth_subset.f0_and_loudness")
+    tfds(tmp_path, {"train": [[70]]}, "2.9.9")
+    tfds(tmp_path, {"train": [[71]]}, "3.0.0", "full")
+    tfds(tmp_path, {"train": [[72]]}, "3.0.0.incompleteX")     # as TFDS calls what it is writing
+    for above in (folder, folder.parent, tmp_path / "nsynth", tmp_path):
+        notes = read_tfds(above)
+        assert [(entry.pitch, entry.audio()[0].tolist(), entry.part) for entry in notes] == [
+            (50, [12800], "train"), (51, [13056], "train"), (52, [13312], "train"),
+            (60, [15360], "test")]
+        assert notes[1][:6] == ("reed_synthetic_000-051-100", 51, "reed", "synthetic", "train",
+                                f"{folder / 'nsynth-train.tfrecord-00000-of-00002'}, record 2")
+    notes = nsynth.load(tmp_path, 4, 16000, sources=())
+    assert [len(part) for part in nsynth.split(notes, by="folders")] == [3, 1]
+    (tmp_path / "ids.csv").write_text("id\nreed_synthetic_000-052-100\nreed_synthetic_000-099-100")
+    mine, rest = nsynth.split(notes, by=tmp_path / "ids.csv")
+    assert mine.pitch.tolist() == [52] and len(rest) == 0
+
+
+def test_what_a_tfds_folder_lacks_is_named(tmp_path):
+    assert nsynth._tfds_files(tmp_path) == []
+    folder = tfds(tmp_path, {"train": [[50, 51], [52], [53]], "test": [[60]]})
+    (folder / "nsynth-test.tfrecord-00000-of-00001").unlink()  # a split that was not fetched
+    assert len(read_tfds(folder)) == 4
+
+    first, second = (folder / f"nsynth-train.tfrecord-0000{i}-of-00003" for i in (0, 1))
+    data = first.read_bytes()
+    first.write_bytes(data[:len(data) // 2])                   # cut between two records
+    with pytest.raises(NoteError, match=f"{first.name} holds 1 records: expected 2"):
+        read_tfds(folder)
+    second.unlink()
+    faults = []
+    notes = read_tfds(folder, faults.append)
+    assert [entry.pitch for entry in notes] == [50, 53] and len(faults) == 2
+    with pytest.raises(NoteError, match=f"{folder} lacks {second.name}; "):
+        read_tfds(folder)
+
+    (folder / "instrument-source.labels.txt").unlink()
+    with pytest.raises(NoteError, match="cannot read .*instrument-source.labels.txt"):
+        read_tfds(folder)
+    (folder / "instrument-source.labels.txt").write_text("")
+    faults = []
+    assert read_tfds(folder, faults.append) == []
+    assert "field instrument_source_str of note reed_synthetic_000-050-100" in str(faults[1])
+    for path in folder.glob("nsynth-*"):
+        path.unlink()
+    with pytest.raises(NoteError, match="holds no files such as"):
+        read_tfds(folder)
+    for text in ("{", "[]", '{"splits": 3}', '{"splits": [{"name": "train"}]}',
+                 '{"splits": [{"name": "train", "shardLengths": ["x"]}]}'):
+        (folder / "dataset_info.json").write_text(text)
+        with pytest.raises(NoteError, match="dataset_info.json is not as"):
+            read_tfds(folder)
+
+
+A, B = "guitar_acoustic_000-060-100", "reed_acoustic_001-061-050"
+
+
+@pytest.mark.parametrize("text, ids", [
+    (f"id,split\n{A},train\n{B},test\n", {A: "train", B: "test"}),
+    (f'\ufeffsplit,pitch,"note_str"\r\ntrain,60,{A}\r\n\r\ntrain,60, {A} \r\ntest,61,"{B}"\r\n',
+     {A: "train", B: "test"}),
+    (f"{A}\n{B}\n", {A: None, B: None}), (f"note,why\n{A},good\n{B}\n", {A: None, B: None})])
+def test_lists_of_notes_in_csv(tmp_path, text, ids):
+    (tmp_path / "ids.csv").write_text(text, encoding="utf-8", newline="")
+    assert nsynth._read_ids(tmp_path / "ids.csv") == ids
+
+
+@pytest.mark.parametrize("data, says", [
+    (b"", "names no notes"), (b"id,split\n", "names no notes"), (b"\x89PNG\r\n\xff", "not text"),
+    (f"id,split\n{A},train\n{B}\n".encode(), f"'{B}' lacks a note or its split"),
+    (f"id,split\n{A},train\n,test\n".encode(), "',test' lacks"),
+    (f"id\n{A}\n../{B}\n".encode(), "lacks a note"), (f"{A}\nhello\n".encode(), "'hello' lacks"),
+    (f"id,split\n{A},train\n{A},test\n".encode(), f"{A} is in train and in test"),
+    (b'id\n"' + b"x" * 200_000, "is not CSV")])
+def test_a_list_that_cannot_be_used_is_named(tmp_path, data, says):
+    (tmp_path / "ids.csv").write_bytes(data)
+    with pytest.raises(NoteError, match=says) as caught:
+        nsynth._read_ids(tmp_path / "ids.csv")
+    assert str(tmp_path / "ids.csv") in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(NoteError, match="cannot read"):
+        nsynth._read_ids(tmp_path / "none.csv")
+
+
+# ---- nsynth.py: SoundFont and download ----
+
+FLUIDR3 = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
+needs_fluidsynth = pytest.mark.skipif(not shutil.which("fluidsynth"), reason="needs fluidsynth")
+
+
+def tiny_soundfont(path, programs=(0,), keys=(0, 127)):
+    """Write a SoundFont whose instruments are one sine, 100 samples a period: key 69 is 440 Hz."""
+    def chunk(tag, *data):
+        data = b"".join(data)
+        return tag + struct.pack("<I", len(data)) + data + bytes(len(data) % 2)
+
+    def word(*numbers):
+        return struct.pack(f"<{len(numbers)}H", *numbers)
+
+    sine, end = (12000 * np.sin(np.arange(4446) * np.pi / 50)).astype("<i2"), len(programs)
+    presets = [bytes(20) + word(p, 0, i) + bytes(12) for i, p in enumerate([*programs, 0])]
+    path.write_bytes(chunk(
+        b"RIFF", b"sfbk", chunk(b"LIST", b"INFO", chunk(b"ifil", word(2, 1))),
+        chunk(b"LIST", b"sdta", chunk(b"smpl", sine.tobytes())),
+        chunk(b"LIST", b"pdta", chunk(b"phdr", *presets),
+              chunk(b"pbag", *(word(i, 0) for i in range(end + 1))), chunk(b"pmod", bytes(10)),
+              chunk(b"pgen", word(41, 0) * end, bytes(4)),           # 41: play instrument 0, ...
+              chunk(b"inst", bytes(20), word(0), bytes(20), word(1)),
+              chunk(b"ibag", word(0, 0), word(3, 0)), chunk(b"imod", bytes(10)),
+              chunk(b"igen", word(43), bytes(keys), word(54, 1, 53, 0), bytes(4)),  # keys, looped
+              chunk(b"shdr", bytes(20),
+                    struct.pack("<5IBbHH", 0, 4400, 400, 4000, 44000, 69, 0, 0, 1), bytes(46)))))
+    return path
+
+
+def read_rendered(folder):
+    """{note_str: (its entry, its samples, its folder's name)}, read with json and scipy alone."""
+    found = {}
+    for path in folder.glob("*/examples.json"):
+        for name, entry in json.loads(path.read_text()).items():
+            rate, samples = scipy.io.wavfile.read(path.parent / "audio" / f"{name}.wav")
+            assert rate == 16000 and samples.dtype == np.int16 and samples.shape == (64000,)
+            found[name] = entry, samples, path.parent.name
+    assert len(found) == len(list(folder.glob("*/audio/*")))  # no WAV without its entry
+    return found
+
+
+@needs_fluidsynth
+def test_soundfont_becomes_a_folder_like_nsynths(tmp_path):
+    font = tiny_soundfont(tmp_path / "tiny.sf2", (0, 24, 46, 73), (30, 62))
+    counts = nsynth.render_soundfont(font, tmp_path / "out", "mini", (61, 63), (100, 50))
+    # Of twelve instruments four are there, and fluidsynth would play a piano for the others;
+    # of three pitches two are there; at two velocities.
+    assert counts == {"nsynth-train": 8, "nsynth-valid": 4, "nsynth-test": 4, "silent": 6 * 12 - 16}
+    rendered = read_rendered(tmp_path / "out")
+    assert sorted(rendered) == sorted(
+        f"{name}-{pitch:03}-{velocity:03}" for pitch in (61, 62) for velocity in (50, 100)
+        for name in ("keyboard_acoustic_000", "guitar_acoustic_024", "string_acoustic_046",
+                     "flute_acoustic_073"))
+    entry, _, folder = rendered["flute_acoustic_073-062-050"]
+    assert folder == "nsynth-test" and entry == {
+        "note": (73 * 128 + 62) * 128 + 50, "note_str": "flute_acoustic_073-062-050",
+        "instrument": 73, "instrument_str": "flute_acoustic_073", "pitch": 62, "velocity": 50,
+        "sample_rate": 16000, "qualities": [0] * 10, "qualities_str": [], "instrument_family": 2,
+        "instrument_family_str": "flute", "instrument_source": 0,
+        "instrument_source_str": "acoustic"}
+    assert len({entry["note"] for entry, *_ in rendered.values()}) == 16
+    for name, (entry, samples, _) in rendered.items():
+        x, pitch = samples / 32768, entry["pitch"]
+        assert abs(cents(spectral_peak(x[:48000], 16000, hertz(pitch)), pitch)) < 1
+        assert np.abs(x).max() == pytest.approx(0.55 if name.endswith("100") else 0.14, rel=0.1)
+        sounding = np.flatnonzero(np.abs(x) > 0.02)
+        assert sounding[0] < 40 and 48000 <= sounding[-1] < 48200  # held for 3 s
+        assert x[1000:47000].reshape(-1, 1000).std(1).std() < 0.01 * x[:48000].std()
+    notes = nsynth.load(tmp_path / "out", 64000, 16000)
+    assert len(notes) == 16 and set(notes.pitch) == {61, 62}
+    assert np.array_equal(notes.audio[notes.name == name][0], samples)
+
+
+@needs_fluidsynth
+def test_soundfont_notes_are_the_same_whatever_is_beside_them(tmp_path):
+    font = tiny_soundfont(tmp_path / "tiny.sf2", (52,))
+    nsynth.render_soundfont(font, tmp_path / "a", "vocal", (57, 60), (30, 90))
+    nsynth.render_soundfont(font, tmp_path / "b", "vocal", (60, 60), (90,))
+    a, b = read_rendered(tmp_path / "a"), read_rendered(tmp_path / "b")
+    assert len(a) == 8 and list(b) == ["vocal_acoustic_052-060-090"]
+    assert np.array_equal(a["vocal_acoustic_052-060-090"][1], b["vocal_acoustic_052-060-090"][1])
+
+
+@needs_fluidsynth
+@pytest.mark.skipif(not FLUIDR3.exists(), reason=f"needs {FLUIDR3}")
+def test_real_soundfont_is_in_tune(tmp_path):
+    counts = nsynth.render_soundfont(FLUIDR3, tmp_path / "out", "mini", (60, 62))
+    assert counts == {"nsynth-train": 30, "nsynth-valid": 3, "nsynth-test": 3, "silent": 0}
+    rendered = read_rendered(tmp_path / "out")
+    assert len({entry["instrument_family"] for entry, *_ in rendered.values()}) == 10
+    for name, (entry, samples, _) in rendered.items():
+        x, pitch = samples / 32768, entry["pitch"]
+        assert 0.3 < np.abs(x).max() < 0.8, name
+        assert abs(cents(spectral_peak(x[4000:44000], 16000, hertz(pitch)), pitch)) < 30, name
+        assert abs(cents(period_pitch(x[4000:12000], 16000), pitch)) < 50, name
+
+
+def test_soundfont_table():
+    table = {i.program: i for i in nsynth._instruments()}
+    assert len(table) == len(list(nsynth._instruments())) == 87  # each program in one line
+    assert {i.family for i in table.values()} == set(nsynth.FAMILIES)
+    assert {i.source for i in table.values()} == set(nsynth.SOURCES)
+    assert all(0 <= i.low < i.high <= 127 for i in table.values())
+    mini = [table[program] for program in nsynth.MINI]
+    assert {i.source for i in mini} == {"acoustic"} and len({i.family for i in mini}) == 10
+    assert sum(min(i.high, 84) - max(i.low, 24) + 1 for i in mini) == 681
+    valid, test = nsynth.HELD_OUT.values()
+    assert valid | test < set(table) and not valid & test
+    assert valid & nsynth.MINI and test & nsynth.MINI and nsynth.MINI - valid - test
+
+
+def test_midi_file():
+    assert nsynth._midi(73, [(60, 100, 3000, 4020, 4096)]) == (
+        b"MThd\0\0\0\6\0\0\0\1\x01\xf4"                        # format 0, one track, 500 ticks
+        b"MTrk\0\0\0\x18" b"\x80\x00\xc0\x49" b"\x80\x00\x90\x3c\x64"
+        b"\x97\x38\x80\x3c\x00"                                # 0x17 * 128 + 0x38 = 3000
+        b"\x87\x7c\xb0\x78\x00" b"\x80\x4c\xff\x2f\x00")       # 1020 and 76 later
+
+
+def test_soundfont_without_fluidsynth(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(NoteError, match="fluidsynth is not on the PATH.*apt.*brew.*choco"):
+        nsynth.render_soundfont(tiny_soundfont(tmp_path / "tiny.sf2"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("wish, says", [
+    ({"instruments": "piano"}, "'piano': expected mini, all"), ({"pitch_range": (84, 24)}, "84-24"),
+    ({"velocities": (0,)}, "velocities"), ({"velocities": (64.5,)}, "velocities"),
+    ({"soundfont": "nowhere.sf2"}, "nowhere.sf2 is not a SoundFont .No such file"),
+    ({"soundfont": __file__}, "is not a SoundFont .it does not start")])
+def test_render_soundfont_refuses(tmp_path, monkeypatch, wish, says):
+    monkeypatch.setattr(shutil, "which", lambda name: pytest.fail("asked too early"))
+    wish = {"soundfont": tiny_soundfont(tmp_path / "tiny.sf2"), **wish}
+    with pytest.raises(NoteError, match=says) as caught:
+        nsynth.render_soundfont(out=tmp_path / "out", **wish)
+    assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
+
+
+@needs_fluidsynth
+def test_soundfont_that_cannot_be_played(tmp_path):
+    font, out = tiny_soundfont(tmp_path / "tiny.sf2", (73,), (0, 20)), tmp_path / "out"
+    for data, says in ((font.read_bytes()[:-500], "fluidsynth cannot play .*tiny.sf2 .*error"),
+                       (font.read_bytes()[:12], "fluidsynth cannot play"),
+                       (font.read_bytes(), "has no sound for flute at pitches 60-61")):
+        font.write_bytes(data)
+        with pytest.raises(NoteError, match=says) as caught:
+            nsynth.render_soundfont(font, out, "flute", (60, 61))
+        assert "\n" not in str(caught.value) and not out.exists()
+    with pytest.raises(NoteError, match="has no sound for flute at pitches 1-2"):
+        nsynth.render_soundfont(font, out, "flute", (1, 2))  # no flute is played there
+
+
+def test_fluidsynth_that_fails(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=3, stderr=""))
+    with pytest.raises(NoteError, match=r"cannot play .* \(status 3\)"):
+        nsynth.render_soundfont(tiny_soundfont(tmp_path / "tiny.sf2"), tmp_path / "out")
+
+
+def test_half_rendered_folder_does_not_look_complete(tmp_path, monkeypatch):
+    def scale(soundfont, instrument, velocity, pitches):
+        if instrument.program == 46:
+            raise KeyboardInterrupt
+        return np.full((len(pitches), 64000), 0.5, np.float32)
+
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(nsynth, "_scale", scale)
+    font = tiny_soundfont(tmp_path / "tiny.sf2")
+    with pytest.raises(KeyboardInterrupt):
+        nsynth.render_soundfont(font, tmp_path / "out", pitch_range=(60, 60))
+    assert list(tmp_path.glob("out/*/audio/*.wav")) and not list(tmp_path.rglob("examples.json"))
+    with pytest.raises(NoteError, match="not empty"):
+        nsynth.render_soundfont(font, tmp_path / "out")
+    with pytest.raises(NoteError, match="cannot write to .*tiny.sf2: Not a directory"):
+        nsynth.render_soundfont(font, font)
+
+
+# ---- nsynth.py, 6. Download ----
+
+
+def archive(root, part="test", extra=()):
+    """A nsynth-PART.jsonwav.tar.gz, as bytes: two notes of noise, and `extra` members."""
+    folder, rng = root / "made" / f"nsynth-{part}", np.random.default_rng(0)
+    for pitch in (60, 61):
+        add_note(folder, f"guitar_acoustic_{part}-{pitch:03}-100", pitch,
+                 samples=rng.integers(-9999, 9999, 64000).astype(np.int16))
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as tar:
+        tar.add(folder, folder.name)
+        for member in extra:
+            tar.addfile(member, io.BytesIO(b"evil"[:member.size]))
+    return file.getvalue()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """A web server of `files` that knows ranges, or `ignores_range`, or cuts an answer at `cut`."""
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            data, start = server.files.get(self.path), 0
+            server.asked.append((self.command, self.path, self.headers.get("Range")))
+            if data is None:
+                return self.send_error(404)
+            if self.headers.get("Range") and not server.ignores_range:
+                start = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1])
+                self.send_response(206)
+                self.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            else:
+                self.send_response(200)
+            self.send_header("Content-Length", str(len(data) - start))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(data[start:][:server.cut])
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(nsynth, "PARTS", {"test": 2, "valid": 2, "train": 2})
+    server = SimpleNamespace(files={}, asked=[], ignores_range=False, cut=None)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        server.site = f"http://127.0.0.1:{running.server_port}/nsynth"
+        thread = threading.Thread(target=running.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        running.shutdown()
+        thread.join()
+
+
+def put(server, root, part="test", **more):
+    path = f"/nsynth/nsynth-{part}.jsonwav.tar.gz"
+    server.files[path] = archive(root, part, **more)
+    return path
+
+
+def test_download_fetches_unpacks_and_skips(tmp_path, server, capsys):
+    out = tmp_path / "out"
+    for part in ("train", "valid", "test"):
+        put(server, tmp_path, part)
+    nsynth.download(out, site=server.site)
+    assert sorted(path.name for path in out.iterdir()) == [f"nsynth-{p}" for p in
+                                                           ("test", "train", "valid")]
+    for path in (tmp_path / "made").rglob("*.*"):
+        assert (out / path.relative_to(tmp_path / "made")).read_bytes() == path.read_bytes()
+    assert len(nsynth.load(out, 64000, 16000)) == 6
+    assert re.search("nsynth-test, .* GB for archives.* GB are free", capsys.readouterr().err)
+    server.asked.clear()
+    nsynth.download(out, site=server.site)
+    assert not server.asked
+    shutil.rmtree(out / "nsynth-valid")
+    nsynth.download(out, site=server.site, keep=True)  # only what is missing
+    assert {path for _, path, _ in server.asked} == {"/nsynth/nsynth-valid.jsonwav.tar.gz"}
+    kept = out / "nsynth-valid.jsonwav.tar.gz"
+    assert kept.read_bytes() == server.files[f"/nsynth/{kept.name}"]
+
+
+@pytest.mark.parametrize("ignores_range", [False, True])
+def test_download_goes_on_where_it_was_cut(tmp_path, server, ignores_range):
+    path, out = put(server, tmp_path), tmp_path / "out"
+    half, server.cut = out / path[8:], 100_000
+    with pytest.raises(NoteError, match="cannot fetch .*ended at 100,000 of .*run this again") as e:
+        nsynth.download(out, ("test",), server.site)
+    assert "\n" not in str(e.value) and half.read_bytes() == server.files[path][:100_000]
+    server.cut, server.ignores_range = None, ignores_range
+    nsynth.download(out, ("test",), server.site)
+    assert [r for method, _, r in server.asked if method == "GET"] == ["bytes=0-", "bytes=100000-"]
+    assert len(nsynth.load(out, 64000, 16000)) == 2 and not half.exists()
+
+
+def test_download_of_another_size_starts_again(tmp_path, server):
+    path, out = put(server, tmp_path), tmp_path / "out"
+    out.mkdir()
+    (out / path[8:]).write_bytes(bytes(len(server.files[path]) + 1))
+    nsynth.download(out, ("test",), server.site)
+    assert server.asked[-1][2] == "bytes=0-" and (out / "nsynth-test" / "examples.json").exists()
+
+
+def test_download_says_what_is_not_there(tmp_path, server):
+    with pytest.raises(NoteError, match="nsynth-test.jsonwav.tar.gz .HTTP Error 404"):
+        nsynth.download(tmp_path / "out", site=server.site)
+    with pytest.raises(NoteError, match="cannot fetch .*refused"):
+        nsynth.download(tmp_path / "out", site="http://127.0.0.1:9")
+    with pytest.raises(NoteError, match="parts tset: expected some of test, valid, train"):
+        nsynth.download(tmp_path / "out", ("tset",), server.site)
+    server.files["/nsynth/nsynth-test.jsonwav.tar.gz"] = b""
+    with pytest.raises(NoteError, match="cannot fetch .*no length"):
+        nsynth.download(tmp_path / "out", ("test",), server.site)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damage", [
+    lambda data: b"<html>Please log in</html>", lambda data: data[:200_000],
+    lambda data: data[:200_000] + b"\0" * 9 + data[200_009:], lambda data: data[:-9],
+    lambda data: data[:-8] + b"\0" * 8],                       # nothing but the checksum is wrong
+    ids=["page", "half", "zeros", "end", "checksum"])
+def test_download_of_a_damaged_archive(tmp_path, server, damage):
+    path, out = put(server, tmp_path), tmp_path / "out"
+    good, server.files[path] = server.files[path], damage(server.files[path])
+    with pytest.raises(NoteError, match="damaged .* is deleted: run this again") as caught:
+        nsynth.download(out, ("test",), server.site)
+    assert "\n" not in str(caught.value) and not list(out.iterdir())
+    server.files[path] = good
+    nsynth.download(out, ("test",), server.site)
+    assert len(nsynth.load(out, 64000, 16000)) == 2
+
+
+def test_download_unpacks_nothing_but_notes(tmp_path, server):
+    def member(name, kind=tarfile.REGTYPE, link=""):
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname, info.size = kind, link, 4 * (kind == tarfile.REGTYPE)
+        return info
+
+    put(server, tmp_path, extra=[
+        member("../evil"), member(str(tmp_path / "evil")), member("nsynth-test/audio/../../evil"),
+        member("nsynth-test/audio/..\\..\\evil.wav"), member("evil"), member("nsynth-test/evil.py"),
+        member("nsynth-test/audio/evil.wav", tarfile.SYMTYPE, "/etc/passwd"),
+        member("nsynth-test/audio/evil2.wav", tarfile.LNKTYPE, "../evil"),
+        member("nsynth-test/audio/pipe.wav", tarfile.FIFOTYPE)])
+    nsynth.download(tmp_path / "out", ("test",), server.site)
+    assert sorted(path.name for path in (tmp_path / "out").rglob("*")) == [
+        "audio", "examples.json", "guitar_acoustic_test-060-100.wav",
+        "guitar_acoustic_test-061-100.wav", "nsynth-test"]
+    assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_download_wants_room(tmp_path, server, monkeypatch):
+    put(server, tmp_path)
+    monkeypatch.setattr(nsynth, "PARTS", {"test": 4096})           # as the real one has
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=4e8))
+    with pytest.raises(NoteError, match="no room for nsynth-test in .* 0.5 for notes; 0.4 GB are"):
+        nsynth.download(tmp_path / "out", ("test",), server.site)
+    assert {method for method, *_ in server.asked} == {"HEAD"}
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a disk that is always full")
+def test_download_to_a_full_disk(tmp_path, server):
+    path = put(server, tmp_path)
+    (tmp_path / path[8:]).symlink_to("/dev/full")
+    with pytest.raises(NoteError, match="No space left.*run this again"):
+        nsynth.download(tmp_path, ("test",), server.site)
+
+
+def test_half_unpacked_archive_does_not_look_complete(tmp_path, server, monkeypatch):
+    path, out = put(server, tmp_path), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        def full(self, data):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(NoteError, match="cannot write to .*No space left.*run this again"):
+            nsynth.download(out, ("test",), server.site)
+    assert [left.name for left in out.iterdir()] == [path[8:]]  # the archive, to unpack again
+    stale = out / ".nsynth-test.part" / "nsynth-test" / "audio"    # as a run that was killed leaves
+    stale.mkdir(parents=True)
+    (stale / "stale.wav").touch()
+    server.asked.clear()
+    nsynth.download(out, ("test",), server.site)
+    assert [method for method, *_ in server.asked] == ["HEAD"]  # nothing is fetched twice
+    assert len(nsynth.load(out, 64000, 16000)) == 2 and not list(out.rglob("stale.wav"))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1466,6 +2485,36 @@ def test_a_run_writes_log_checkpoints_pictures_and_sound(finished):
         assert (line["progress"], line["stage"]) == expected
         assert {"G_score", "G_pitch", "D_real", "D_fake", "D_drift", "D_pitch", "D_penalty"} < {
             *line} and all(math.isfinite(value) for value in line.values())
+
+
+def test_notes_from_disk_train_as_the_built_in_ones_do(tmp_path):
+    nsynth.save(nsynth.orchestra(256, 2000, (60, 62)), tmp_path / "notes")
+    disk = tiny_run(tmp_path / "a", data=str(tmp_path / "notes"), images=24)
+    made = tiny_run(tmp_path / "b", images=24)
+    assert same(last_checkpoint(disk), last_checkpoint(made))       # to the last bit
+    wav = next((tmp_path / "notes" / "audio").iterdir())
+    wav.write_bytes(wav.read_bytes()[:-9])
+    with pytest.raises(NoteError, match="is cut short"):
+        tiny_run(tmp_path / "c", data=str(tmp_path / "notes"), images=8)
+    assert not (tmp_path / "c").exists()
+    tiny_run(tmp_path / "c", data=str(tmp_path / "notes"), images=8, skip_damaged=True)
+
+
+@needs_fluidsynth
+@pytest.mark.slow
+@pytest.mark.skipif(not FLUIDR3.exists(), reason="needs FluidR3_GM.sf2")
+def test_rendered_instruments_train(tmp_path, capsys):
+    assert nsynth.main(["--soundfont", str(FLUIDR3), "--out", str(tmp_path / "mini"),
+                        "--pitches", "60-63"]) == 0
+    run = tmp_path / "run"
+    train.main(["--preset", "workshop", "--data", str(tmp_path / "mini"), "--out", str(run),
+                "--pitch-high", "63", "--images", "480", "--stable-images", "80",
+                "--fade-images", "80"])
+    metrics.main([str(run), "--samples", "8"])
+    report = capsys.readouterr().out
+    assert "family string" in report and "480 examples" in report
+    real = next(line for line in report.splitlines() if line.split()[0].endswith("mini"))
+    assert "100.0%" in real                                         # in tune
 
 
 def test_a_checkpoint_is_enough_to_sample(finished, tmp_path):
@@ -1607,13 +2656,26 @@ def test_a_second_interrupt_acts_at_once():
     assert signal.getsignal(signal.SIGINT) == before
 
 
-def test_pictures_are_the_same_with_and_without_a_cache():
-    notes = nsynth.orchestra(256, 2000, (60, 62))
-    spectrum = train.Config(**tiny_settings("")).spectrum()
-    cached = train.picture_source(notes, spectrum, "cpu")([5, 70, 5])
-    fresh = train.picture_source(notes, spectrum, "cpu", cache_bytes=0)([5, 70, 5])
-    torch.testing.assert_close(cached, fresh)
-    torch.testing.assert_close(cached[1], spectrum.encode(notes.waves([70]))[0])
+def test_pictures_are_kept_at_the_stages_size_and_made_once(monkeypatch):
+    notes, cfg = nsynth.orchestra(256, 2000, (60, 62)), train.Config(**tiny_settings(""))
+    spectrum, arch, made = cfg.spectrum(), cfg.architecture(), []
+    encode = Spectrum.encode
+    monkeypatch.setattr(Spectrum, "encode", lambda self, wave: made.append(len(wave)) or encode(
+        self, wave))
+    keeping = train.Pictures(notes, spectrum, arch, "cpu")
+    fresh = train.Pictures(notes, spectrum, arch, "cpu", memory=0)
+    order = torch.tensor([5, 70, 5, 119])
+    for blocks in (1, 2, 3):
+        whole = encode(spectrum, notes.waves(order)).numpy()
+        k = 2 ** (3 - blocks)
+        small = whole.reshape(4, 2, 8 // k, k, 64 // k, k).mean(axis=(3, 5))
+        for pictures in (keeping, fresh):
+            np.testing.assert_allclose(pictures(order, blocks), small, atol=1e-5)
+        made.clear()
+        again = keeping(order.flip(0), blocks)
+        assert made == [] and torch.equal(again, keeping(order, blocks).flip(0))
+    assert torch.equal(train.Pictures(notes, spectrum, arch, "cpu")([119, 5], 2),  # other company
+                       train.Pictures(notes, spectrum, arch, "cpu")([5, 6, 119], 2)[[2, 0]])
 
 
 def test_a_loss_that_is_not_a_number_stops_and_names_the_last_good_checkpoint(
@@ -1656,7 +2718,7 @@ def test_settings_layer_defaults_preset_flags(monkeypatch):
 @pytest.mark.parametrize("wrong, says", [
     ({"batch": 0}, "batch is 0: expected a number of at least 1"), ({"seed": -1}, "seed is -1"),
     ({"pitch_low": 70}, "from 70 to 62"), ({"resolutions": 9}, "nearest that can is 4 resolutions"),
-    ({"sources": "banana"}, "banana"), ({"data": "nowhere"}, "nowhere is not a folder"),
+    ({"sources": "banana"}, "banana"), ({"data": "nowhere"}, "nowhere is not there"),
     ({"pitch_high": 127}, "too high for the orchestra"), ({"device": "abacus"}, "abacus")])
 def test_settings_that_cannot_work_are_one_sentence(tmp_path, capsys, wrong, says):
     with pytest.raises(SystemExit) as stopped:

@@ -24,6 +24,7 @@ import json
 import math
 import signal
 import sys
+import tempfile
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -65,12 +66,14 @@ class Config:
     hires: bool = setting(True, "high frequency resolution, the paper's + H")
     progressive: bool = setting(True, "grow the networks; otherwise all blocks from the start")
     # data
-    data: str = setting("orchestra", "built-in notes, or a folder in NSynth's layout")
+    data: str = setting("orchestra", "built-in notes, or a folder or file of notes (nsynth.py)")
     length: int = setting(64000, "samples a note")
     sample_rate: int = setting(16000, "Hz")
     pitch_low: int = setting(24, "lowest MIDI pitch")
     pitch_high: int = setting(84, "highest MIDI pitch")
     sources: str = setting("acoustic", "sources to keep, with commas; all keeps every one")
+    split: str = setting("random", "random 80/20; folders, as the data is; or a CSV list of ids")
+    skip_damaged: bool = setting(False, "leave out notes that cannot be read, and count them")
     # networks
     resolutions: int = setting(7, "blocks, each twice the size of the one before")
     latent: int = setting(256, "dimensions of z")
@@ -149,20 +152,37 @@ PRESETS = {
 # Data
 
 
-def picture_source(notes, spectrum, device, cache_bytes=1 << 30):
-    """A function from note indices to their full-size pictures (n, 2, T, F) on the device.
+class Pictures:
+    """Note indices -> their pictures at the size of so many blocks, (n, 2, t, f) on the device.
 
-    Spectra are computed in batches on the training device; where all of them fit in memory (the
-    workshop preset), that is done once.
+    Spectra are computed in batches on the training device.  Early stages need small pictures, and
+    little time beside them: where those of all notes fit in `memory` bytes they are kept, and
+    each note is transformed once a stage and not once an epoch.
     """
-    def encode(indices):
-        return spectrum.encode(notes.waves(indices).to(device))
 
-    if len(notes) * 8 * spectrum.frames * spectrum.bins > cache_bytes:
-        return encode
-    cached = torch.cat([encode(range(i, min(i + 64, len(notes))))
-                        for i in range(0, len(notes), 64)])
-    return lambda indices: cached[torch.as_tensor(indices, device=device)]
+    GROUP = 8                             # notes transformed together, always the same ones: so a
+                                          # resumed run has the same pictures to the last bit
+    def __init__(self, notes, spectrum, arch, device, memory=1 << 30):
+        self.notes, self.spectrum, self.arch = notes, spectrum, arch
+        self.device, self.memory, self.blocks = device, memory, None
+
+    def __call__(self, indices, blocks):
+        t, f = self.arch.size(blocks)
+        if len(self.notes) * 8 * t * f > self.memory:
+            return self.transform(indices, t)
+        if blocks != self.blocks:
+            self.blocks = blocks
+            self.kept = torch.empty(len(self.notes), 2, t, f, device=self.device)
+            self.known = set()
+        for group in {int(i) // self.GROUP for i in indices} - self.known:
+            span = range(group * self.GROUP, min((group + 1) * self.GROUP, len(self.notes)))
+            self.kept[span.start:span.stop] = self.transform(span, t)
+            self.known.add(group)
+        return self.kept[torch.as_tensor(indices, device=self.device)]
+
+    def transform(self, indices, t):
+        picture = self.spectrum.encode(self.notes.waves(indices).to(self.device))
+        return gansynth.downsample(picture, picture.shape[2] // t)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -266,7 +286,8 @@ def learning_rate(cfg, images):
 def train_step(state, x_real, pitch_real, lap=lambda part: None):
     """G once, then D once with fresh latents and the just-updated G (code's order).
 
-    x_real (N, 2, T, F) full-size pictures, pitch_real (N,) labels -> named loss terms.
+    x_real (N, 2, t, f) pictures of the stage's size or larger, pitch_real (N,) labels -> named
+    loss terms.
     `lap(part)` is called after each part, for the benchmark.
     """
     cfg, weights = state.cfg, state.cfg.loss_weights()
@@ -291,7 +312,9 @@ def train_step(state, x_real, pitch_real, lap=lambda part: None):
     mix = torch.rand(cfg.batch, 1, 1, 1, generator=state.random).to(state.device)
     with torch.no_grad():
         x_fake = state.G(z, pitch, progress)
-        x_real = gansynth.blend(x_real, progress, cfg.resolutions)
+        size = state.G.arch.size(gansynth.active_blocks(progress))
+        x_real = gansynth.downsample(x_real, x_real.shape[2] // size[0])
+        x_real = gansynth.blend(x_real, progress, gansynth.active_blocks(progress))
     for loss, part in gansynth.discriminator_losses(state.D, x_real, pitch_real, x_fake, mix,
                                                     progress, weights):
         loss.backward()
@@ -523,11 +546,12 @@ def prepare(cfg, spectrum, device, contents):
 
     -> state, pictures (a function of note indices), labels (N,) of the training notes.
     """
-    notes, held_out = nsynth.split(nsynth.load(cfg.data, cfg.length, cfg.sample_rate,
-                                               cfg.pitch_range, cfg.source_names), cfg.seed)
+    notes, held_out = nsynth.split(nsynth.load(
+        cfg.data, cfg.length, cfg.sample_rate, cfg.pitch_range, cfg.source_names,
+        skip_damaged=cfg.skip_damaged), cfg.seed, by=cfg.split)
     print(nsynth.describe(notes, held_out))
     counts = nsynth.pitch_counts(notes, cfg.pitch_range)
-    pictures = picture_source(notes, spectrum, device)
+    pictures = Pictures(notes, spectrum, cfg.architecture(), device)
     labels = torch.from_numpy(notes.pitch) - cfg.pitch_low
 
     state = State(cfg, counts, device)
@@ -545,7 +569,8 @@ def loop(cfg, run, state, pictures, labels):
     with Interrupt() as interrupt:
         while state.images < cfg.images:
             batch = nsynth.epoch_order(state.images, cfg.batch, len(labels), cfg.seed)
-            monitor.add(train_step(state, pictures(batch), labels[batch].to(state.device)))
+            x_real = pictures(batch, gansynth.active_blocks(state.where()[0]))
+            monitor.add(train_step(state, x_real, labels[batch].to(state.device)))
             stop, done = interrupt.signal, state.images >= cfg.images
             if stop or done or due(cfg.tick_images) or due(cfg.checkpoint_images):
                 monitor.tick()            # also checks the losses
@@ -615,9 +640,20 @@ def bench(cfg, budget=20.0):
     """
     device = pick_device(cfg.device)
     threads = "" if device.startswith("cuda") else f", {torch.get_num_threads()} threads"
-    notes = nsynth.load("orchestra", cfg.length, cfg.sample_rate,
-                        (cfg.pitch_low, min(cfg.pitch_low + 1, cfg.pitch_high)), ())
-    pictures = picture_source(notes, cfg.spectrum(), device, cache_bytes=0)
+    # Packed on disk, as a real set would be.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        pitches = (cfg.pitch_low, min(cfg.pitch_low + 1, cfg.pitch_high))
+        made = nsynth.load("orchestra", cfg.length, cfg.sample_rate, pitches, ())
+        nsynth.save(made, f"{folder}/notes")
+        notes = nsynth.load(f"{folder}/notes", cfg.length, cfg.sample_rate, pitches, ())
+        bench_steps(cfg, notes, device, threads, budget)
+
+
+def bench_steps(cfg, notes, device, threads, budget):
+    """The rows of `bench`, and what rate the data could feed."""
+    # As much of them is kept as would be of the paper's training notes.
+    pictures = Pictures(notes, cfg.spectrum(), cfg.architecture(), device,
+                        memory=2 ** 30 * len(notes) / 56_303)
     counts = torch.ones(cfg.pitch_high - cfg.pitch_low + 1, dtype=torch.int64)
     state = State(cfg, counts, device)
     print(f"batch {cfg.batch} on {device}{threads}, torch {torch.__version__}; medians of steps")
@@ -638,6 +674,22 @@ def bench(cfg, budget=20.0):
                          (("data", 6), ("G", 6), ("D", 6), ("penalty", 8)))
               + f" {peak_memory(device):8.0f} {rate / product:15.0%}", flush=True)
     print(f"the product: {product / 1e9:.0f} GFLOP/s, float32, 2048 x 2048")
+    read, made = (notes_rate(f, cfg.batch, len(notes), device) for f in (
+        notes.waves, lambda indices: pictures.transform(indices, cfg.spectrum().frames)))
+    print(f"the data could feed {made:,.0f} notes/s as spectra, and {read:,.0f} as waves from the "
+          "disk; early stages keep their small spectra")
+
+
+def notes_rate(function, batch, count, device, times=20):
+    """Notes/s of a function of note indices, the median of a few batches."""
+    seconds = []
+    for i in range(times):
+        start = time.perf_counter()
+        function([(i * batch + k) % count for k in range(batch)])
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return batch / sorted(seconds)[times // 2]
 
 
 def timed_step(state, pictures, count, device):
@@ -654,7 +706,8 @@ def timed_step(state, pictures, count, device):
         last = now
 
     images = state.images
-    x_real = pictures(nsynth.epoch_order(images, state.cfg.batch, count, 0))
+    blocks = gansynth.active_blocks(state.where()[0])
+    x_real = pictures(nsynth.epoch_order(images, state.cfg.batch, count, 0), blocks)
     pitch = torch.zeros(state.cfg.batch, dtype=torch.int64, device=device)
     lap("data")
     train_step(state, x_real, pitch, lap)
