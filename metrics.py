@@ -125,8 +125,9 @@ def held_out_notes(config, data):
     """The notes that a run's split kept from training: waves (N, L), pitches (N,)."""
     sources = [name.strip() for name in config["sources"].split(",") if name.strip() != "all"]
     notes = nsynth.load(data or config["data"], config["length"], config["sample_rate"],
-                        (config["pitch_low"], config["pitch_high"]), tuple(filter(None, sources)))
-    _, notes = nsynth.split(notes, config["seed"])
+                        (config["pitch_low"], config["pitch_high"]), tuple(filter(None, sources)),
+                        skip_damaged=config.get("skip_damaged", False))
+    _, notes = nsynth.split(notes, config["seed"], by=config.get("split", "random"))
     if len(notes) == 0:
         raise nsynth.NoteError(f"{data or config['data']}: no note is held out: give more of them")
     return notes.waves(range(len(notes))).numpy(), notes.pitch
