@@ -207,6 +207,8 @@ def _columns(entries):
 
 
 def _check_any_left(kept, dropped, data):
+    if not kept and not dropped:
+        raise NoteError(f"{data} holds no notes: expected {FORMS}")
     if not kept:
         raise NoteError(f"none of the {sum(dropped.values()):,} notes of {data} is left: "
                         f"{_join(dropped)}; change the sources, families or pitches asked for")
