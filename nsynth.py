@@ -939,28 +939,32 @@ def _pack(data, reader, files, folder, wish, wanted, progress):
             for entry in _progress(reader(files, fault), "notes read", progress,
                                    lambda entry: entry.share):
                 reason = wish.why_not(entry)
-                if reason or entry.name in done:
-                    dropped.update([reason] if reason else [])
+                if reason:
+                    dropped[reason] += 1
                     continue
                 try:
                     if entry.name in origins:   # it could land in both splits, and flatter every
                         raise NoteError(f"note {entry.name} is in {origins[entry.name]} and in "
                                         f"{entry.origin}: keep it in one")      # held-out number
-                    samples = wish.fit(*entry.audio())
+                    origins[entry.name] = entry.origin
+                    if entry.name in done:
+                        continue
+                    samples = wish.fit(*entry.audio()).astype("<i2")
                 except NoteError as error:
                     fault(error)
                     continue
-                origins[entry.name] = entry.origin
-                audio.write(samples.astype("<i2"))
-                csv.writer(table).writerow([*entry[:5], zlib.crc32(samples.astype("<i2"))])
+                audio.write(samples)
+                csv.writer(table).writerow([*entry[:5], zlib.crc32(samples)])
                 if len(origins) % 256 == 0:
                     audio.flush()
                     table.flush()
                     os.utime(busy)
-            _check_any_left(len(done) + len(origins), dropped, data)
+            audio.flush()
+            _check_any_left(os.path.getsize(part / "audio.int16"), dropped, data)
         lines = (part / "notes.csv").read_bytes()
         about = {**wanted, "dropped": dropped, "notes.csv": zlib.crc32(lines)}
         (part / "packed.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+        (part / "begun.json").unlink()
     shutil.rmtree(folder, ignore_errors=True)
     part.rename(folder)
 

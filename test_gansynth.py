@@ -1211,6 +1211,8 @@ def test_packing_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
     assert len(reads) == 8 + 5                                      # seven were there already
     assert np.array_equal(notes.audio, whole.audio) and np.array_equal(notes.name, whole.name)
     notes.waves(range(12))
+    assert sorted(path.name for path in packed_folder(tmp_path / "b").iterdir()) == [
+        "audio.int16", "notes.csv", "packed.json"]
     (part / "busy").parent.mkdir()
     (part / "busy").touch()
     real_looking_notes(tmp_path / "b", 13)
