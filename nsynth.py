@@ -838,7 +838,8 @@ def read_recording(path):
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", scipy.io.wavfile.WavFileWarning)     # cut short
+            warnings.simplefilter("ignore")                     # chunks that editors add
+            warnings.filterwarnings("error", "Reached EOF")     # cut short
             rate, data = scipy.io.wavfile.read(path)
     except OSError as error:
         raise NoteError(f"{path} cannot be read ({error.strerror or error})") from None

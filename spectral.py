@@ -479,7 +479,8 @@ def read_waves(paths):
     for path in paths:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error", wavfile.WavFileWarning)          # cut short
+                warnings.simplefilter("ignore")         # chunks it does not know
+                warnings.filterwarnings("error", "Reached EOF")         # cut short
                 rate, data = wavfile.read(path)
         except Exception as error:        # scipy raises many kinds for a damaged file
             raise SpectrumError(f"{path}: cannot be read as a WAV file ({error}): give another, or "

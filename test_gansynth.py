@@ -1317,6 +1317,10 @@ def test_own_recordings_of_every_kind_become_notes(tmp_path, capsys):
     header = struct.pack("<4sI4s4sIHHIIHH4sI", b"RIFF", 36 + len(pcm24), b"WAVE", b"fmt ", 16, 1, 1,
                          rate, 3 * rate, 3, 24, b"data", len(pcm24))
     (tmp_path / "f_065.wav").write_bytes(header + pcm24)
+    plain = (tmp_path / "a_C4.wav").read_bytes()                    # as an editor saves it
+    (tmp_path / "a_C4.wav").write_bytes(plain[:36] + b"bext" + struct.pack("<I", 4) + b"note"
+                                        + plain[36:])
+    (tmp_path / "cut_068.wav").write_bytes(plain[:len(plain) // 2])
     (tmp_path / "g_066.wav").write_bytes(b"RIFF nonsense")
     write("silent_067.wav", np.zeros(100, np.int16))
     write("no pitch.wav", (sound * 9999).astype(np.int16))
@@ -1332,8 +1336,8 @@ def test_own_recordings_of_every_kind_become_notes(tmp_path, capsys):
         assert 0.004 < first < 0.009 and abs(spectral_peak(x[400:], 16000, 440) - 440) < 0.1
         assert np.abs(x).max() == pytest.approx(0.5, abs=0.02)
     report = nsynth.describe(*nsynth.split(notes, share=1))
-    for reason in ("g_066.wav is no WAV", "silent_067.wav is silent", "no pitch.wav tells no pitch",
-                   "the pitch is outside 24-84"):
+    for reason in ("cut_068.wav is no WAV", "g_066.wav is no WAV", "silent_067.wav is silent",
+                   "no pitch.wav tells no pitch", "the pitch is outside 24-84"):
         assert "dropped 1 because" in report and reason in report
     (tmp_path / "pitches.csv").write_text("file,pitch\ne.wav,high\n")
     with pytest.raises(NoteError, match="pitches.csv, line 2"):
