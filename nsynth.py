@@ -1736,6 +1736,10 @@ def _names(text):
     return () if text == "all" else tuple(text.split(","))
 
 
+def _velocities(text):
+    return tuple(map(int, text.split(",")))
+
+
 def main(argv=None):
     """The command line. Returns the exit status: 0, or 1 after one sentence on stderr."""
     parser = argparse.ArgumentParser(
@@ -1761,6 +1765,8 @@ def main(argv=None):
         help="play a General MIDI SoundFont (.sf2) to --out, with fluidsynth")
     add("--instruments", default="mini", metavar="NAME",
         help="of --soundfont: mini (default: 12 of them), all, a source or a family")
+    add("--velocities", type=_velocities, default=(100,), metavar="V[,V...]",
+        help="of --soundfont: how hard each key is struck, 1 to 127 (default 100)")
     add("--download", nargs="?", const=",".join(PARTS), metavar="PARTS",
         help="fetch NSynth to --out (default nsynth): test, valid, train or, by default, all of "
         "them (62 GB on the way)")
@@ -1771,7 +1777,8 @@ def main(argv=None):
         if args.download:
             download(args.out or "nsynth", args.download.split(","))
         elif args.soundfont:
-            counts = render_soundfont(args.soundfont, args.out, args.instruments, args.pitches)
+            counts = render_soundfont(args.soundfont, args.out, args.instruments, args.pitches,
+                                      args.velocities)
             print(", ".join(f"{count:,} {what}" for what, count in counts.items()), "in", args.out)
         else:
             notes = load(args.data, round(args.length * args.rate), args.rate, args.pitches,
