@@ -9,6 +9,7 @@ Pictures are (N, 2, T, F).  `progress` p runs from 0 (one block) to B - 1 (all b
 between two whole numbers a new block fades in.  Everything is computed at the stage's own size:
 block b works on pictures of start x 2^(b-1), and nothing is ever upsampled to full size (the
 release does so from the first stage on; scores, losses and gradients are equal all the same).
+The paper's waveform GAN is the same network on raw waves, pictures one bin wide (see WAVEFORM).
 
     python gansynth.py             prints both networks layer by layer, as the paper's Table 3
 """
@@ -17,7 +18,7 @@ import argparse
 import math
 import os
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -51,16 +52,23 @@ class Architecture:
     pitches: int = 61                     # P: MIDI 24..84
     channel_base: int = 4096              # channels(b) = min(base / 2^b, max)
     channel_max: int = 256
+    growth: tuple = (2, 2)                # of each block's pictures, along T and F
+    kernel: tuple = (3, 3)                # of the convolutions, along T and F; odd
+    spectra: bool = True                  # pictures are spectra, scaled into tanh's range
 
     def __post_init__(self):
         for name, value in asdict(self).items():
-            if value < 1:
+            if name != "spectra" and min(value if isinstance(value, tuple) else (value,)) < 1:
                 raise ArchitectureError(f"{name} is {value}: expected at least 1")
-        unit = 2 ** (self.resolutions - 1)
-        if self.frames % unit or self.bins % unit:
+        if 0 in (self.kernel[0] % 2, self.kernel[1] % 2):
+            raise ArchitectureError(f"a kernel of {self.kernel[0]} x {self.kernel[1]} has no "
+                                    "middle: both must be odd")
+        unit = self.factor(self.resolutions - 1)
+        if self.frames % unit[0] or self.bins % unit[1]:
             raise ArchitectureError(
-                f"a picture of {self.frames} x {self.bins} cannot be halved "
-                f"{self.resolutions - 1} times: both must be multiples of {unit}")
+                f"a picture of {self.frames} x {self.bins} cannot be made {self.growth[0]} x "
+                f"{self.growth[1]} times smaller {self.resolutions - 1} times: its sides must be "
+                f"multiples of {unit[0]} and {unit[1]}")
         if self.channels(self.resolutions) < 1:
             raise ArchitectureError(
                 f"channel_base {self.channel_base} leaves no channel for block "
@@ -71,20 +79,34 @@ class Architecture:
 
     def size(self, b):
         """Frames and bins of block b's pictures."""
-        shrink = 2 ** (self.resolutions - b)
-        return self.frames // shrink, self.bins // shrink
+        shrink = self.factor(self.resolutions - b)
+        return self.frames // shrink[0], self.bins // shrink[1]
+
+    def factor(self, steps):
+        """How many times longer and wider pictures are so many blocks on: 2^steps both ways."""
+        return self.growth[0] ** steps, self.growth[1] ** steps
 
     def multiply_adds(self, blocks):
         """Multiplications of one pass through G's convolutions at so many blocks; D's are as many.
 
         Counted as in the paper's network, whatever is folded or skipped: 14.06 G at full size.
         """
+        taps = math.prod(self.kernel)
         total = self.channels(1) * math.prod(self.size(1)) * (
-            self.latent + self.pitches + 9 * self.channels(1))
+            self.latent + self.pitches + taps * self.channels(1))
         for b in range(2, blocks + 1):
-            total += 9 * self.channels(b) * math.prod(self.size(b)) * (
+            total += taps * self.channels(b) * math.prod(self.size(b)) * (
                 self.channels(b - 1) + self.channels(b))
         return total
+
+
+# What differs for the paper's waveform GAN: notes are pictures one bin wide, 65,536 x 1, that grow
+# along time only.  Growth by 4: from 16 samples over the same seven blocks (no settings were
+# published; this fits the release's options).  Kernel: ours.  Nine taps are as many as 3 x 3 has,
+# so all widths and layers cost the same weights; and beside growth by 4 fewer would do badly: nine
+# span three of the samples that were repeated, as three span two.  WaveGAN's 25 would cost 2.8
+# times as much.  Scaling: none, as waves lie in tanh's range already.
+WAVEFORM = {"growth": (4, 1), "kernel": (9, 1), "spectra": False}
 
 
 def active_blocks(progress):
@@ -136,8 +158,8 @@ class Equalised(nn.Module):
 class EqualConv2d(Equalised):
     """Convolution of stride 1 with zero padding to the same size, at an equalised rate."""
 
-    def __init__(self, inputs, outputs, kernel=3, gain=math.sqrt(2)):
-        super().__init__((outputs, inputs, kernel, kernel), inputs * kernel ** 2, gain, outputs)
+    def __init__(self, inputs, outputs, kernel=(3, 3), gain=math.sqrt(2)):
+        super().__init__((outputs, inputs, *kernel), inputs * math.prod(kernel), gain, outputs)
 
     def forward(self, x):
         return _Conv.apply(x, self.weight * self.scale, self.bias)
@@ -149,14 +171,18 @@ class UpConv2d(EqualConv2d):
     Upsampling only repeats pixels, so the nine taps that fall on an output pixel see four
     different values: their weights can be added first.  A transposed convolution of stride 2 with
     the 3x3 kernel summed over 2x2 neighbourhoods is equal in real arithmetic and needs 4 instead
-    of 9 multiplications a pixel.
+    of 9 multiplications a pixel.  (Waves: stride 4 with 9 taps summed over 4s, 3 instead of 9.)
     """
 
+    def __init__(self, inputs, outputs, kernel=(3, 3), growth=(2, 2)):
+        super().__init__(inputs, outputs, kernel)
+        self.growth = growth
+
     def forward(self, x):
-        w = F.pad((self.weight * self.scale).flip(2, 3), (1, 1, 1, 1))          # 5x5 with borders
-        w = w[..., 1:, :] + w[..., :-1, :]
-        w = w[..., 1:] + w[..., :-1]                                            # (out, in, 4, 4)
-        return _UpConv.apply(x, w.transpose(0, 1), self.bias)
+        (t, f), w = self.growth, (self.weight * self.scale).flip(2, 3)
+        w = F.pad(w, (f - 1, f - 1, t - 1, t - 1))                              # 5x5 with borders
+        w = F.avg_pool2d(w, (t, f), stride=1, divisor_override=1)               # (out, in, 4, 4)
+        return _UpConv.apply(x, w.transpose(0, 1), self.bias, self.growth)
 
 
 class EqualLinear(Equalised):
@@ -199,14 +225,21 @@ def minibatch_stddev(x):
 
 
 def upsample(picture, factor):
-    """Box (nearest-neighbour) upsampling by a whole factor."""
-    return picture if factor == 1 else _Repeat.apply(picture, factor)
+    """Box (nearest-neighbour) upsampling by a whole factor, or a pair of them for T and F."""
+    factor = (factor, factor) if isinstance(factor, int) else factor
+    return picture if factor == (1, 1) else _Repeat.apply(picture, factor)
 
 
 def downsample(picture, factor):
     """Box downsampling: the mean of factor x factor pixels, in one step.  Step by step from
     upsampled copies would drift by 2.6e-4 in float32."""
-    return picture if factor == 1 else _Pool.apply(picture, factor)
+    factor = (factor, factor) if isinstance(factor, int) else factor
+    return picture if factor == (1, 1) else _Pool.apply(picture, factor)
+
+
+def downsample_to(picture, size):
+    """Box downsampling to the given frames and bins."""
+    return downsample(picture, (picture.shape[2] // size[0], picture.shape[3] // size[1]))
 
 
 def scale_picture(picture):
@@ -237,11 +270,11 @@ class Generator(nn.Module):
         # layer.  He's constant counts all h w taps of that convolution although one is active.
         self.dense = Equalised((channels(1), h, w, inputs), h * w * inputs, math.sqrt(2),
                                channels(1))
-        self.conv0 = nn.ModuleList([UpConv2d(channels(b - 1), channels(b))
-                                    for b in range(2, arch.resolutions + 1)])
-        self.conv1 = nn.ModuleList([EqualConv2d(channels(b), channels(b))
+        self.conv0 = nn.ModuleList([UpConv2d(channels(b - 1), channels(b), arch.kernel,
+                                             arch.growth) for b in range(2, arch.resolutions + 1)])
+        self.conv1 = nn.ModuleList([EqualConv2d(channels(b), channels(b), arch.kernel)
                                     for b in range(1, arch.resolutions + 1)])
-        self.to_picture = nn.ModuleList([EqualConv2d(channels(b), 2, kernel=1, gain=1.0)
+        self.to_picture = nn.ModuleList([EqualConv2d(channels(b), 2, (1, 1), gain=1.0)
                                          for b in range(1, arch.resolutions + 1)])
 
     def start(self, z, pitch):
@@ -265,8 +298,8 @@ class Generator(nn.Module):
             if weight > 0:
                 # tanh first, then the mix (code); Progressive GAN has no tanh here.
                 small = torch.tanh(self.to_picture[b - 1](x))
-                picture = picture + weight * upsample(small, 2 ** (blocks - b))
-        return unscale_picture(picture)
+                picture = picture + weight * upsample(small, self.arch.factor(blocks - b))
+        return unscale_picture(picture) if self.arch.spectra else picture
 
     def built_parameters(self, blocks):
         """The parameters of the first so many blocks."""
@@ -283,11 +316,11 @@ class Discriminator(nn.Module):
         self.arch = arch
         channels, (h, w) = arch.channels, arch.size(1)
         blocks = range(1, arch.resolutions + 1)
-        self.from_picture = nn.ModuleList([EqualConv2d(2, channels(b), kernel=1) for b in blocks])
+        self.from_picture = nn.ModuleList([EqualConv2d(2, channels(b), (1, 1)) for b in blocks])
         # code: the width changes in the second convolution, before pooling (paper's table: after).
-        self.conv0 = nn.ModuleList([EqualConv2d(channels(b) + (b == 1), channels(b))
+        self.conv0 = nn.ModuleList([EqualConv2d(channels(b) + (b == 1), channels(b), arch.kernel)
                                     for b in blocks])
-        self.conv1 = nn.ModuleList([EqualConv2d(channels(b), channels(b - 1))
+        self.conv1 = nn.ModuleList([EqualConv2d(channels(b), channels(b - 1), arch.kernel)
                                     for b in blocks if b > 1])
         # A VALID convolution over the whole start size is one dense layer.
         self.dense = EqualLinear(channels(1) * h * w, channels(0), gain=math.sqrt(2))
@@ -296,7 +329,11 @@ class Discriminator(nn.Module):
 
     def forward(self, picture, progress):
         """(N, 2, T, F), of the stage's size or larger -> scores (N,), pitch logits (N, P)."""
-        return self.judge(scale_picture(picture), progress)
+        return self.judge(self.scale(picture), progress)
+
+    def scale(self, picture):
+        """Spectra are scaled and clipped; waves come as they are."""
+        return scale_picture(picture) if self.arch.spectra else picture
 
     def judge(self, picture, progress):
         """The same for a picture scaled and clipped already."""
@@ -306,13 +343,13 @@ class Discriminator(nn.Module):
     def features(self, picture, progress):
         blocks = active_blocks(progress)
         # Clipped at the size it came in, then pooled once to the stage's size.
-        picture = downsample(picture, picture.shape[2] // self.arch.size(blocks)[0])
+        picture = downsample_to(picture, self.arch.size(blocks))
         picture = picture.contiguous(memory_format=torch.channels_last)
         x = None
         for b in range(blocks, 0, -1):
             mix = min(max(b - progress, 0.0), 1.0)                  # 1 at the top, 0 once faded in
             if mix > 0:
-                small = downsample(picture, 2 ** (blocks - b))
+                small = downsample(picture, self.arch.factor(blocks - b))
                 small = leaky(self.from_picture[b - 1](small))      # (N, C_b, h_b, w_b)
                 x = small if x is None else mix * small + (1 - mix) * x
             if b == 1:
@@ -320,7 +357,7 @@ class Discriminator(nn.Module):
                 return leaky(self.dense(x.flatten(1)))
             x = leaky(self.conv0[b - 1](x))
             x = leaky(self.conv1[b - 2](x))
-            x = downsample(x, 2)                                    # (N, C_(b-1), h/2, w/2)
+            x = downsample(x, self.arch.growth)                     # (N, C_(b-1), h/2, w/2)
 
     def built_parameters(self, blocks):
         """The parameters of the first so many blocks."""
@@ -340,21 +377,25 @@ def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None
     device, waves = next(G.parameters()).device, []
     for i in range(0, len(z), batch):
         picture = G(z[i:i + batch].to(device), pitch[i:i + batch].to(device), progress)
-        picture = upsample(picture, G.arch.frames // picture.shape[2])          # (n, 2, T, F)
+        picture = upsample(picture, G.arch.factor(                              # (n, 2, T, F)
+            G.arch.resolutions - active_blocks(progress)))
         waves.append(spectrum.decode(picture).cpu())                            # (n, L)
         show(min(i + batch, len(z)))
     return torch.cat(waves)
 
 
-def blend(picture, progress, resolutions):
+def blend(picture, progress, resolutions, growth=(2, 2)):
     """Real notes as G could draw them now: full size -> the stage's size, faded like G's output.
 
     The sum over blocks of the fade's weight times a box-downsampled copy.  One port forgot it, and
     D told real from fake by sharpness alone.
     """
+    def factor(steps):
+        return growth[0] ** steps, growth[1] ** steps
+
     blocks = active_blocks(progress)
-    return sum(fade(progress, b) * upsample(downsample(picture, 2 ** (resolutions - b)),
-                                            2 ** (blocks - b))
+    return sum(fade(progress, b) * upsample(downsample(picture, factor(resolutions - b)),
+                                            factor(blocks - b))
                for b in range(1, blocks + 1) if fade(progress, b) > 0)
 
 
@@ -406,21 +447,21 @@ def penalty_slopes(D, x_real, x_fake, mix, progress, units="raw"):
     mix (N, 1, 1, 1) uniform in [0, 1] -> slopes (N,), differentiable once more.
     raw (code): the slope per unit of an unscaled *full-size* picture, before D's scaling and clip.
     A pixel here stands for s x s pixels there, which share its gradient: the full-size norm is
-    the native norm / s.
+    the native norm / s.  (Of waves a sample stands for s samples: / sqrt(s).)
     scaled: the slope per unit of the scaled picture at its own size.  Scores then stay small beside
     the pitch loss from the first stage on, which short runs need; the workshop preset uses it.
     """
     x_hat = x_real + mix * (x_fake - x_real)
     if units == "scaled":
-        x_hat = scale_picture(x_hat).detach().requires_grad_()
+        x_hat = D.scale(x_hat).detach().requires_grad_()
         score, _ = D.judge(x_hat, progress)
-        factor = 1
+        pixels = 1
     else:
         x_hat = x_hat.detach().requires_grad_()
         score, _ = D(x_hat, progress)
-        factor = D.arch.frames // x_hat.shape[2]
+        pixels = D.arch.frames * D.arch.bins / math.prod(x_hat.shape[2:])
     gradient, = torch.autograd.grad(score.sum(), x_hat, create_graph=True)
-    return gradient.square().sum(dim=(1, 2, 3)).sqrt() / factor
+    return gradient.square().sum(dim=(1, 2, 3)).sqrt() / math.sqrt(pixels)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -472,7 +513,7 @@ class _Conv(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias):
         ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+        return F.conv2d(x, weight, bias, padding=_middle(weight))
 
     @staticmethod
     def backward(ctx, g):
@@ -481,36 +522,42 @@ class _Conv(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             by_x = _Conv.apply(g, weight.flip(2, 3).transpose(0, 1), None)
         if ctx.needs_input_grad[1] and not torch.is_grad_enabled():
-            by_weight = _weight_gradient(x, g, weight, padding=weight.shape[-1] // 2)
+            by_weight = _weight_gradient(x, g, weight, _middle(weight))
         if ctx.needs_input_grad[2]:
             by_bias = g.sum(dim=(0, 2, 3))
         return by_x, by_weight, by_bias
+
+
+def _middle(weight, stride=(1, 1)):
+    """The padding that keeps a picture's size, or multiplies it by exactly the stride."""
+    return (weight.shape[2] - stride[0]) // 2, (weight.shape[3] - stride[1]) // 2
 
 
 class _UpConv(torch.autograd.Function):
     """Transposed 4x4 convolution of stride 2, differentiable once: all that G needs."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias):
+    def forward(ctx, x, weight, bias, stride):
         ctx.save_for_backward(x, weight)
-        return F.conv_transpose2d(x, weight, bias, stride=2, padding=1)
+        ctx.how = _middle(weight, stride), stride
+        return F.conv_transpose2d(x, weight, bias, stride, ctx.how[0])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g):
         x, weight = ctx.saved_tensors     # the gradient by x is a plain convolution of stride 2
-        return (F.conv2d(g, weight, stride=2, padding=1),
-                _weight_gradient(x, g, weight, 1, up=True), g.sum(dim=(0, 2, 3)))
+        padding, stride = ctx.how
+        by_weight = _weight_gradient(x, g, weight, padding, stride, up=True)
+        return F.conv2d(g, weight, None, stride, padding), by_weight, g.sum(dim=(0, 2, 3)), None
 
 
-def _weight_gradient(x, g, weight, padding, up=False):
+def _weight_gradient(x, g, weight, padding, stride=(1, 1), up=False):
     """Gradient of a convolution by its weights.  On a CPU this, unlike all else, is faster with the
     channels first, so x and g are turned round: a few examples at a time, as copies of all would
     be large."""
     def gradient(x, g):
         return torch.ops.aten.convolution_backward(
-            g, x, weight, None, (2, 2) if up else (1, 1), (padding, padding), (1, 1), up, (0, 0),
-            1, (False, True, False))[1]
+            g, x, weight, None, stride, padding, (1, 1), up, (0, 0), 1, (False, True, False))[1]
 
     if x.device.type != "cpu":
         return gradient(x, g)
@@ -588,7 +635,7 @@ class _LeakyPixelNorm(torch.autograd.Function):
 
 class _Pool(torch.autograd.Function):
     """Mean over factor x factor pixels.  Pooling and repeating pixels are each other's gradients
-    up to factor^2, so that each needs nothing but the other, to any order."""
+    up to the pixels' number, so that each needs nothing but the other, to any order."""
 
     @staticmethod
     def forward(ctx, x, factor):
@@ -597,7 +644,7 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
-        return _Repeat.apply(g / ctx.factor ** 2, ctx.factor), None
+        return _Repeat.apply(g / math.prod(ctx.factor), ctx.factor), None
 
 
 class _Repeat(torch.autograd.Function):
@@ -610,7 +657,7 @@ class _Repeat(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g):
-        return _Pool.apply(g, ctx.factor) * ctx.factor ** 2, None
+        return _Pool.apply(g, ctx.factor) * math.prod(ctx.factor), None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -737,6 +784,7 @@ def layer_table(arch):
         rows.append((net, name, (size[1], size[0], channels), kernel, after, count))
 
     G, D, channels = Generator(arch), Discriminator(arch), arch.channels
+    kernel, growth = (f"{f}x{t}" for t, f in (arch.kernel, arch.growth))
     start = f"{arch.size(1)[1]}x{arch.size(1)[0]} (dense)"
     activation, blocks = "leaky ReLU, pixel norm", range(1, arch.resolutions + 1)
     for b in blocks:
@@ -744,9 +792,9 @@ def layer_table(arch):
         if b == 1:
             row("G", "block 1 conv 0", size, channels(b), start, activation, G.dense)
         else:
-            row("G", f"block {b} upsample 2x2", size, channels(b - 1), "", "")
-            row("G", f"block {b} conv 0", size, channels(b), "3x3", activation, G.conv0[b - 2])
-        row("G", f"block {b} conv 1", size, channels(b), "3x3", activation, G.conv1[b - 1])
+            row("G", f"block {b} upsample {growth}", size, channels(b - 1), "", "")
+            row("G", f"block {b} conv 0", size, channels(b), kernel, activation, G.conv0[b - 2])
+        row("G", f"block {b} conv 1", size, channels(b), kernel, activation, G.conv1[b - 1])
         row("G", f"block {b} to picture", size, 2, "1x1", "tanh", G.to_picture[b - 1])
     for b in reversed(blocks):
         size = arch.size(b)
@@ -754,11 +802,11 @@ def layer_table(arch):
             D.from_picture[b - 1])
         if b == 1:
             row("D", "minibatch stddev", size, channels(1) + 1, "", "")
-        row("D", f"block {b} conv 0", size, channels(b), "3x3", "leaky ReLU", D.conv0[b - 1])
+        row("D", f"block {b} conv 0", size, channels(b), kernel, "leaky ReLU", D.conv0[b - 1])
         if b > 1:
-            row("D", f"block {b} conv 1", size, channels(b - 1), "3x3", "leaky ReLU",
+            row("D", f"block {b} conv 1", size, channels(b - 1), kernel, "leaky ReLU",
                 D.conv1[b - 2])
-            row("D", f"block {b} downsample 2x2", arch.size(b - 1), channels(b - 1), "", "")
+            row("D", f"block {b} downsample {growth}", arch.size(b - 1), channels(b - 1), "", "")
     row("D", "block 1 conv 1", (1, 1), channels(0), start, "leaky ReLU", D.dense)
     row("D", "score", (1, 1), 1, "dense", "", D.score)
     row("D", "pitch", (1, 1), arch.pitches, "dense", "softmax in the loss", D.pitch)
@@ -767,12 +815,16 @@ def layer_table(arch):
 
 def main():
     parser = argparse.ArgumentParser(description="Print both networks, layer by layer (Table 3).")
-    for name, default in asdict(Architecture()).items():
-        parser.add_argument("--" + name.replace("_", "-"), type=int, default=default,
-                            help=f"default: {default}")
-    args = parser.parse_args()
+    parser.add_argument("--waveform", action="store_true", help="the waveform GAN's instead")
+    for f in fields(Architecture):
+        if f.type is int:
+            parser.add_argument("--" + f.name.replace("_", "-"), type=int,
+                                default=argparse.SUPPRESS, help=f"default: {f.default}")
+    given = vars(parser.parse_args())
+    if given.pop("waveform"):
+        given = {"frames": 65536, "bins": 1, **WAVEFORM, **given}
     try:
-        arch = Architecture(**vars(args))
+        arch = Architecture(**given)
     except ArchitectureError as error:
         parser.error(str(error))
     rows = layer_table(arch)

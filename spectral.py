@@ -10,6 +10,8 @@ Three representations of the paper's tables, each at two frequency resolutions:
     if       log magnitude and instantaneous frequency, the derivative of unwrapped phase
     if-mel   the same on a mel frequency scale, as log power
 
+and for the paper's waveform GAN a fourth, waveform: the samples themselves, a picture one bin wide.
+
 Shapes:  N notes, L samples, T frames, F frequency bins, M mel bins (as many as F).
 Waves are (N, L) float32, pictures (N, 2, T, F) float32.  Phases are in units of pi throughout, so
 that channel 1 lies in [-1, 1].  All functions work in batches, on the device of their input, and
@@ -44,6 +46,8 @@ REPRESENTATIONS = {
     "if":     dict(mel=False, derivative=True),
     "if-mel": dict(mel=True,  derivative=True),
 }
+WAVEFORM = "waveform"                     # no spectrum at all: the baseline of the paper's Table 2
+WAVE_GROWTH = 4                           # of a waveform from one resolution to the next
 MEL_INVERSES = ("pseudo", "transpose")    # ours, and the release's: see mel_inverse_matrix
 
 
@@ -246,7 +250,7 @@ def mel_to_linear(log_power, frequency, sample_rate, kind="pseudo"):
 class Spectrum:
     """One representation of notes of one length: what `encode` and `decode` need to know."""
 
-    rep: str = "if-mel"                   # a row of REPRESENTATIONS
+    rep: str = "if-mel"                   # a row of REPRESENTATIONS, or WAVEFORM
     frames: int = 128                     # T
     bins: int = 1024                      # F; the window is 2 F samples, the hop F / 2
     length: int = 64000                   # L, samples a note
@@ -254,14 +258,17 @@ class Spectrum:
     mel_inverse: str = "pseudo"           # of MEL_INVERSES
 
     def __post_init__(self):
-        if self.rep not in REPRESENTATIONS:
+        if self.rep not in (*REPRESENTATIONS, WAVEFORM):
             raise SpectrumError(f"unknown representation {self.rep!r}: "
-                                f"choose one of {', '.join(REPRESENTATIONS)}")
+                                f"choose one of {', '.join((*REPRESENTATIONS, WAVEFORM))}")
         if self.mel_inverse not in MEL_INVERSES:
             raise SpectrumError(f"unknown mel inverse {self.mel_inverse!r}: "
                                 f"choose one of {', '.join(MEL_INVERSES)}")
+        if self.rep == WAVEFORM and self.bins != 1:
+            raise SpectrumError(f"a waveform of {self.bins} bins: expected a picture one bin wide")
         if self.pad < 0:
-            needed = math.ceil(self.length / self.hop) - (OVERLAP - 1)
+            needed = self.length if self.rep == WAVEFORM else (
+                math.ceil(self.length / self.hop) - (OVERLAP - 1))
             raise SpectrumError(
                 f"a picture of {self.frames} frames x {self.bins} bins holds "
                 f"{self.length + self.pad} samples, not the {self.length} of a note: "
@@ -273,7 +280,9 @@ class Spectrum:
 
     @property
     def pad(self):
-        """Zeros in front of the note."""
+        """Zeros that fill up the note: all in front of it (waveform: half of them)."""
+        if self.rep == WAVEFORM:
+            return self.frames - self.length
         return (self.frames + OVERLAP - 1) * self.hop - self.length
 
     @classmethod
@@ -294,6 +303,8 @@ class Spectrum:
         two; the frames are rounded up until they can be halved resolutions - 1 times.  The paper's
         64,000 samples at 16 kHz give 256 x 512, or 128 x 1024 for "+ H".
         """
+        if rep == WAVEFORM:
+            return cls.derive_waveform(length, sample_rate, resolutions)
         bins = 2 ** round(math.log2(max(1, sample_rate) * WINDOW_SECONDS[hires])) // 2
         hop = 2 * bins // OVERLAP
         if length < 1 or hop < 1:
@@ -315,8 +326,32 @@ class Spectrum:
         frames = math.ceil(needed / unit) * unit
         return cls(rep, frames, bins, length, sample_rate, mel_inverse)
 
+    @classmethod
+    def derive_waveform(cls, length, sample_rate, resolutions):
+        """The same for a waveform, which grows by fours: 64,000 samples give 65,536 x 1."""
+        if length < 1 or sample_rate < 1:
+            raise SpectrumError(f"a note of {length} samples at {sample_rate} Hz: expected at "
+                                "least one of each")
+        unit = WAVE_GROWTH ** (resolutions - 1)
+        frames = math.ceil(length / unit) * unit
+        if frames >= 2 * length and resolutions > 1:
+            most = max(r for r in range(1, resolutions)
+                       if r == 1 or WAVE_GROWTH ** (r - 1) < 2 * length)
+            raise SpectrumError(
+                f"{length} samples are too few to be made {WAVE_GROWTH} times shorter "
+                f"{resolutions - 1} times without being mostly padding: the nearest that can is "
+                f"{most} resolution{'s' * (most > 1)}, or notes of {unit // 2 + 1} samples")
+        return cls(WAVEFORM, frames, 1, length, sample_rate)
+
     def encode(self, wave):
-        """Wave (N, L) -> picture (N, 2, T, F): log magnitude (mel: log power), phase or IF."""
+        """Wave (N, L) -> picture (N, 2, T, F): log magnitude (mel: log power), phase or IF.
+
+        A waveform becomes (N, 2, T, 1): zeros on both sides, in two equal channels (code).
+        """
+        if self.rep == WAVEFORM:
+            front = self.pad // 2
+            wave = torch.nn.functional.pad(wave, (front, self.pad - front))     # (N, T)
+            return wave[:, None, :, None].repeat(1, 2, 1, 1)
         return self.encode_stft(stft(wave, self.frames, self.bins))
 
     def encode_stft(self, S):
@@ -332,7 +367,9 @@ class Spectrum:
         return torch.stack([log_magnitude, phase], dim=1)
 
     def decode(self, picture):
-        """Picture (N, 2, T, F) -> wave (N, L)."""
+        """Picture (N, 2, T, F) -> wave (N, L).  Of a waveform's two channels the first is heard."""
+        if self.rep == WAVEFORM:
+            return picture[:, 0, self.pad // 2:self.pad // 2 + self.length, 0]
         return istft(self.decode_stft(picture), self.length)
 
     def decode_stft(self, picture):

@@ -276,6 +276,42 @@ def test_pseudo_inverse_stays_ahead_when_there_is_noise(T, bins):
     assert pseudo > transpose + 0.5
 
 
+@pytest.mark.parametrize("length, rate, resolutions, frames, front", [
+    (64000, 16000, 7, 65536, 768), (4096, 8000, 3, 4096, 0), (999, 2000, 4, 1024, 12)])
+def test_a_waveform_is_a_picture_one_bin_wide_with_zeros_at_both_ends(
+        length, rate, resolutions, frames, front):
+    wave = torch.randn(2, length, generator=torch.Generator().manual_seed(0))
+    spectrum = Spectrum.derive("waveform", True, length, rate, resolutions)
+    picture = spectrum.encode(wave)
+    assert picture.shape == (2, 2, frames, 1) and frames % 4 ** (resolutions - 1) == 0
+    padded = np.pad(wave.numpy(), ((0, 0), (front, frames - length - front)))
+    for channel in (0, 1):
+        np.testing.assert_array_equal(picture[:, channel, :, 0], padded)
+    picture[:, 1] = 0                                               # channel 0 is the sound
+    assert torch.equal(spectrum.decode(picture), wave)
+    assert torch.equal(Spectrum.restore(asdict(spectrum)).encode(wave)[:, 0], picture[:, 0])
+
+
+def test_an_impossible_waveform_is_refused_and_what_is_named_instead_works():
+    for length, resolutions in ((1, 2), (100, 5), (512, 6), (513, 6), (4096, 8)):
+        try:
+            assert Spectrum.derive("waveform", True, length, 8000, resolutions).frames < 2 * length
+        except SpectrumError as error:
+            most, samples = map(int, re.search(r"is (\d+) resolutions?, or notes of (\d+) samples",
+                                               str(error)).groups())
+            Spectrum.derive("waveform", True, length, 8000, most)
+            Spectrum.derive("waveform", True, samples, 8000, resolutions)
+            for more in ((length, most + 1), (samples - 1, resolutions)):
+                with pytest.raises(SpectrumError):
+                    Spectrum.derive("waveform", True, more[0], 8000, more[1])
+        else:
+            assert length == 513
+    with pytest.raises(SpectrumError, match="one bin wide"):
+        Spectrum("waveform", 64, 2, 64)
+    with pytest.raises(SpectrumError, match="nearest that can is 65 frames"):
+        Spectrum("waveform", 64, 1, 65)
+
+
 def test_derived_pictures_have_the_papers_shapes():
     low, high = Spectrum.derive("if", hires=False), Spectrum.derive("if-mel", hires=True)
     assert (low.frames, low.bins, low.hop, low.pad) == (256, 512, 256, 2304)
@@ -426,6 +462,8 @@ SMALL = gansynth.Architecture(frames=128, bins=256, resolutions=7, latent=16, pi
                               channel_base=1024, channel_max=20)
 TINY = gansynth.Architecture(frames=16, bins=32, resolutions=3, latent=5, pitches=3,
                              channel_base=24, channel_max=6)
+WAVES = gansynth.Architecture(frames=64, bins=1, resolutions=3, latent=5, pitches=3,
+                              channel_base=24, channel_max=6, **gansynth.WAVEFORM)
 PROGRESS = ("0", "0.37", "1", "3.5", "6")
 STAGES = ("00", "01", "07", "12")
 
@@ -501,7 +539,8 @@ def inputs(which):
 
 
 def full_size(picture, arch=SMALL):
-    return gansynth.upsample(picture, arch.frames // picture.shape[2])
+    return gansynth.upsample(picture, (arch.frames // picture.shape[2],
+                                       arch.bins // picture.shape[3]))
 
 
 def compare_pictures(ours, key, rel, most):
@@ -649,12 +688,15 @@ def test_equalised_scale_is_hes_constant():
                                F.conv2d(x, G.to_picture[0].weight / math.sqrt(6)))
 
 
-def test_folded_upsampling_convolution_equals_upsample_then_convolve():
+@pytest.mark.parametrize("kernel, growth", [
+    ((3, 3), (2, 2)), ((9, 1), (4, 1)), ((5, 3), (3, 2))])
+def test_folded_upsampling_convolution_equals_upsample_then_convolve(kernel, growth):
     torch.manual_seed(0)
-    layer, x = gansynth.UpConv2d(3, 4), torch.randn(2, 3, 5, 6, requires_grad=True)
+    layer = gansynth.UpConv2d(3, 4, kernel, growth)
+    x = torch.randn(2, 3, 5, 6, requires_grad=True)
     layer.bias.data.normal_()
-    slow = F.conv2d(F.interpolate(x, scale_factor=2), layer.weight * layer.scale, layer.bias,
-                    padding=1)
+    slow = F.conv2d(F.interpolate(x, scale_factor=growth), layer.weight * layer.scale, layer.bias,
+                    padding=(kernel[0] // 2, kernel[1] // 2))
     torch.testing.assert_close(layer(x), slow)
     g = torch.randn_like(slow)
     for ours, theirs in zip(*(torch.autograd.grad(y, (x, layer.weight, layer.bias), g)
@@ -662,10 +704,11 @@ def test_folded_upsampling_convolution_equals_upsample_then_convolve():
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("kernel", [(3, 3), (9, 1)])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_first_and_second_derivatives_of_our_convolution_are_torchs(channels_last):
+def test_first_and_second_derivatives_of_our_convolution_are_torchs(channels_last, kernel):
     torch.manual_seed(0)
-    x, W, b = torch.randn(3, 4, 6, 5), torch.randn(7, 4, 3, 3), torch.randn(7)
+    x, W, b = torch.randn(3, 4, 6, 5), torch.randn(7, 4, *kernel), torch.randn(7)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
     for tensor in (x, W, b):
@@ -678,7 +721,8 @@ def test_first_and_second_derivatives_of_our_convolution_are_torchs(channels_las
         penalty = (slope.square().sum(dim=(1, 2, 3)).sqrt() - 1).square().mean()
         return [y, *first, slope, *torch.autograd.grad(penalty, (x, W, b))]
 
-    theirs = derivatives(lambda x, W, b: F.conv2d(x, W, b, padding=1))
+    padding = kernel[0] // 2, kernel[1] // 2
+    theirs = derivatives(lambda x, W, b: F.conv2d(x, W, b, padding=padding))
     for a, b_ in zip(derivatives(gansynth._Conv.apply), theirs):
         torch.testing.assert_close(a, b_, rtol=1e-4, atol=1e-4)
 
@@ -720,8 +764,10 @@ def test_channels_first_copies_large_pictures_unchanged():
 class Linear:
     """D(x) = w . x, whose slope is |w| everywhere."""
 
+    scale = staticmethod(gansynth.scale_picture)
+
     def __init__(self, w, frames):
-        self.w, self.arch = w, SimpleNamespace(frames=frames)
+        self.w, self.arch = w, SimpleNamespace(frames=frames, bins=frames * 6 // 8)
 
     def judge(self, x, progress):
         return (x * self.w).sum(dim=(1, 2, 3)), torch.zeros(len(x), 4)
@@ -744,14 +790,15 @@ def test_penalty_of_a_linear_score_is_its_slope_to_one():
         torch.testing.assert_close(loss, 10 * (slope - 1) ** 2)
 
 
+@pytest.mark.parametrize("arch", [TINY, WAVES], ids=["pictures", "waves"])
 @pytest.mark.parametrize("progress", [0.0, 0.6, 1.0])
-def test_penalty_at_the_stages_size_equals_that_at_full_size(progress):
+def test_penalty_at_the_stages_size_equals_that_at_full_size(progress, arch):
     torch.manual_seed(0)
-    D, blocks = gansynth.Discriminator(TINY), gansynth.active_blocks(progress)
-    real, fake = (3 * torch.randn(4, 2, *TINY.size(blocks)) for _ in range(2))
+    D, blocks = gansynth.Discriminator(arch), gansynth.active_blocks(progress)
+    real, fake = (3 * torch.randn(4, 2, *arch.size(blocks)) for _ in range(2))
     mix = torch.rand(4, 1, 1, 1)
     native, full = (gansynth.penalty_slopes(D, f(real), f(fake), mix, progress)
-                    for f in (lambda x: x, lambda x: full_size(x, TINY)))
+                    for f in (lambda x: x, lambda x: full_size(x, arch)))
     torch.testing.assert_close(native, full, rtol=1e-4, atol=1e-6)
 
 
@@ -761,14 +808,21 @@ def test_box_resampling_agrees_with_numpy():
                                x.reshape(1, 2, 2, 4, 3, 4).mean(axis=(3, 5)))
     np.testing.assert_array_equal(gansynth.upsample(torch.from_numpy(x), 3),
                                   np.kron(x, np.ones((3, 3))))
+    np.testing.assert_allclose(gansynth.downsample(torch.from_numpy(x), (4, 1)),
+                               x.reshape(1, 2, 2, 4, 12).mean(axis=3))
+    np.testing.assert_allclose(gansynth.downsample_to(torch.from_numpy(x), (8, 4)),
+                               x.reshape(1, 2, 8, 4, 3).mean(axis=4))
+    np.testing.assert_array_equal(gansynth.upsample(torch.from_numpy(x), (4, 1)),
+                                  np.kron(x, np.ones((4, 1))))
 
 
 @pytest.mark.parametrize("function", [
     lambda x: gansynth.downsample(x.sin(), 2), lambda x: gansynth.upsample(x.sin(), 2),
+    lambda x: gansynth.downsample(x.sin(), (4, 1)), lambda x: gansynth.upsample(x.sin(), (3, 1)),
     lambda x: gansynth.EqualConv2d.forward(SimpleNamespace(
         weight=torch.ones(2, 3, 1, 1).double(), bias=None, scale=1), x.sin()),
     lambda x: gansynth._Conv.apply(x.sin(), torch.arange(54.0).view(2, 3, 3, 3).double() / 9, None),
-    lambda x: gansynth.leaky(x.sin())], ids=["down", "up", "1x1", "3x3", "leaky"])
+    lambda x: gansynth.leaky(x.sin())], ids=["down", "up", "down 4x1", "up 3x1", "1x1", "3x3", "leaky"])
 def test_first_and_second_derivatives_are_those_of_finite_differences(function):
     x = torch.randn(2, 3, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert torch.autograd.gradcheck(function, x.requires_grad_())
@@ -825,6 +879,41 @@ def test_multiply_adds_are_those_of_the_papers_layers():
         for before, (w, h, after) in zip(widths[1:], TABLE_3[1:]))
     ours = gansynth.Architecture().multiply_adds(7)
     assert ours == total and ours == pytest.approx(14.06e9, rel=0.001)
+    rows = [(f * t, c, count) for net, name, (f, t, c), kernel, _, count in
+            gansynth.layer_table(WAVES) if net == "G" and kernel == "1x9"]
+    assert WAVES.multiply_adds(3) == 4 * 6 * 8 + sum(               # a weight counts once a place
+        places * (count - c) for places, c, count in rows)
+
+
+def test_the_waveform_gan_grows_along_time_only_by_four():
+    paper = gansynth.Architecture(65536, 1, **gansynth.WAVEFORM)
+    assert [paper.size(b) for b in range(1, 8)] == [(16 * 4 ** k, 1) for k in range(7)]
+    assert [WAVES.size(b) for b in (1, 2, 3)] == [(4, 1), (16, 1), (64, 1)]
+    for wrong, says in (({"frames": 1000}, "multiples of 4096 and 1"),
+                        ({"kernel": (9, 2)}, "9 x 2 has no middle"),
+                        ({"growth": (4, 0)}, "at least 1")):
+        with pytest.raises(gansynth.ArchitectureError, match=says):
+            gansynth.Architecture(**{"frames": 65536, "bins": 1, **gansynth.WAVEFORM, **wrong})
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.3, 1.0, 1.75, 2.0])
+@torch.no_grad()
+def test_waveform_networks_at_every_stage(progress):
+    torch.manual_seed(0)
+    G, D, blocks = gansynth.Generator(WAVES), gansynth.Discriminator(WAVES), math.ceil(progress) + 1
+    picture = G(torch.randn(4, 5), torch.arange(4) % 3, progress)
+    assert picture.shape == (4, 2, 4 ** blocks, 1) and picture.abs().max() <= 1     # no unscaling
+    for given in (picture, full_size(picture, WAVES)):
+        score, logits = D(given, progress)
+        assert score.shape == (4,) and logits.shape == (4, 3)
+        torch.testing.assert_close(score, D(picture, progress)[0])
+    assert not torch.allclose(score, D(picture + 9, progress)[0])   # no clip either
+    wave = torch.randn(2, 2, 64, 1)
+    blended = gansynth.blend(wave, progress, 3, WAVES.growth)       # against numpy's means
+    expected = sum(gansynth.fade(progress, b) * np.repeat(
+        wave.numpy().reshape(2, 2, 4 ** b, 4 ** (3 - b)).mean(axis=3), 4 ** (blocks - b), axis=2)
+        for b in range(1, blocks + 1))
+    np.testing.assert_allclose(blended[..., 0], expected, atol=1e-6)
 
 
 def test_adam_agrees_with_tensorflows():
@@ -907,6 +996,10 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     good = {"architecture": asdict(TINY), "G_ema": G.state_dict(), "spectrum": {}, "pitch_low": 60,
             "progress": 0.5, "counts": torch.ones(3), "images": 8}
     gansynth.load_generator(checkpoint(tmp_path / "a.pt", good))
+    older = {name: good["architecture"][name] for name in (         # before there were waveforms
+        "frames", "bins", "resolutions", "latent", "pitches", "channel_base", "channel_max")}
+    path = checkpoint(tmp_path / "a.pt", {**good, "architecture": older})
+    assert gansynth.load_generator(path)[0].arch == TINY
     for wrong, says in (({"architecture": asdict(SMALL)}, "do not fit"),
                         ({"architecture": {"depth": 3}}, "do not fit"), ({"G_ema": {}}, "not fit"),
                         ({"progress": 99.0}, "do not fit"), ({"counts": torch.ones(4)}, "not fit"),
@@ -934,6 +1027,10 @@ def test_table_3_is_printed(monkeypatch, capsys):
     gansynth.main()
     out = capsys.readouterr().out
     assert "Generator, " in out and "minibatch stddev" in out and "(1024, 128, 8)" in out
+    monkeypatch.setattr(sys, "argv", ["gansynth.py", "--waveform", "--channel-max", "8"])
+    gansynth.main()
+    out = capsys.readouterr().out
+    assert "upsample 1x4" in out and "(1, 65536, 8)" in out and "1x9" in out
     monkeypatch.setattr(sys, "argv", ["gansynth.py", "--frames", "100"])
     with pytest.raises(SystemExit, match="2"):
         gansynth.main()
@@ -2521,6 +2618,20 @@ def test_rendered_instruments_train(tmp_path, capsys):
     assert "family string" in report and "480 examples" in report
     real = next(line for line in report.splitlines() if line.split()[0].endswith("mini"))
     assert "100.0%" in real                                         # in tune
+
+
+@pytest.mark.parametrize("more", [{}, {"progressive": False, "penalty_units": "scaled"}])
+def test_the_waveform_gan_trains_resumes_and_is_heard(tmp_path, more):
+    run = tiny_run(tmp_path / "run", rep="waveform", **more)
+    tiny_run(tmp_path / "half", rep="waveform", **{**more, "images": 40})
+    train.main(["--resume", str(tmp_path / "half"), "--images", "72"])
+    assert same(last_checkpoint(run), last_checkpoint(tmp_path / "half"))
+    assert all(math.isfinite(line["D_penalty"]) for line in log_lines(run))
+    assert last_checkpoint(run)["architecture"]["growth"] == (4, 1)
+    samples, rate = nsynth.read_wav(run / "snapshots" / "00000072.wav")
+    assert len(samples) == 16 * 256 and rate == 2000 and np.abs(samples).max() > 1e-3
+    wavs, *_ = run_sample(run, tmp_path / "notes", "--scale")
+    assert len(wavs) == 3
 
 
 def test_a_checkpoint_is_enough_to_sample(finished, tmp_path):

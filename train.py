@@ -62,7 +62,7 @@ class Config:
     """All settings of a run.  The defaults are the paper's best model, IF-Mel + H, progressive."""
 
     # what is learnt
-    rep: str = setting("if-mel", "representation", list(spectral.REPRESENTATIONS))
+    rep: str = setting("if-mel", "representation", [*spectral.REPRESENTATIONS, spectral.WAVEFORM])
     hires: bool = setting(True, "high frequency resolution, the paper's + H")
     progressive: bool = setting(True, "grow the networks; otherwise all blocks from the start")
     # data
@@ -129,9 +129,10 @@ class Config:
 
     def architecture(self):
         spectrum = self.spectrum()
+        waveform = gansynth.WAVEFORM if self.rep == spectral.WAVEFORM else {}
         return gansynth.Architecture(spectrum.frames, spectrum.bins, self.resolutions, self.latent,
                                      self.pitch_high - self.pitch_low + 1, self.channel_base,
-                                     self.channel_max)
+                                     self.channel_max, **waveform)
 
     def loss_weights(self):
         return gansynth.LossWeights(self.penalty, self.drift, self.pitch_weight,
@@ -167,22 +168,22 @@ class Pictures:
         self.device, self.memory, self.blocks = device, memory, None
 
     def __call__(self, indices, blocks):
-        t, f = self.arch.size(blocks)
+        t, f = size = self.arch.size(blocks)
         if len(self.notes) * 8 * t * f > self.memory:
-            return self.transform(indices, t)
+            return self.transform(indices, size)
         if blocks != self.blocks:
             self.blocks = blocks
             self.kept = torch.empty(len(self.notes), 2, t, f, device=self.device)
             self.known = set()
         for group in {int(i) // self.GROUP for i in indices} - self.known:
             span = range(group * self.GROUP, min((group + 1) * self.GROUP, len(self.notes)))
-            self.kept[span.start:span.stop] = self.transform(span, t)
+            self.kept[span.start:span.stop] = self.transform(span, size)
             self.known.add(group)
         return self.kept[torch.as_tensor(indices, device=self.device)]
 
-    def transform(self, indices, t):
+    def transform(self, indices, size):
         picture = self.spectrum.encode(self.notes.waves(indices).to(self.device))
-        return gansynth.downsample(picture, picture.shape[2] // t)
+        return gansynth.downsample_to(picture, size)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -312,9 +313,9 @@ def train_step(state, x_real, pitch_real, lap=lambda part: None):
     mix = torch.rand(cfg.batch, 1, 1, 1, generator=state.random).to(state.device)
     with torch.no_grad():
         x_fake = state.G(z, pitch, progress)
-        size = state.G.arch.size(gansynth.active_blocks(progress))
-        x_real = gansynth.downsample(x_real, x_real.shape[2] // size[0])
-        x_real = gansynth.blend(x_real, progress, gansynth.active_blocks(progress))
+        active, arch = gansynth.active_blocks(progress), state.G.arch
+        x_real = gansynth.downsample_to(x_real, arch.size(active))
+        x_real = gansynth.blend(x_real, progress, active, arch.growth)
     for loss, part in gansynth.discriminator_losses(state.D, x_real, pitch_real, x_fake, mix,
                                                     progress, weights):
         loss.backward()
@@ -656,6 +657,7 @@ def bench_steps(cfg, notes, device, threads, budget):
                         memory=2 ** 30 * len(notes) / 56_303)
     counts = torch.ones(cfg.pitch_high - cfg.pitch_low + 1, dtype=torch.int64)
     state = State(cfg, counts, device)
+    arch = state.G.arch
     print(f"batch {cfg.batch} on {device}{threads}, torch {torch.__version__}; medians of steps")
     print(f"{'blocks':>6} {'s/step':>8} {'examples/s':>11} {'data':>6} {'G':>6} {'D':>6} "
           f"{'penalty':>8} {'peak MB':>8} {'of the product':>15}")
@@ -675,7 +677,7 @@ def bench_steps(cfg, notes, device, threads, budget):
               + f" {peak_memory(device):8.0f} {rate / product:15.0%}", flush=True)
     print(f"the product: {product / 1e9:.0f} GFLOP/s, float32, 2048 x 2048")
     read, made = (notes_rate(f, cfg.batch, len(notes), device) for f in (
-        notes.waves, lambda indices: pictures.transform(indices, cfg.spectrum().frames)))
+        notes.waves, lambda indices: pictures.transform(indices, arch.size(arch.resolutions))))
     print(f"the data could feed {made:,.0f} notes/s as spectra, and {read:,.0f} as waves from the "
           "disk; early stages keep their small spectra")
 
