@@ -822,7 +822,8 @@ def test_box_resampling_agrees_with_numpy():
     lambda x: gansynth.EqualConv2d.forward(SimpleNamespace(
         weight=torch.ones(2, 3, 1, 1).double(), bias=None, scale=1), x.sin()),
     lambda x: gansynth._Conv.apply(x.sin(), torch.arange(54.0).view(2, 3, 3, 3).double() / 9, None),
-    lambda x: gansynth.leaky(x.sin())], ids=["down", "up", "down 4x1", "up 3x1", "1x1", "3x3", "leaky"])
+    lambda x: gansynth.leaky(x.sin())],
+    ids=["down", "up", "down 4x1", "up 3x1", "1x1", "3x3", "leaky"])
 def test_first_and_second_derivatives_are_those_of_finite_differences(function):
     x = torch.randn(2, 3, 4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert torch.autograd.gradcheck(function, x.requires_grad_())
