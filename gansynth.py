@@ -101,7 +101,7 @@ class Architecture:
 
 
 # What differs for the paper's waveform GAN: notes are pictures one bin wide, 65,536 x 1, that grow
-# along time only.  No settings were published, so these are ours.  Growth by 4: from 16 samples over
+# along time only.  No settings were published: these are ours.  Growth by 4: from 16 samples over
 # the same seven blocks fits the release's options.  Kernel of 9: as many weights as 3 x 3, and
 # about the least beside growth by 4, after which fewer than 8 or 9 taps would often see copies of
 # one or two samples only; WaveGAN's 25 would cost 2.8 times as much.  No scaling: waves lie in
