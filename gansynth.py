@@ -12,6 +12,8 @@ release does so from the first stage on; scores, losses and gradients are equal 
 The paper's waveform GAN is the same network on raw waves, pictures one bin wide (see WAVEFORM).
 
     python gansynth.py             prints both networks layer by layer, as the paper's Table 3
+
+At the end of the file, and of no concern to the rest: the paper's baselines WaveGAN and WaveNet.
 """
 
 import argparse
@@ -811,6 +813,525 @@ def layer_table(arch):
     row("D", "score", (1, 1), 1, "dense", "", D.score)
     row("D", "pitch", (1, 1), arch.pitches, "dense", "softmax in the loss", D.pitch)
     return rows
+
+
+# ---------------------------------------------------------------------------------------------
+# Baseline: WaveGAN (Donahue et al. 2018, tables 3 and 4), with a pitch
+
+
+@dataclass(frozen=True)
+class WaveGANArchitecture:
+    """Everything that determines WaveGAN's shapes; the defaults make the paper's notes.
+
+    paper: "WaveGAN with pitch conditioning", and no more.  Chosen here: notes padded from 64,000 to
+    65,536 samples, which WaveGAN's authors' variant for that length makes (one layer more, 32 d
+    channels at the start); z normal, as GANSynth's (WaveGAN: uniform), so that latents
+    interpolate alike; the pitch as one-hot beside z, and D naming it by a second dense head, as
+    GANSynth's; GANSynth's weight 10 for that; Glorot's start with zero biases, TensorFlow's.
+    """
+
+    length: int = 65536                   # samples made: 16 x 4^k for k layers
+    latent: int = 100                     # dimensions of z
+    pitches: int = 61                     # P: MIDI 24..84
+    channels: int = 64                    # d: channels beside the wave, doubled in every layer
+    kernel: int = 25
+    phase_shuffle: int = 2                # n: D's activations move by -n..n samples
+
+    def __post_init__(self):
+        _check_counts(self, allow_zero=("phase_shuffle",))
+        if self.layers < 1 or self.length != 16 * 4 ** self.layers:
+            k = max(1, math.ceil(math.log(self.length / 16, 4)))
+            raise ArchitectureError(f"WaveGAN cannot make {self.length} samples: expected 16 x "
+                                    f"4^k, such as {16 * 4 ** k}; pad the notes")
+        if self.kernel < 4:
+            raise ArchitectureError(f"kernel is {self.kernel}: expected at least the stride, 4")
+        if self.phase_shuffle >= 64:
+            raise ArchitectureError(f"phase_shuffle is {self.phase_shuffle}: expected less than "
+                                    "64, the fewest samples it is done on")
+
+    @property
+    def layers(self):
+        return (self.length.bit_length() - 5) // 2
+
+    def widths(self):
+        """Channels from the wave's end to the start's: 1, d, 2d, 4d, ..."""
+        return [1] + [self.channels * 2 ** i for i in range(self.layers)]
+
+
+def _check_counts(arch, allow_zero=()):
+    """Whole numbers of an architecture must be at least 1."""
+    for name, value in asdict(arch).items():
+        least = 0 if name in allow_zero else 1
+        if isinstance(value, int) and value < least:
+            raise ArchitectureError(f"{name} is {value}: expected at least {least}")
+
+
+def _glorot(net):
+    for name, p in net.named_parameters():
+        (nn.init.zeros_ if name.endswith("bias") else nn.init.xavier_uniform_)(p)
+
+
+class WaveGANGenerator(nn.Module):
+    """Latent and pitch -> wave: a dense layer to 16 samples, then each layer makes four of one."""
+
+    def __init__(self, arch):
+        super().__init__()
+        self.arch = arch
+        widths, padding = arch.widths()[::-1], (arch.kernel - 3) // 2
+        self.dense = nn.Linear(arch.latent + arch.pitches, 16 * widths[0])
+        self.up = nn.ModuleList([
+            nn.ConvTranspose1d(a, b, arch.kernel, stride=4, padding=padding,
+                               output_padding=2 * padding + 4 - arch.kernel)
+            for a, b in zip(widths, widths[1:])])
+        _glorot(self)
+
+    def forward(self, z, pitch):
+        """z (N, latent), pitch (N,) labels 0..P-1 -> (N, length) in [-1, 1]."""
+        one_hot = F.one_hot(pitch, self.arch.pitches).to(z.dtype)
+        x = self.dense(torch.cat([z, one_hot], dim=1)).unflatten(1, (-1, 16))   # (N, C, 16)
+        for up in self.up:
+            x = up(F.relu(x))                                       # (N, C/2, 4 L)
+        return torch.tanh(x[:, 0])
+
+
+class WaveGANDiscriminator(nn.Module):
+    """Wave -> a Wasserstein score and logits over pitches."""
+
+    def __init__(self, arch):
+        super().__init__()
+        self.arch = arch
+        widths, padding = arch.widths(), (arch.kernel - 3) // 2
+        self.down = nn.ModuleList([nn.Conv1d(a, b, arch.kernel, stride=4, padding=padding)
+                                   for a, b in zip(widths, widths[1:])])
+        self.score = nn.Linear(16 * widths[-1], 1)
+        self.pitch = nn.Linear(16 * widths[-1], arch.pitches)
+        _glorot(self)
+
+    def forward(self, wave, shift=None):
+        """(N, length) and shifts of `draw_phase_shuffle`, or None for none -> scores (N,), pitch
+        logits (N, P)."""
+        x = wave[:, None]                                           # (N, 1, L)
+        for i, down in enumerate(self.down):
+            x = F.leaky_relu(down(x), LEAK)                         # (N, 2 C, L/4)
+            if shift is not None and i < len(self.down) - 1:
+                x = phase_shuffle(x, shift[i])
+        x = x.flatten(1)
+        return self.score(x)[:, 0], self.pitch(x)
+
+
+def draw_phase_shuffle(arch, n, generator=None):
+    """Shifts for one pass of n waves through D: (layers - 1, n) integers in [-phase_shuffle,
+    phase_shuffle], one for each wave and each layer but the last."""
+    most = arch.phase_shuffle
+    return torch.randint(-most, most + 1, (arch.layers - 1, n), generator=generator)
+
+
+def phase_shuffle(x, shift):
+    """Phase shuffle: each example's activations moved later by its shift, the gap filled by
+    reflection.  Transposed convolutions leave artefacts of one phase, by which D would know
+    fakes too easily.  x (N, C, L), shift (N,) integers -> (N, C, L)."""
+    L = x.shape[2]
+    place = torch.arange(L, device=x.device) - shift.to(x.device)[:, None]      # (N, L)
+    place = (L - 1) - ((L - 1) - place.abs()).abs()                 # reflected at both ends
+    return x.gather(2, place[:, None].expand_as(x))
+
+
+def wavegan_generator_loss(G, D, z, pitch, shift, weights=LossWeights(drift=0.0)):
+    """G's loss on fresh fakes: (loss, named terms)."""
+    score, logits = D(G(z, pitch), shift)
+    terms = {"G_score": -score.mean(), "G_pitch": F.cross_entropy(logits, pitch)}
+    return terms["G_score"] + weights.pitch * terms["G_pitch"], terms
+
+
+def wavegan_discriminator_loss(D, x_real, pitch_real, x_fake, mix, shifts,
+                               weights=LossWeights(drift=0.0)):
+    """D's loss (WGAN-GP, Gulrajani et al. 2017; pitch on real notes only): (loss, named terms).
+
+    x_real, x_fake (N, length); mix (N, 1) uniform in [0, 1]; shifts: three of
+    `draw_phase_shuffle`, for the passes of real, fake and mixed waves.
+    """
+    real, logits = D(x_real, shifts[0])
+    fake, _ = D(x_fake, shifts[1])
+    x_hat = (x_real + mix * (x_fake - x_real)).detach().requires_grad_()
+    score, _ = D(x_hat, shifts[2])
+    gradient, = torch.autograd.grad(score.sum(), x_hat, create_graph=True)
+    terms = {"D_real": -real.mean(), "D_fake": fake.mean(), "D_drift": real.square().mean(),
+             "D_pitch": F.cross_entropy(logits, pitch_real),
+             "D_penalty": (gradient.norm(dim=1) - 1).square().mean()}
+    return (terms["D_real"] + terms["D_fake"] + weights.drift * terms["D_drift"]
+            + weights.pitch * terms["D_pitch"] + weights.penalty * terms["D_penalty"]), terms
+
+
+# ---------------------------------------------------------------------------------------------
+# Baseline: WaveNet (van den Oord et al. 2016; paper appendix), sample by sample, with a pitch
+
+
+@dataclass(frozen=True)
+class WaveNetArchitecture:
+    """Everything that determines WaveNet's shapes; the defaults are the paper's, 8-bit."""
+
+    length: int = 64000                   # samples of a note
+    sample_rate: int = 16000              # Hz it is played at; the network has no use for it
+    pitches: int = 61                     # P: MIDI 24..84
+    stacks: int = 3
+    layers: int = 10                      # per stack, dilations 2^0 .. 2^(layers - 1)
+    channels: int = 512                   # of the residual path and of each half of the gates
+    skip: int = 512                       # of the skip path and the head; not in the paper
+    filter: int = 3                       # taps of every convolution in time
+    conditioning_layers: int = 5          # dilations 2^1 .. 2^5: "5 dilated layers (to 2^5)"
+    conditioning_plain: int = 3           # then so many of dilation 1
+    conditioning_channels: int = 512
+    output: str = "mulaw8"                # or "mol16": a mixture of logistics on 16 bits
+    mixtures: int = 10                    # logistics in it
+    hold: float = 0.75                    # share of the note that the pitch is on: 3 s of 4
+
+    def __post_init__(self):
+        _check_counts(self, allow_zero=("conditioning_layers", "conditioning_plain"))
+        if self.output not in ("mulaw8", "mol16"):
+            raise ArchitectureError(f"output is {self.output!r}: expected 'mulaw8' or 'mol16'")
+        if not 0 < self.hold <= 1:
+            raise ArchitectureError(f"hold is {self.hold}: expected a share of the note, above 0 "
+                                    "and at most 1")
+
+    @property
+    def dilations(self):
+        return [2 ** i for i in range(self.layers)] * self.stacks
+
+    @property
+    def conditioning_dilations(self):
+        return [2 ** (i + 1) for i in range(self.conditioning_layers)] + (
+            [1] * self.conditioning_plain)
+
+    @property
+    def receptive_field(self):
+        """How many samples before the one that is foretold have a say in it: 6,141."""
+        return 1 + (self.filter - 1) * (1 + sum(self.dilations))
+
+    @property
+    def outputs(self):
+        """Numbers that describe one sample's distribution."""
+        return 256 if self.output == "mulaw8" else 3 * self.mixtures
+
+
+class WaveNet(nn.Module):
+    """The past of a wave and its pitch -> the distribution of its next sample.
+
+    Where the papers leave it open: the wave comes in as one number a sample (its mu-law code over
+    [-1, 1], or its 16-bit value) through a first causal convolution; the residual and skip 1x1s
+    have no biases, which those of the next gates and of the head would only repeat; the head is
+    ReLU, 1x1, ReLU, 1x1.  The conditioning stack has ReLUs and looks both ways in time: when
+    the pitch goes on and off is known beforehand, so that it need not be causal.
+    """
+
+    def __init__(self, arch):
+        super().__init__()
+        self.arch = arch
+        C, S, taps, depth = arch.channels, arch.skip, arch.filter, len(arch.dilations)
+        inputs = [arch.pitches] + [arch.conditioning_channels] * len(arch.conditioning_dilations)
+        self.conditioning = nn.ModuleList([
+            nn.Conv1d(a, b, taps, dilation=d)
+            for a, b, d in zip(inputs, inputs[1:], arch.conditioning_dilations)])
+        self.input = nn.Conv1d(1, C, taps)
+        self.dilated = nn.ModuleList([nn.Conv1d(C, 2 * C, taps, dilation=d)
+                                      for d in arch.dilations])
+        self.to_gates = nn.ModuleList([nn.Conv1d(inputs[-1], 2 * C, 1, bias=False)
+                                       for _ in range(depth)])
+        self.residual = nn.ModuleList([nn.Conv1d(C, C, 1, bias=False) for _ in range(depth - 1)])
+        self.skip = nn.ModuleList([nn.Conv1d(C, S, 1, bias=False) for _ in range(depth)])
+        self.skip_bias = nn.Parameter(torch.zeros(S))
+        self.head = nn.ModuleList([nn.Conv1d(S, S, 1), nn.Conv1d(S, arch.outputs, 1)])
+        # torch's start halves the signal with every ReLU, and the pitch would be lost on its way
+        # through the stack; He's keeps it.  At the first layer one of the P inputs is not zero.
+        for i, conv in enumerate(self.conditioning):
+            nn.init.normal_(conv.weight, std=math.sqrt(2 / taps / (inputs[i] if i else 1)))
+            nn.init.zeros_(conv.bias)
+
+        # A note's conditioning hardly ever changes: `condition` makes the columns that differ, for
+        # a note held so short that only one of them sees the pitch on from end to end.
+        span = (taps - 1) * sum(arch.conditioning_dilations)
+        self.before = span // 2                                     # samples seen to the left
+        self.hold = round(arch.hold * arch.length)
+        self.short_hold = min(self.hold, span + 1)
+        self.span = span
+
+    def compress(self, x):
+        """Waves in [-1, 1] -> what the network takes in, as exact as its output is."""
+        if self.arch.output == "mulaw8":
+            return mu_law_encode(x) / 127.5 - 1
+        return to_16_bits(x)
+
+    def expand(self, u):
+        """The inverse of `compress`."""
+        if self.arch.output == "mulaw8":
+            return mu_law_decode(((u + 1) * 127.5).round().long())
+        return u
+
+    def condition(self, pitch):
+        """pitch (N,) -> the different columns of the conditioning, in order (N, C, columns)."""
+        columns = self.short_hold + self.before + 1
+        on = torch.zeros(columns + self.span, device=pitch.device)
+        on[self.before:self.before + self.short_hold] = 1           # the note begins at `before`
+        x = F.one_hot(pitch, self.arch.pitches)[:, :, None] * on    # (N, P, columns + span)
+        for conv in self.conditioning:
+            x = F.relu(conv(x))
+        return x
+
+    def column(self, t):
+        """Which of those columns is that of time t."""
+        surplus = self.hold - self.short_hold
+        t -= min(max(t - self.before, 0), surplus)
+        return min(t, self.short_hold + self.before)
+
+    def spread(self, columns, offset, L):
+        """(N, C, columns) -> (N, C, L): times offset .. offset + L - 1 of the note."""
+        pieces, surplus = [], self.hold - self.short_hold
+        edges = (0, self.before, self.before + surplus + 1, self.before + self.hold, offset + L)
+        for start, stop in zip(edges, edges[1:]):                   # runs of one column, or of many
+            start, stop = max(start, offset), min(stop, offset + L)
+            if start < stop:
+                run = columns[..., self.column(start):self.column(stop - 1) + 1]
+                pieces.append(run.expand(-1, -1, stop - start))
+        return torch.cat(pieces, dim=2)
+
+    def forward(self, x, pitch, offset=0):
+        """x (N, L) waves in [-1, 1], pitch (N,) labels -> (N, outputs, L) distribution parameters.
+
+        Those at t depend on x before t only.  x is a crop that begins at `offset` in the note;
+        what was before it counts as zero.
+        """
+        u = F.pad(self.compress(x)[:, None, :-1], (1, 0))           # (N, 1, L)  one sample late
+        h, skip = causal(self.input, u), self.skip_bias[:, None]    # (N, C, L)
+        conditioning = self.condition(pitch)
+        for i, (dilated, to_gates) in enumerate(zip(self.dilated, self.to_gates)):
+            gates = causal(dilated, h) + self.spread(to_gates(conditioning), offset, x.shape[1])
+            a, b = gates.chunk(2, dim=1)
+            y = torch.tanh(a) * torch.sigmoid(b)                    # (N, C, L)
+            skip = skip + self.skip[i](y)                           # (N, S, L)
+            if i < len(self.residual):
+                h = h + self.residual[i](y)
+        return self.head[1](F.relu(self.head[0](F.relu(skip))))     # (N, outputs, L)
+
+    def draw(self, parameters, generator=None):
+        """Distribution parameters (N, outputs) -> samples (N,), as `compress` gives them."""
+        if self.arch.output == "mol16":
+            return mol_sample(parameters, generator)
+        return draw_index(parameters, generator) / 127.5 - 1
+
+
+def causal(conv, x):
+    """A convolution in time that sees the present and the past, of which zeros precede x."""
+    return conv(F.pad(x, ((conv.kernel_size[0] - 1) * conv.dilation[0], 0)))
+
+
+def wavenet_loss(net, x, pitch, offset=0):
+    """Negative log likelihood of waves (N, L): (loss in nats a sample, terms in nats and bits).
+
+    The first samples of a crop from within the note lack their past and do not count, up to half of
+    the crop.
+    """
+    skip = min(offset, net.arch.receptive_field, x.shape[1] // 2)
+    parameters, x = net(x, pitch, offset)[..., skip:], x[:, skip:]
+    if net.arch.output == "mulaw8":
+        nats = F.cross_entropy(parameters, mu_law_encode(x))
+    else:
+        nats = -mol_log_likelihood(parameters, x).mean()
+    return nats, {"nats": nats, "bits": nats / math.log(2)}
+
+
+# What a sample may be: one of 256 mu-law codes, or one of 65,536 values under a density
+
+
+def mu_law_encode(x, codes=256):
+    """Waves in [-1, 1] -> mu-law codes 0 .. codes - 1 (ITU-T G.711's curve): finer near zero."""
+    mu = codes - 1
+    y = x.sign() * torch.log1p(mu * x.abs().clamp(max=1)) / math.log1p(mu)      # [-1, 1]
+    return ((y + 1) / 2 * mu + 0.5).floor().long()
+
+
+def mu_law_decode(code, codes=256):
+    """Mu-law codes -> waves in [-1, 1]."""
+    mu = codes - 1
+    y = 2 * code / mu - 1
+    return y.sign() * torch.expm1(y.abs() * math.log1p(mu)) / mu
+
+
+def to_16_bits(x):
+    """Waves -> the nearest of the 65,536 values -1, ..., 1 - 2^-15 of 16-bit sound."""
+    return (x * 32768).round().clamp(-32768, 32767) / 32768
+
+
+def _mixture(parameters):
+    """(N, 3 M, ...) -> logits, means and log scales, each (N, M, ...).  A scale of e^-14 is far
+    below a step of the 16-bit values: a lesser one would change nothing."""
+    logits, mean, log_scale = parameters.chunk(3, dim=1)
+    return logits, mean, log_scale.clamp(min=-14)
+
+
+def mol_log_likelihood(parameters, x):
+    """Discretised mixture of logistics (PixelCNN++, Salimans et al. 2017) on 16-bit values.
+
+    parameters (N, 3 M, L), x (N, L) in [-1, 1] -> log probabilities (N, L) of x's 16-bit values.
+    A value has the mass from half a step below to half a step above it; the least and the
+    greatest have all that lies beyond, too.  With s the logistic function and a > b,
+    s(a) - s(b) = s(a) s(-b) (1 - e^(b - a)), in whose logarithm nothing cancels, however far from
+    the mean.
+    """
+    logits, mean, log_scale = _mixture(parameters)                  # (N, M, L) each
+    x, half = to_16_bits(x)[:, None], 2.0 ** -16
+    below = F.logsigmoid((x + half - mean) * torch.exp(-log_scale))           # log s(a)
+    above = F.logsigmoid((mean - x + half) * torch.exp(-log_scale))           # log s(-b)
+    width = torch.log(-torch.expm1(-2 * half * torch.exp(-log_scale)))
+    least, greatest = x == -1, x == 1 - 2 * half
+    inside = torch.where(least, below, torch.where(greatest, above, below + above + width))
+    return torch.logsumexp(F.log_softmax(logits, dim=1) + inside, dim=1)
+
+
+def mol_sample(parameters, generator=None):
+    """parameters (N, 3 M) -> 16-bit values (N,): picks a logistic, then draws from it."""
+    logits, mean, log_scale = _mixture(parameters)
+    pick = draw_index(logits, generator)[:, None]
+    u = _uniform(logits, generator)[:, 0].clamp(1e-7, 1 - 1e-7)
+    x = mean.gather(1, pick)[:, 0] + log_scale.gather(1, pick)[:, 0].exp() * torch.logit(u)
+    return to_16_bits(x)
+
+
+def draw_index(logits, generator=None):
+    """Logits (N, K) -> indices (N,), by the inverse of the cumulative distribution (one random
+    number a note; torch.multinomial takes K and several times as long)."""
+    cumulative = torch.softmax(logits, dim=1).cumsum(dim=1)
+    index = torch.searchsorted(cumulative, _uniform(logits, generator), right=True)[:, 0]
+    return index.clamp(max=logits.shape[1] - 1)                     # the sum may fall short of 1
+
+
+def _uniform(like, generator):
+    """One random number in [0, 1) for each row, from the generator's device: (N, 1)."""
+    device = generator.device if generator else like.device
+    return torch.rand(len(like), 1, generator=generator, device=device).to(like.device)
+
+
+# Sampling: fast, with every layer's past at hand, and naive
+
+
+@torch.no_grad()
+def wavenet_generate(net, pitch, length=None, generator=None, show=None):
+    """Notes from the first sample on: pitch (N,) labels -> waves (N, length) in [-1, 1].
+
+    Every sample is a step of `CachedWaveNet`.  `show(done)` now and then, in samples.
+    """
+    cache = CachedWaveNet(net, pitch)
+    return _generate(net, len(pitch), length, generator, show, lambda u, t: cache.step(u[:, t]))
+
+
+@torch.no_grad()
+def wavenet_generate_naive(net, pitch, length=None, generator=None, show=None):
+    """The same notes by a whole forward pass over the receptive field for every sample."""
+    def parameters(u, t):
+        start = max(0, t - net.arch.receptive_field)
+        return net(net.expand(u[:, start + 1:t + 2]), pitch, start)[..., -1]
+    return _generate(net, len(pitch), length, generator, show, parameters)
+
+
+def _generate(net, notes, length, generator, show, parameters):
+    """u[:, t] is the sample before t: column 0 stands for the silence before the note."""
+    length = length or net.arch.length
+    u = torch.zeros(notes, length + 2, device=net.skip_bias.device)
+    for t in range(length):
+        u[:, t + 1] = net.draw(parameters(u, t), generator)
+        if show and ((t + 1) % 256 == 0 or t + 1 == length):
+            show(t + 1)
+    return net.expand(u[:, 1:-1])
+
+
+class CachedWaveNet:
+    """WaveNet one sample at a time: each layer keeps what it needs of its past, so that a sample
+    costs one column of the network instead of the whole receptive field.
+
+    A layer is four operations, none of which allocates: gates, tanh, product, residual.  One tanh
+    serves both halves of the gates, as sigmoid(b) = (1 + tanh(b / 2)) / 2: the halves are put into
+    the weights.  All skips together are one more product.
+    """
+
+    @torch.no_grad()
+    def __init__(self, net, pitch):
+        arch, N = net.arch, len(pitch)
+        C, depth, new = arch.channels, len(arch.dilations), net.skip_bias.new_empty
+        halve = new(2 * C).fill_(1)
+        halve[C:] = 0.5                                             # the sigmoid's half
+        self.net, self.t, self.at = net, 0, None
+        self.rings = [Ring(net.input.weight, 1, N)] + [
+            Ring(conv.weight * halve[:, None, None], d, N)
+            for conv, d in zip(net.dilated, arch.dilations)]
+        self.columns = net.condition(pitch).permute(2, 0, 1).contiguous()       # (columns, N, C)
+        self.to_gates = torch.cat([conv.weight[..., 0].t() * halve for conv in net.to_gates], 1)
+        self.gate_bias = torch.cat([conv.bias * halve for conv in net.dilated])
+        self.conditioned = new(N, depth * 2 * C)                    # every layer's, at this column
+        self.conditioned_of = self.conditioned.split(2 * C, dim=1)
+        self.gates = new(N, 2 * C)
+        self.halves = self.gates.chunk(2, dim=1)
+        self.y = new(N, depth * C)                                  # every layer's, for the skips
+        self.y_of = self.y.split(C, dim=1)
+        self.residual = [conv.weight[..., 0].t().contiguous() / 2 for conv in net.residual]
+        self.skip = torch.cat([conv.weight[..., 0].t() for conv in net.skip]) / 2
+        self.head = [(conv.bias, conv.weight[..., 0].t().contiguous()) for conv in net.head]
+
+    @torch.no_grad()
+    def step(self, u):
+        """u (N,): the sample before, as `compress` gives it, at first 0 -> (N, outputs)."""
+        column = self.net.column(self.t)
+        if column != self.at:                                       # hardly ever
+            torch.addmm(self.gate_bias, self.columns[column], self.to_gates, out=self.conditioned)
+            self.at = column
+        first, *layers = self.rings
+        first.newest(self.t).copy_(u[:, None])
+        h = layers[0].newest(self.t)
+        torch.addmm(self.net.input.bias, first.past(self.t), first.turned(self.t), out=h)
+        for i, ring in enumerate(layers):
+            torch.addmm(self.conditioned_of[i], ring.past(self.t), ring.turned(self.t),
+                        out=self.gates)
+            self.gates.tanh_()
+            torch.addcmul(self.halves[0], *self.halves, out=self.y_of[i])       # twice the product
+            if i < len(self.residual):
+                h = torch.addmm(h, self.y_of[i], self.residual[i],
+                                out=layers[i + 1].newest(self.t))
+        self.t += 1
+        x = torch.addmm(self.net.skip_bias, self.y, self.skip).relu_()
+        x = torch.addmm(self.head[0][0], x, self.head[0][1]).relu_()
+        return torch.addmm(self.head[1][0], x, self.head[1][1])
+
+
+class Ring:
+    """The past of one causal convolution, weight (outputs, inputs, f), and the weights to match.
+
+    With dilation d the output at t needs the inputs at t, t - d, ..., t - (f - 1) d.  Row t mod d
+    holds just those, side by side.  The newest takes the place of the oldest, so that their order
+    turns round as time goes on, and the weights turn with it: f views of one matrix.
+    """
+
+    def __init__(self, weight, dilation, N):
+        _, C, f = weight.shape
+        ring = weight.new_zeros(dilation, N, f * C)
+        matrix = weight.permute(2, 1, 0).flatten(0, 1)              # (f C, outputs)  oldest first
+        matrix = torch.cat([matrix, matrix[:-C]])
+        self.f, self.d, self.rows = f, dilation, list(ring)
+        self.turns = [matrix[(f - 1 - r) * C:(2 * f - 1 - r) * C] for r in range(f)]
+        self.places = [ring[t % dilation, :, t // dilation * C:(t // dilation + 1) * C]
+                       for t in range(f * dilation)]
+
+    def newest(self, t):
+        """Where the input at t goes (N, C)."""
+        return self.places[t % (self.f * self.d)]
+
+    def past(self, t):
+        """The f inputs that the output at t depends on (N, f C)."""
+        return self.rows[t % self.d]
+
+    def turned(self, t):
+        """The weights in the order of `past` (f C, outputs)."""
+        return self.turns[t // self.d % self.f]
+
+
+# ---------------------------------------------------------------------------------------------
+# Command line
 
 
 def main():
