@@ -369,20 +369,29 @@ class Discriminator(nn.Module):
 
 
 @torch.no_grad()
-def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None):
-    """Latents and pitch labels -> notes: what one does with a trained G.
+def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None, generator=None):
+    """Latents and pitch labels -> notes: what one does with a trained G, of whichever model.
 
     z (N, latent), pitch (N,) labels 0..P-1; `spectrum` decodes pictures (spectral.Spectrum).  At an
     early progress the small picture is stretched to full size first.  `batch` notes at a time, and
-    `show(done)` after each.  -> (N, L) float32 on the CPU; waves may exceed [-1, 1].
+    `show(done)` after each.  A WaveNet, which has no latents, draws its samples from `generator`,
+    and shows parts of notes.  -> (N, L) float32 on the CPU; waves may exceed [-1, 1].
     """
     device, waves = next(G.parameters()).device, []
     for i in range(0, len(z), batch):
-        picture = G(z[i:i + batch].to(device), pitch[i:i + batch].to(device), progress)
-        picture = upsample(picture, G.arch.factor(                              # (n, 2, T, F)
-            G.arch.resolutions - active_blocks(progress)))
+        z_few, pitch_few = z[i:i + batch].to(device), pitch[i:i + batch].to(device)
+        if isinstance(G, Generator):
+            picture = G(z_few, pitch_few, progress)
+            picture = upsample(picture, G.arch.factor(                          # (n, 2, T, F)
+                G.arch.resolutions - active_blocks(progress)))
+        elif isinstance(G, WaveGANGenerator):
+            picture = G(z_few, pitch_few)[:, None, :, None]                     # (n, 1, T, 1)
+        else:
+            picture = wavenet_generate(                                         # (n, 1, L, 1)
+                G, pitch_few, None, generator,
+                lambda done: show(i + len(z_few) * done / G.arch.length))[:, None, :, None]
         waves.append(spectrum.decode(picture).cpu())                            # (n, L)
-        show(min(i + batch, len(z)))
+        show(i + len(z_few))
     return torch.cat(waves)
 
 
@@ -470,9 +479,9 @@ def penalty_slopes(D, x_real, x_fake, mix, progress, units="raw"):
 # Optimisation
 
 
-def make_adam(parameters, lr):
+def make_adam(parameters, lr, betas=(0.0, 0.99)):
     """Adam as the paper's, betas (0, 0.99).  Made anew at every stage boundary, as released."""
-    return torch.optim.Adam(parameters, lr=lr, betas=(0.0, 0.99), eps=1e-8, fused=True)
+    return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=1e-8, fused=True)
 
 
 def adam_step(adam, step):
@@ -671,7 +680,7 @@ CHECKPOINT_FORMAT, CHECKPOINT_VERSION = "gansynth", 1
 SAMPLE_PARTS = {"architecture": dict, "spectrum": dict, "pitch_low": int, "progress": float,
                 "counts": torch.Tensor, "images": int, "G_ema": dict}
 TRAIN_PARTS = {**SAMPLE_PARTS, "config": dict, "stage": int, "stage_steps": int, "G": dict,
-               "D": dict, "adam_G": dict, "adam_D": dict, "random": torch.Tensor}
+               "adam_G": dict, "random": torch.Tensor}      # and D and adam_D, but for a WaveNet
 
 
 class CheckpointError(ValueError):
@@ -759,12 +768,18 @@ def load_generator(path, device="cpu"):
     """The averaged generator of a checkpoint, ready to sample, and the checkpoint's contents.
 
     `contents["progress"]` is where training stood: an unfinished run is heard at that progress.
+    `contents["model"]` says which network it is (see the baselines); those do not grow.
     """
     contents = load_checkpoint(path, device, SAMPLE_PARTS)
+    model = contents.setdefault("model", "gansynth")    # older checkpoints do not say it
     try:
-        G = Generator(Architecture(**contents["architecture"])).to(device)
+        build, shape = {"gansynth": (Generator, Architecture),
+                        "wavegan": (WaveGANGenerator, WaveGANArchitecture),
+                        "wavenet": (WaveNet, WaveNetArchitecture)}[model]
+        G = build(shape(**contents["architecture"])).to(device)
         G.load_state_dict(contents["G_ema"])
-        if not (0 <= contents["progress"] <= G.arch.resolutions - 1
+        most = G.arch.resolutions - 1 if model == "gansynth" else 0
+        if not (0 <= contents["progress"] <= most
                 and contents["counts"].shape == (G.arch.pitches,)):
             raise ValueError
     except (KeyError, TypeError, ValueError, RuntimeError):
@@ -984,6 +999,8 @@ class WaveNetArchitecture:
     output: str = "mulaw8"                # or "mol16": a mixture of logistics on 16 bits
     mixtures: int = 10                    # logistics in it
     hold: float = 0.75                    # share of the note that the pitch is on: 3 s of 4
+
+    latent = 0                            # no setting: a WaveNet has no z
 
     def __post_init__(self):
         _check_counts(self, allow_zero=("conditioning_layers", "conditioning_plain"))

@@ -114,7 +114,7 @@ def fresh_notes(path, samples, seed, mel_inverse):
     z = torch.randn(samples, G.arch.latent, generator=random)
     label = torch.arange(samples) % G.arch.pitches
     spectrum = spectral.Spectrum.restore(contents["spectrum"], mel_inverse)
-    waves = gansynth.synthesise(G, spectrum, z, label, contents["progress"])
+    waves = gansynth.synthesise(G, spectrum, z, label, contents["progress"], generator=random)
     if not waves.isfinite().all():
         raise gansynth.CheckpointError(f"{path}: makes NaN or infinity, so its training went "
                                        "astray: use an earlier checkpoint")

@@ -5,10 +5,12 @@
     python sample.py runs/0001 --scale            one timbre over all pitches
     python sample.py runs/0001 --interpolate      from one timbre to another (paper Fig. 4)
     python sample.py runs/0001 --latents runs/0001/samples-0001/latents.npz      the same again
+    python sample.py --bench                      seconds a note, of each of the paper's models
 
 The notes of a seed never change: more of them begin with the same ones, --scale plays the timbre
 of the first, --interpolate goes from the first to the second.  The averaged generator is heard, at
-the size it has grown to by then.
+the size it has grown to by then.  A WaveNet has no latents, but draws every sample: there is
+nothing to interpolate, and a seed means the same notes only where as many are asked for.
 
 Shapes:  N notes, L samples.  z is (N, latent), waves are (N, L).  Pitches are MIDI numbers (60 is
 C4), apart from the labels 0..P-1 that the networks use: MIDI numbers less the lowest trained one.
@@ -23,6 +25,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from itertools import cycle, islice
 from pathlib import Path
 from string import Template
@@ -157,10 +160,11 @@ def choose(args, latent, counts, low):
 # Files
 
 
-def count_up(done, total, what):
-    """One line on stderr that counts, where there is a terminal and something to wait for."""
-    if total > 32 and sys.stderr.isatty():
-        print(f"\r{done:,} of {total:,} {what}", end="\n" if done == total else "",
+def count_up(done, total, what, most=32):
+    """One line on stderr that counts, where there is a terminal and something to wait for: more
+    than `most`."""
+    if total > most and sys.stderr.isatty():
+        print(f"\r{round(done, 2):,} of {total:,} {what}", end="\n" if done == total else "",
               file=sys.stderr, flush=True)
 
 
@@ -368,7 +372,11 @@ if (!piano.hidden) {
 def describe(args, path, contents, spectrum, pitch):
     """What the page says of these notes, as `render_page` takes it."""
     at = " at " + ", ".join(map(note_name, args.pitch)) if args.pitch else ""
-    if args.scale:
+    model, of = contents["model"], contents["architecture"].get("resolutions")
+    if model == "wavenet":
+        title = f"{len(pitch)} note{'s' * (len(pitch) > 1)}{at or ' up the scale' * args.scale}"
+        intro = "Each note is drawn sample by sample: only its pitch was asked for."
+    elif args.scale:
         title = "One timbre" + (at or " over all pitches")
         intro = "One latent vector for all notes: they should sound like one instrument."
     elif args.interpolate:
@@ -381,11 +389,80 @@ def describe(args, path, contents, spectrum, pitch):
     return {"title": title, "intro": intro, "piano": args.scale, "facts": {
         "Checkpoint": f"{path.resolve().parent.name}/{path.name}",
         "Examples trained": f"{contents['images']:,}",
-        "Blocks grown": f"{gansynth.active_blocks(contents['progress'])} of "
-                  f"{contents['architecture']['resolutions']}",
+        "Model": {"gansynth": f"GANSynth, {gansynth.active_blocks(contents['progress'])} of {of} "
+                              "blocks grown", "wavegan": "WaveGAN", "wavenet": "WaveNet"}[model],
         "Latents": args.latents.name if args.latents else f"seed {args.seed}",
-        "Representation": spectrum.rep,
+        "Representation": contents["architecture"].get("output", spectrum.rep),
         "Sound": f"{spectrum.length / spectrum.sample_rate:g} s at {spectrum.sample_rate:,} Hz"}}
+
+
+# ---------------------------------------------------------------------------------------------
+# Benchmark: the paper's claim of 54,000 times
+
+
+def seconds(function, device, budget):
+    """Median seconds of a call; calls go on for about `budget` seconds, three at least and one
+    before them to warm up."""
+    taken = []
+    while len(taken) < 4 or sum(taken) < budget and len(taken) < 30:
+        start = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        taken.append(time.perf_counter() - start)
+    return sorted(taken[1:])[len(taken[1:]) // 2]
+
+
+@torch.no_grad()
+def bench(device, budget=20.0, arch=gansynth.Architecture(), spectrum=spectral.Spectrum(),
+          wavegan=gansynth.WaveGANArchitecture(), wavenet=gansynth.WaveNetArchitecture()):
+    """Print the seconds that a note takes, of each model at the paper's size, with random weights.
+
+    A note of GANSynth's is the network and the inverse spectra.  A WaveNet is timed over some
+    samples, and the rest extrapolated: all cost the same with a cache; without, the first have
+    less past than the receptive field.
+    """
+    rows, of_one = [], torch.zeros(1, dtype=torch.int64, device=device)
+
+    def add(name, notes, taken, remark=""):
+        rows.append(taken / notes)
+        print(f"{name:18}{notes:6}{taken / notes:12.4g} s{rows[-1] / rows[0]:12,.1f} x  {remark}",
+              flush=True)
+
+    threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    print(f"notes of {spectrum.length:,} samples on {device}{threads}, torch {torch.__version__}, "
+          f"random weights\n{'':18}{'notes':>6}{'a note':>14}{'of the first':>14}")
+    for name, G in (("GANSynth", gansynth.Generator(arch).to(device)),
+                    ("WaveGAN", gansynth.WaveGANGenerator(wavegan).to(device))):
+        form = spectrum if name == "GANSynth" else spectral.Spectrum(
+            spectral.WAVEFORM, wavegan.length, 1, spectrum.length, spectrum.sample_rate)
+        for n in (1, 8):
+            z, progress = torch.randn(n, G.arch.latent), float(arch.resolutions - 1)
+            add(name, n, seconds(lambda: gansynth.synthesise(G, form, z, of_one.repeat(n),
+                                                             progress), device, budget))
+    net = gansynth.WaveNet(wavenet).to(device)
+    for n in (1, 8):
+        cache, u = gansynth.CachedWaveNet(net, of_one.repeat(n)), torch.zeros(n, device=device)
+        step = seconds(lambda: [net.draw(cache.step(u)) for _ in range(16)], device, budget) / 16
+        add("WaveNet, cached", n, step * wavenet.length, "extrapolated from "
+            f"{step * 1e3:.3g} ms a sample")
+    past = min(wavenet.receptive_field, wavenet.length)
+    crop = torch.zeros(1, past, device=device)
+    step = seconds(lambda: net.draw(net(crop, of_one)[..., -1]), device, budget)
+    add("WaveNet, naive", 1, step * (wavenet.length - past / 2),
+        f"extrapolated from {step:.3g} s a sample")
+    print(PAPER_LATENCY)
+
+
+# Which sampler took the paper's 1077.53 s, 16.8 ms a sample?  A column of its WaveNet at our sizes
+# is 63M multiply-adds.  The naive one needs a receptive field of 6,141 columns a sample, 0.8 TFLOP:
+# 0.07 s at the very best on a Titan X (7 to 11 TFLOP/s), four times too long.  The cached one reads
+# 250 MB of weights a sample, less than 1 ms at that card's 340 to 480 GB/s, and launches a few
+# hundred kernels one after another at some 10 us each in TensorFlow, beside a call from Python:
+# milliseconds in all.  So the cached one, as in the sampler that NSynth's authors released.
+PAPER_LATENCY = """\
+paper, Titan X: GANSynth 0.020 s, WaveNet 1077.53 s a note, 53,880 x.  Those 16.8 ms a sample are
+likely the cached sampler's: the naive one's arithmetic alone takes 70 ms on that card."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -414,7 +491,9 @@ def parse(argv):
     parser = argparse.ArgumentParser(
         description="Listen to a checkpoint: WAV files, rainbowgrams, and a page to hear them on.")
     add = parser.add_argument
-    add("checkpoint", type=Path, help="a checkpoint file, or a run folder (its newest one)")
+    add("checkpoint", type=Path, nargs="?",
+        help="a checkpoint file, or a run folder (its newest one)")
+    add("--bench", action="store_true", help="time the paper's models at their size, and stop")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--scale", action="store_true",
                       help="one timbre over all trained pitches, or those of --pitch")
@@ -435,6 +514,8 @@ def parse(argv):
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
         help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     args = parser.parse_args(argv)
+    if args.bench == (args.checkpoint is not None):
+        parser.error("expected either a checkpoint to listen to, or --bench")
     if args.scale and args.count:
         parser.error("--count does not go with --scale: it plays every pitch once")
     if args.interpolate and (args.count == 1 or args.pitch and len(args.pitch) > 1):
@@ -446,12 +527,17 @@ def sample(args):
     """Make and write what the command line asks for; returns the page's path and its title."""
     path = gansynth.find_checkpoint(args.checkpoint)
     G, contents = gansynth.load_generator(path, args.device)
+    if contents["model"] == "wavenet" and (args.interpolate or args.latents):
+        raise SampleError(f"{path}: is a WaveNet, which has no latents, so --interpolate and "
+                          "--latents mean nothing to it: use --pitch or --scale")
     out = out_folder(args.out, path)
     spectrum = spectral.Spectrum.restore(contents["spectrum"], args.mel_inverse)
     low = contents["pitch_low"]
     z, pitch = choose(args, G.arch.latent, contents["counts"].cpu(), low)
+    most = 0 if contents["model"] == "wavenet" else 32  # notes that take no patience
     waves = gansynth.synthesise(G, spectrum, z, torch.tensor(pitch) - low, contents["progress"],
-                                show=lambda done: count_up(done, len(z), "notes made"))
+                                show=lambda done: count_up(done, len(z), "notes made", most),
+                                generator=torch.Generator().manual_seed(args.seed))
     peak = waves.abs().max().item()
     if not math.isfinite(peak):
         raise SampleError(f"{path}: makes NaN or infinity, so its training went astray: use an "
@@ -468,6 +554,8 @@ def sample(args):
 def main(argv=None):
     args = parse(argv)
     try:
+        if args.bench:
+            return bench(torch.device(args.device))
         page, title = sample(args)
     except (SampleError, gansynth.CheckpointError, nsynth.NoteError, spectral.SpectrumError,
             OSError) as error:

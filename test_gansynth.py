@@ -2970,7 +2970,7 @@ def test_clock_reads_as_people_say_it():
 def test_work_left_is_the_sum_over_stages():
     state = train.State(train.Config(**tiny_settings("")), torch.ones(3), "cpu")
     blocks = [1] * 4 + [2] * 8 + [3] * 6                            # of eighteen steps of four
-    expected = sum(4 * train.work(state, b) for b in blocks)
+    expected = sum(4 * state.work(b) for b in blocks)
     assert train.work_left(state) == pytest.approx(expected)
 
 

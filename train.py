@@ -2,6 +2,7 @@
 
     python train.py                          15 minutes on a laptop, on built-in notes
     python train.py --preset paper --data nsynth        the paper's run
+    python train.py --model wavenet          one of the paper's baselines instead
     python train.py --resume runs/0001       goes on exactly where a run stopped
 
 The file reads top to bottom: settings, data, state, one step, the loop, the command line.
@@ -40,8 +41,15 @@ import spectral
 # Settings
 
 
-def setting(default, help, choices=None):
-    return field(default=default, metadata={"help": help, "choices": choices})
+MODELS = ("gansynth", "wavegan", "wavenet")
+
+
+def setting(default, help, choices=None, of=MODELS):
+    """A field of Config; `of` the models that it matters to."""
+    return field(default=default, metadata={"help": help, "choices": choices, "of": of})
+
+
+GANSYNTH, WAVEGAN, WAVENET = MODELS[:1], MODELS[1:2], MODELS[2:]
 
 
 class ConfigError(ValueError):
@@ -50,8 +58,9 @@ class ConfigError(ValueError):
 
 RANGES = {                                # of numbers; where not said, 0 or more
     **dict.fromkeys(("length", "sample_rate", "resolutions", "latent", "channel_base",
-                     "channel_max", "images", "batch", "tick_images", "snapshot_images",
-                     "checkpoint_images"), (1, math.inf)),
+                     "channel_max", "channels", "critic_steps", "stacks", "layers", "crop",
+                     "images", "batch", "tick_images", "snapshot_images", "checkpoint_images"),
+                    (1, math.inf)),
     "lr": (1e-8, 1), "lr_decay": (0, 1), "ema": (0, 1), "seed": (0, 2 ** 62),
     "pitch_low": (0, 127), "pitch_high": (0, 127),
 }
@@ -62,9 +71,14 @@ class Config:
     """All settings of a run.  The defaults are the paper's best model, IF-Mel + H, progressive."""
 
     # what is learnt
-    rep: str = setting("if-mel", "representation", [*spectral.REPRESENTATIONS, spectral.WAVEFORM])
-    hires: bool = setting(True, "high frequency resolution, the paper's + H")
-    progressive: bool = setting(True, "grow the networks; otherwise all blocks from the start")
+    model: str = setting("gansynth", "gansynth, or a baseline of the paper", MODELS)
+    rep: str = setting("if-mel", "representation",
+                       [*spectral.REPRESENTATIONS, spectral.WAVEFORM], GANSYNTH)
+    hires: bool = setting(True, "high frequency resolution, the paper's + H", of=GANSYNTH)
+    progressive: bool = setting(True, "grow the networks; otherwise all blocks from the start",
+                                of=GANSYNTH)
+    output: str = setting("mulaw8", "a sample is one of 256 codes, or a mixture over 16 bits",
+                          ["mulaw8", "mol16"], WAVENET)
     # data
     data: str = setting("orchestra", "built-in notes, or a folder or file of notes (nsynth.py)")
     length: int = setting(64000, "samples a note")
@@ -75,23 +89,30 @@ class Config:
     split: str = setting("random", "random 80/20; folders, as the data is; or a CSV list of ids")
     skip_damaged: bool = setting(False, "leave out notes that cannot be read, and count them")
     # networks
-    resolutions: int = setting(7, "blocks, each twice the size of the one before")
-    latent: int = setting(256, "dimensions of z")
-    channel_base: int = setting(4096, "channels of block b: min(base / 2^b, max)")
-    channel_max: int = setting(256, "most channels of any block")
+    resolutions: int = setting(7, "blocks, each twice the size of the one before", of=GANSYNTH)
+    latent: int = setting(256, "dimensions of z", of=GANSYNTH + WAVEGAN)
+    channel_base: int = setting(4096, "channels of block b: min(base / 2^b, max)", of=GANSYNTH)
+    channel_max: int = setting(256, "most channels of any block", of=GANSYNTH)
+    channels: int = setting(64, "wavegan: beside the wave; wavenet: everywhere",
+                            of=WAVEGAN + WAVENET)
+    stacks: int = setting(3, "stacks of dilated layers", of=WAVENET)
+    layers: int = setting(10, "layers a stack, with dilations 1, 2, 4, ...", of=WAVENET)
     # schedule, in examples
     images: int = setting(11_000_000, "examples to train on")
-    stable_images: int = setting(800_000, "examples between two fades")
-    fade_images: int = setting(800_000, "examples over which a block fades in")
+    stable_images: int = setting(800_000, "examples between two fades", of=GANSYNTH)
+    fade_images: int = setting(800_000, "examples over which a block fades in", of=GANSYNTH)
     batch: int = setting(8, "examples a step")
+    critic_steps: int = setting(5, "steps of D for one of G", of=WAVEGAN)
+    crop: int = setting(6144, "samples of a note in an example, at a random place", of=WAVENET)
     # losses and optimiser
     lr: float = setting(8e-4, "Adam's learning rate, G and D")
     lr_decay: float = setting(1.0, "share of lr left at the end; it falls once all blocks are in")
-    penalty: float = setting(10.0, "weight of the gradient penalty")
+    penalty: float = setting(10.0, "weight of the gradient penalty", of=GANSYNTH + WAVEGAN)
     penalty_units: str = setting("raw", "raw: as released; scaled: at the stage's own size",
-                                 ["raw", "scaled"])
-    drift: float = setting(0.001, "weight of the drift term")
-    pitch_weight: float = setting(10.0, "weight of the pitch classifier's loss")
+                                 ["raw", "scaled"], GANSYNTH)
+    drift: float = setting(0.001, "weight of the drift term", of=GANSYNTH)
+    pitch_weight: float = setting(10.0, "weight of the pitch classifier's loss",
+                                  of=GANSYNTH + WAVEGAN)
     ema: float = setting(0.999, "decay per step of the averaged generator")
     seed: int = setting(0, "of weights, order, latents and everything else random")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
@@ -123,20 +144,43 @@ class Config:
         names = [name.strip() for name in self.sources.split(",") if name.strip()]
         return () if names in ([], ["all"]) else tuple(names)
 
+    @property
+    def name(self):
+        """What a run's folder is called after."""
+        if self.model != "gansynth":
+            return self.model + "-mol16" * (self.output == "mol16")
+        return self.rep + "-hires" * (self.hires and self.rep != spectral.WAVEFORM)
+
+    @property
+    def grown(self):
+        """Examples after which no block is still to come."""
+        fades = (self.resolutions - 1) * self.progressive * (self.model == "gansynth")
+        return fades * (self.stable_images + self.fade_images)
+
     def spectrum(self):
+        if self.model != "gansynth":      # the wave itself, padded to what the network makes
+            layers = max(1, math.ceil(math.log2(self.length / 16) / 2))
+            frames = 16 * 4 ** layers if self.model == "wavegan" else self.length
+            return spectral.Spectrum(spectral.WAVEFORM, frames, 1, self.length, self.sample_rate)
         return spectral.Spectrum.derive(self.rep, self.hires, self.length, self.sample_rate,
                                         self.resolutions)
 
     def architecture(self):
-        spectrum = self.spectrum()
+        spectrum, pitches = self.spectrum(), self.pitch_high - self.pitch_low + 1
+        if self.model == "wavegan":
+            return gansynth.WaveGANArchitecture(spectrum.frames, self.latent, pitches,
+                                                self.channels)
+        if self.model == "wavenet":
+            return gansynth.WaveNetArchitecture(
+                self.length, self.sample_rate, pitches, self.stacks, self.layers, self.channels,
+                skip=self.channels, conditioning_channels=self.channels, output=self.output)
         waveform = gansynth.WAVEFORM if self.rep == spectral.WAVEFORM else {}
         return gansynth.Architecture(spectrum.frames, spectrum.bins, self.resolutions, self.latent,
-                                     self.pitch_high - self.pitch_low + 1, self.channel_base,
-                                     self.channel_max, **waveform)
+                                     pitches, self.channel_base, self.channel_max, **waveform)
 
     def loss_weights(self):
-        return gansynth.LossWeights(self.penalty, self.drift, self.pitch_weight,
-                                    self.penalty_units)
+        drift = self.drift if self.model == "gansynth" else 0.0     # WaveGAN has none
+        return gansynth.LossWeights(self.penalty, drift, self.pitch_weight, self.penalty_units)
 
 
 PRESETS = {
@@ -147,6 +191,33 @@ PRESETS = {
         batch=4, lr=3e-3, lr_decay=0.03, ema=0.998, penalty_units="scaled", tick_images=500,
         snapshot_images=2_000, checkpoint_images=2_000),
 }
+
+
+# What the baselines change in a preset.  paper's WaveGAN: as its authors trained it (Adam at 1e-4,
+# batch 64, 200,000 steps of G: 64M examples, no average of G).  paper's WaveNet: 150,000 steps of
+# 32, as GANSynth's paper says; the learning rate, its fall, the average and the crop, about one
+# receptive field, are ours.
+BASELINES = {
+    "wavegan": {
+        "paper": dict(latent=100, channels=64, batch=64, lr=1e-4, ema=0.0, images=64_000_000,
+                      tick_images=64_000, snapshot_images=640_000, checkpoint_images=320_000),
+        "workshop": dict(latent=8, channels=16, batch=16, lr=2e-4, lr_decay=0.1, ema=0.998,
+                         images=64_000),
+    },
+    "wavenet": {
+        "paper": dict(channels=512, batch=32, lr=2e-4, lr_decay=0.1, ema=0.9999, images=4_800_000,
+                      tick_images=32_000, snapshot_images=480_000, checkpoint_images=96_000),
+        "workshop": dict(channels=32, stacks=2, layers=8, crop=2048, batch=4, lr=2e-3,
+                         lr_decay=0.05, ema=0.998, images=16_000),
+    },
+}
+
+
+def preset_settings(preset, model):
+    """A preset's settings for one of the models."""
+    if model == "gansynth":
+        return PRESETS[preset]
+    return {**PRESETS[preset], "model": model, **BASELINES[model][preset]}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -207,12 +278,13 @@ def built_blocks(stage):
 class State:
     """Networks, optimisers, counters and random state of a run."""
 
+    TRAINED = ("G", "D")                  # networks; G_ema, which is heard, follows G
+
     def __init__(self, cfg, counts, device):
         torch.manual_seed(cfg.seed)
-        arch = cfg.architecture()
         self.cfg, self.counts, self.device = cfg, counts, device
-        self.G = gansynth.Generator(arch).to(device)
-        self.D = gansynth.Discriminator(arch).to(device)
+        for name, net in self.networks(cfg.architecture()).items():
+            setattr(self, name, net.to(device))
         self.G_ema = copy.deepcopy(self.G).requires_grad_(False)
         # All that is random while training comes from this generator, on the CPU, so that a run
         # draws the same numbers on every device; reports have one of their own.
@@ -220,8 +292,28 @@ class State:
         self.images = 0
         self.start_stage(self.where()[1])
 
+    def networks(self, arch):
+        return {"G": gansynth.Generator(arch), "D": gansynth.Discriminator(arch)}
+
+    def examples(self, notes):
+        """A function of note indices: the notes as training takes them at this moment."""
+        pictures = Pictures(notes, self.cfg.spectrum(), self.G.arch, self.device)
+        return lambda indices: pictures(indices, gansynth.active_blocks(self.where()[0]))
+
+    def step(self, x_real, pitch_real):
+        return train_step(self, x_real, pitch_real)
+
     def where(self):
         return where(self.cfg, self.images)
+
+    def work(self, blocks):
+        """Relative cost of one example at so many blocks; the constant stands for fixed costs."""
+        return self.G.arch.multiply_adds(blocks) + 4e6
+
+    def stage_text(self):
+        progress, stage, _ = self.where()
+        kind = f"fade {progress % 1:.2f}" if stage % 2 else "stable"
+        return f"stage {stage + 1}/{2 * self.cfg.resolutions - 1} {kind:9}"
 
     def start_stage(self, stage):
         """Fresh optimisers: Adam's moments start anew at every stage boundary, as released."""
@@ -230,16 +322,20 @@ class State:
         self.adam_G = gansynth.make_adam(self.G.built_parameters(blocks), self.cfg.lr)
         self.adam_D = gansynth.make_adam(self.D.built_parameters(blocks), self.cfg.lr)
 
+    def parts(self):
+        """Networks and optimisers by name."""
+        names = *self.TRAINED, "G_ema", *(f"adam_{name}" for name in self.TRAINED)
+        return {name: getattr(self, name) for name in names}
+
     def contents(self):
         # Settings first: sample.py needs the checkpoint and nothing else.
-        return {"config": asdict(self.cfg), "architecture": asdict(self.G.arch),
+        return {"config": asdict(self.cfg), "model": self.cfg.model,
+                "architecture": asdict(self.G.arch),
                 "spectrum": asdict(self.cfg.spectrum()), "pitch_low": self.cfg.pitch_low,
                 "progress": self.where()[0], "counts": self.counts, "images": self.images,
                 "stage": self.stage, "stage_steps": self.stage_steps,
                 "random": self.random.get_state(),
-                "G": self.G.state_dict(), "D": self.D.state_dict(),
-                "G_ema": self.G_ema.state_dict(),
-                "adam_G": self.adam_G.state_dict(), "adam_D": self.adam_D.state_dict()}
+                **{name: part.state_dict() for name, part in self.parts().items()}}
 
     def restore(self, contents):
         """Go on from what `contents` returned.  CheckpointError for what does not fit together."""
@@ -253,8 +349,8 @@ class State:
             self.start_stage(contents["stage"])
             self.stage_steps = contents["stage_steps"]
             self.random.set_state(contents["random"].cpu())
-            for name in ("G", "D", "G_ema", "adam_G", "adam_D"):
-                getattr(self, name).load_state_dict(contents[name])
+            for name, part in self.parts().items():
+                part.load_state_dict(contents[name])
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             reason = str(error).split("\n")[0][:100]
             raise gansynth.CheckpointError(
@@ -279,8 +375,7 @@ def learning_rate(cfg, images):
 
     The paper's is constant.  A short run takes long steps, and short ones to settle in the end.
     """
-    grown = (cfg.resolutions - 1) * (cfg.stable_images + cfg.fade_images) * cfg.progressive
-    share = min(max(images - grown, 0) / max(cfg.images - grown, 1), 1)
+    share = min(max(images - cfg.grown, 0) / max(cfg.images - cfg.grown, 1), 1)
     return cfg.lr * (1 - share * (1 - cfg.lr_decay))
 
 
@@ -329,6 +424,100 @@ def train_step(state, x_real, pitch_real, lap=lambda part: None):
 
 
 # ---------------------------------------------------------------------------------------------
+# The baselines: the same run with other networks and another step
+
+
+class Baseline(State):
+    """A state of one stage that never ends: nothing grows."""
+
+    BETAS = (0.9, 0.999)
+
+    def start_stage(self, stage):
+        self.stage, self.stage_steps = stage, 0
+        for name in self.TRAINED:
+            adam = gansynth.make_adam(getattr(self, name).parameters(), self.cfg.lr, self.BETAS)
+            setattr(self, f"adam_{name}", adam)
+
+    def where(self):
+        return 0.0, 0, 1
+
+    def work(self, blocks):
+        return 1
+
+    def stage_text(self):
+        return self.cfg.model
+
+    def update(self, name, loss, step):
+        """The `step`-th step (1, 2, ...) of one network."""
+        adam = getattr(self, f"adam_{name}")
+        adam.param_groups[0]["lr"] = learning_rate(self.cfg, self.images)
+        loss.backward()
+        gansynth.adam_step(adam, step)
+        if name == "G":
+            torch._foreach_lerp_(list(self.G_ema.parameters()), list(self.G.parameters()),
+                                 1 - self.cfg.ema)
+
+
+class WaveGANState(Baseline):
+    BETAS = (0.5, 0.9)
+
+    def networks(self, arch):
+        return {"G": gansynth.WaveGANGenerator(arch), "D": gansynth.WaveGANDiscriminator(arch)}
+
+    def examples(self, notes):
+        spectrum = self.cfg.spectrum()
+        return lambda indices: spectrum.encode(notes.waves(indices).to(self.device))[:, 0, :, 0]
+
+    def step(self, x_real, pitch_real):
+        """One step of D on waves (N, L) with labels (N,); every `critic_steps`-th time, the first
+        among them, one of G before it.  -> named loss terms, G's only where it stepped."""
+        cfg, arch, weights, terms = self.cfg, self.G.arch, self.cfg.loss_weights(), {}
+
+        def shift():
+            return gansynth.draw_phase_shuffle(arch, cfg.batch, self.random)
+
+        if self.stage_steps % cfg.critic_steps == 0:
+            self.D.requires_grad_(False)
+            loss, terms = gansynth.wavegan_generator_loss(self.G, self.D, *draw_fakes(self),
+                                                          shift(), weights)
+            self.update("G", loss, self.stage_steps // cfg.critic_steps + 1)
+            self.D.requires_grad_(True)
+        self.stage_steps += 1
+        with torch.no_grad():
+            x_fake = self.G(*draw_fakes(self))
+        mix = torch.rand(cfg.batch, 1, generator=self.random).to(self.device)
+        loss, part = gansynth.wavegan_discriminator_loss(
+            self.D, x_real, pitch_real, x_fake, mix, [shift() for _ in range(3)], weights)
+        self.update("D", loss, self.stage_steps)
+        self.images += cfg.batch
+        return {name: term.detach() for name, term in (terms | part).items()}
+
+
+class WaveNetState(Baseline):
+    TRAINED = ("G",)                      # no generator, but by this name it is heard
+
+    def networks(self, arch):
+        return {"G": gansynth.WaveNet(arch)}
+
+    def examples(self, notes):
+        return lambda indices: notes.waves(indices).to(self.device)
+
+    def step(self, x, pitch):
+        """One step on crops of notes (N, L) with labels (N,), all from one random place."""
+        cfg = self.cfg
+        crop = min(cfg.crop, cfg.length)
+        offset = int(torch.randint(cfg.length - crop + 1, (), generator=self.random))
+        loss, terms = gansynth.wavenet_loss(self.G, x[:, offset:offset + crop], pitch, offset)
+        self.stage_steps += 1
+        self.update("G", loss, self.stage_steps)
+        self.images += cfg.batch
+        return {name: term.detach() for name, term in terms.items()}
+
+
+STATES = dict(zip(MODELS, (State, WaveGANState, WaveNetState)))
+
+
+# ---------------------------------------------------------------------------------------------
 # Reports: a line and a JSON line per tick, a picture and a WAV of the same latents now and then
 
 
@@ -351,9 +540,13 @@ class Monitor:
         self.steps.append(terms)          # tensors: nothing waits for the GPU here
 
     def means(self):
-        """Means of the terms since the last tick; a term that is not finite stops the run."""
-        names = list(self.steps[0])
-        values = torch.stack([torch.stack([s[n].float() for n in names]) for s in self.steps])
+        """Means of the terms since the last tick, over the steps that have them; a term that is
+        not finite stops the run."""
+        names = list(dict.fromkeys(n for s in self.steps for n in s))
+        zero = torch.zeros((), device=self.state.device)
+        counts = torch.tensor([sum(n in s for s in self.steps) for n in names])
+        values = torch.stack([torch.stack([s.get(n, zero).float() for n in names])
+                              for s in self.steps])
         bad = ~(values.abs() < EXPLODED)                            # true for NaN as well
         if bad.any():
             row, column = bad.nonzero()[0].tolist()
@@ -363,7 +556,7 @@ class Monitor:
                 f"step {step}: the loss term {names[column]} is {values[row, column]:g}; "
                 + (f"the last good checkpoint is {good}; " if good else "no checkpoint was saved; ")
                 + "start a new run with a lower --lr")
-        return dict(zip(names, values.mean(dim=0).tolist()))
+        return dict(zip(names, (values.sum(dim=0).cpu() / counts).tolist()))
 
     def tick(self):
         """One line for people, one JSON line for programs."""
@@ -371,10 +564,8 @@ class Monitor:
         means = self.means()
         progress, stage, blocks = state.where()
         rate = (state.images - self.images) / max(now - self.last, 1e-9)
-        left = work_left(state) / (work(state, blocks) * rate)
-        kind = f"fade {progress % 1:.2f}" if stage % 2 else "stable"
-        print(f"stage {stage + 1}/{2 * cfg.resolutions - 1} {kind:9} "
-              f"{state.images:>10,}/{cfg.images:,} "
+        left = work_left(state) / (state.work(blocks) * rate)
+        print(f"{state.stage_text()} {state.images:>10,}/{cfg.images:,} "
               + " ".join(f"{name} {value:.3g}" for name, value in means.items())
               + f"  {rate:.1f} ex/s, {clock(left)} left", flush=True)
         record = {"images": state.images, "stage": stage, "progress": progress,
@@ -388,18 +579,13 @@ class Monitor:
         self.steps, self.last, self.images = [], now, state.images
 
 
-def work(state, blocks):
-    """Relative cost of one example at so many blocks; the constant stands for fixed costs."""
-    return state.G.arch.multiply_adds(blocks) + 4e6
-
-
 def work_left(state):
     """Cost of the examples still to come, stage by stage."""
     cfg, images, total = state.cfg, state.images, 0
     piece = max(cfg.batch, (cfg.images - images) // 200)
     for at in range(images, cfg.images, piece):
         blocks = where(cfg, at)[2]
-        total += work(state, blocks) * min(piece, cfg.images - at)
+        total += state.work(blocks) * min(piece, cfg.images - at)
     return total
 
 
@@ -418,7 +604,8 @@ def snapshot(state, run, notes=16):
     random = torch.Generator().manual_seed(cfg.seed + 1)
     z = torch.randn(notes, cfg.latent, generator=random)
     pitch = torch.linspace(0, cfg.pitch_high - cfg.pitch_low, notes).round().long()
-    waves = gansynth.synthesise(state.G_ema, cfg.spectrum(), z, pitch, state.where()[0])
+    waves = gansynth.synthesise(state.G_ema, cfg.spectrum(), z, pitch, state.where()[0],
+                                generator=random)
     path = run / "snapshots" / f"{state.images:08d}"
     pictures = [spectral.rainbowgram(wave, cfg.sample_rate) for wave in waves]
     spectral.write_png(f"{path}.png", spectral.tile(pictures, 4))
@@ -441,7 +628,7 @@ def claim_run(cfg):
     """
     taken = [int(p.name[:4]) for p in Path("runs").glob("[0-9][0-9][0-9][0-9]*")]
     number = max(taken, default=0) + 1
-    run = Path(cfg.out or f"runs/{number:04d}-{cfg.rep}{'-hires' * cfg.hires}")
+    run = Path(cfg.out or f"runs/{number:04d}-{cfg.name}")
     new = not run.exists()
     try:
         if not new and (not run.is_dir() or any(run.iterdir())):
@@ -470,7 +657,7 @@ def claim_run(cfg):
 def save(state, run):
     """Write a checkpoint, and delete those older than the last KEEP; -> its path."""
     path = run / f"checkpoint-{state.images:08d}.pt"
-    for name in ("G", "D", "G_ema"):      # the losses tell of the weights before their last step
+    for name in (*state.TRAINED, "G_ema"):      # losses tell of the weights before the last step
         if not all(p.isfinite().all() for p in getattr(state, name).parameters()):
             raise TrainingError(f"after {state.images:,} examples {name} holds NaN or infinity; "
                                 f"the last good checkpoint is {gansynth.newest_checkpoint(run)}; "
@@ -531,37 +718,37 @@ def train(cfg, resume=None):
         raise ConfigError(f"{resume} has finished its {cfg.images:,} examples: add --images with "
                           "more of them to go on")
     with contextlib.nullcontext(resume.parent) if resume else claim_run(cfg) as run:
-        state, pictures, labels = prepare(cfg, spectrum, device, contents)
+        state, examples, labels = prepare(cfg, device, contents)
     if resume:
         set_aside_newer(run, resume)
         trim_log(run, state.images)
     (run / "snapshots").mkdir(exist_ok=True)
-    print(f"run {run}: {cfg.rep}, {spectrum.frames} x {spectrum.bins} pictures, {cfg.images:,} "
-          f"examples, on {device}", flush=True)
-    loop(cfg, run, state, pictures, labels)
+    shape = (f"waves of {cfg.length} samples" if spectrum.rep == spectral.WAVEFORM else
+             f"{spectrum.frames} x {spectrum.bins} pictures")
+    print(f"run {run}: {cfg.name}, {shape}, {cfg.images:,} examples, on {device}", flush=True)
+    loop(cfg, run, state, examples, labels)
     return run
 
 
-def prepare(cfg, spectrum, device, contents):
+def prepare(cfg, device, contents):
     """Data and state of a run, new or as a checkpoint's contents have it.
 
-    -> state, pictures (a function of note indices), labels (N,) of the training notes.
+    -> state, examples (a function of note indices), labels (N,) of the training notes.
     """
     notes, held_out = nsynth.split(nsynth.load(
         cfg.data, cfg.length, cfg.sample_rate, cfg.pitch_range, cfg.source_names,
         skip_damaged=cfg.skip_damaged), cfg.seed, by=cfg.split)
     print(nsynth.describe(notes, held_out))
     counts = nsynth.pitch_counts(notes, cfg.pitch_range)
-    pictures = Pictures(notes, spectrum, cfg.architecture(), device)
     labels = torch.from_numpy(notes.pitch) - cfg.pitch_low
 
-    state = State(cfg, counts, device)
+    state = STATES[cfg.model](cfg, counts, device)
     if contents:
         state.restore(contents)
-    return state, pictures, labels
+    return state, state.examples(notes), labels
 
 
-def loop(cfg, run, state, pictures, labels):
+def loop(cfg, run, state, examples, labels):
     """Steps, and every so often a line, a checkpoint, and a picture with sound."""
     def due(every):
         return state.images % every < cfg.batch
@@ -570,8 +757,7 @@ def loop(cfg, run, state, pictures, labels):
     with Interrupt() as interrupt:
         while state.images < cfg.images:
             batch = nsynth.epoch_order(state.images, cfg.batch, len(labels), cfg.seed)
-            x_real = pictures(batch, gansynth.active_blocks(state.where()[0]))
-            monitor.add(train_step(state, x_real, labels[batch].to(state.device)))
+            monitor.add(state.step(examples(batch), labels[batch].to(state.device)))
             stop, done = interrupt.signal, state.images >= cfg.images
             if stop or done or due(cfg.tick_images) or due(cfg.checkpoint_images):
                 monitor.tick()            # also checks the losses
@@ -639,6 +825,9 @@ def bench(cfg, budget=20.0):
     Operations are counted as 19 passes x the multiply-adds of the network's convolutions x 2 per
     example, whatever is folded or skipped, and set against a matrix product before and after.
     """
+    if cfg.model != "gansynth":
+        raise ConfigError(f"--bench times GANSynth's stages, which --model {cfg.model} has not: "
+                          "leave one of the two out")
     device = pick_device(cfg.device)
     threads = "" if device.startswith("cuda") else f", {torch.get_num_threads()} threads"
     # Packed on disk, as a real set would be.
@@ -726,7 +915,8 @@ def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(
         description="Train GANSynth.", formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Defaults are the paper's; the preset workshop changes: "
-               + ", ".join(f"{k} {v}" for k, v in PRESETS["workshop"].items()))
+               + ", ".join(f"{k} {v}" for k, v in PRESETS["workshop"].items())
+               + ".\nA baseline's presets change more: see BASELINES.")
     parser.add_argument("--preset", choices=PRESETS, help="paper, or workshop: 15 minutes on a "
                         "laptop (default: paper where there is a GPU, else workshop)")
     parser.add_argument("--resume", metavar="RUN", help="go on with a run (folder or checkpoint); "
@@ -734,6 +924,8 @@ def parse_arguments(argv=None):
     parser.add_argument("--bench", action="store_true", help="time each stage's step, and stop")
     for f in fields(Config):
         text = f"{f.metadata['help']} (default: {f.default if f.default != '' else 'none'})"
+        if f.metadata["of"] != MODELS:
+            text = f"{', '.join(f.metadata['of'])}: {text}"
         kind = dict(action=argparse.BooleanOptionalAction) if f.type is bool else dict(
             type=f.type, choices=f.metadata["choices"],
             metavar=None if f.metadata["choices"] else f.type.__name__.upper())
@@ -750,10 +942,27 @@ def settings(preset, given):
         preset = "paper" if torch.cuda.is_available() else "workshop"
         why = f"{'a' if preset == 'paper' else 'no'} GPU was found"
     other = next(p for p in PRESETS if p != preset)
-    cfg = {**PRESETS[preset], **given}
+    cfg = {**preset_settings(preset, given.get("model", "gansynth")), **given}
+    refuse_idle(cfg, given)
     if preset == "paper" and not given.get("progressive", True):
         cfg.setdefault("images", 5_000_000)             # paper: 5M examples without growing
     return Config(**cfg), f"preset {preset} ({why}); for the other: --preset {other}"
+
+
+# Settings that checkpoints of before the baselines lack: they were made with the defaults.
+LATER = ("model", "output", "channels", "stacks", "layers", "critic_steps", "crop")
+
+
+def refuse_idle(cfg, given):
+    """ConfigError for a flag given that would do nothing in a run of these settings."""
+    model = cfg.get("model", "gansynth")
+    for f in fields(Config):
+        if f.name in given and model not in f.metadata["of"]:
+            raise ConfigError(f"--{f.name.replace('_', '-')} does nothing for --model {model}, "
+                              f"only for {' and '.join(f.metadata['of'])}: leave it out")
+    if "hires" in given and cfg.get("rep") == spectral.WAVEFORM:
+        raise ConfigError("--hires does nothing for --rep waveform, which has no frequencies: "
+                          "leave it out")
 
 
 def resumed_settings(parser, resume, preset, given):
@@ -765,13 +974,16 @@ def resumed_settings(parser, resume, preset, given):
     """
     path = gansynth.find_checkpoint(resume)
     saved = gansynth.load_checkpoint(path, parts=gansynth.TRAIN_PARTS)["config"]
+    saved = {**{name: getattr(Config, name) for name in LATER}, **saved}
     if saved.keys() != {f.name for f in fields(Config)}:
         raise gansynth.CheckpointError(f"{path}: its settings are not those that this program has: "
                                        "resume with the program that wrote it, or start a new run")
     if "out" in given and Path(given["out"]).resolve() != path.parent.resolve():
         parser.error(f"--out {given['out']} contradicts --resume, which goes on in {path.parent}")
+    refuse_idle(saved, given)
     defaults = {name: getattr(Config, name) for name in PRESETS["workshop"]}
-    for name, value in {**defaults, **PRESETS[preset]}.items() if preset else ():
+    preset_set = preset_settings(preset, saved["model"]) if preset else {}
+    for name, value in {**defaults, **preset_set}.items() if preset else ():
         if name not in given and value != saved[name]:
             parser.error(f"--preset {preset} contradicts {path}, which was trained with {name} "
                          f"{saved[name]}: leave it out, or start a new run")
