@@ -1009,7 +1009,7 @@ class WaveNet(nn.Module):
     def compress(self, x):
         """Waves in [-1, 1] -> what the network takes in, as exact as its output is."""
         if self.arch.output == "mulaw8":
-            return mu_law_encode(x) / 127.5 - 1
+            return mu_law_encode(x).to(x.dtype) / 127.5 - 1
         return to_16_bits(x)
 
     def expand(self, u):
@@ -1021,7 +1021,7 @@ class WaveNet(nn.Module):
     def condition(self, pitch):
         """pitch (N,) -> the different columns of the conditioning, in order (N, C, columns)."""
         columns = self.short_hold + self.before + 1
-        on = torch.zeros(columns + self.span, device=pitch.device)
+        on = self.skip_bias.new_zeros(columns + self.span)
         on[self.before:self.before + self.short_hold] = 1           # the note begins at `before`
         x = F.one_hot(pitch, self.arch.pitches)[:, :, None] * on    # (N, P, columns + span)
         for conv in self.conditioning:
@@ -1186,7 +1186,7 @@ def wavenet_generate_naive(net, pitch, length=None, generator=None, show=None):
 def _generate(net, notes, length, generator, show, parameters):
     """u[:, t] is the sample before t: column 0 stands for the silence before the note."""
     length = length or net.arch.length
-    u = torch.zeros(notes, length + 2, device=net.skip_bias.device)
+    u = net.skip_bias.new_zeros(notes, length + 2)
     for t in range(length):
         u[:, t + 1] = net.draw(parameters(u, t), generator)
         if show and ((t + 1) % 256 == 0 or t + 1 == length):
