@@ -1103,7 +1103,7 @@ def test_wavenet_sees_its_receptive_field_and_nothing_after(more):
     assert net.arch.receptive_field < L - 1
 
 
-@pytest.mark.parametrize("filter, hold", [(3, 0.75), (3, 0.1), (2, 0.5), (3, 1.0)])
+@pytest.mark.parametrize("filter, hold", [(3, 0.75), (3, 0.05), (2, 0.5), (3, 1.0)])
 def test_conditioning_equals_that_of_every_sample_of_the_note(filter, hold):
     net = tiny_wavenet(filter=filter, hold=hold)
     pitch, L, span = torch.tensor([2, 0]), 170, (filter - 1) * (2 + 4 + 1)
@@ -1137,16 +1137,16 @@ def test_a_crop_is_foretold_as_in_its_note_once_its_past_is_known(offset):
 @pytest.mark.parametrize("more", [
     {}, dict(output="mol16", mixtures=3), dict(filter=2, hold=0.05), dict(filter=4, stacks=1)])
 def test_cached_sampling_equals_a_forward_pass_for_every_sample(more):
-    net, pitch, done = tiny_wavenet(**more).float(), torch.tensor([1, 0, 2]), []
+    net, pitch, done = tiny_wavenet(**more), torch.tensor([1, 0, 2]), []
     cached, naive = (
         function(net, pitch, generator=torch.Generator().manual_seed(0), show=show)
         for function, show in ((gansynth.wavenet_generate, done.append),
                                (gansynth.wavenet_generate_naive, None)))
     assert cached.shape == (3, 150) and cached.abs().max() <= 1 and cached.std() > 0.1
-    torch.testing.assert_close(cached, naive, rtol=0, atol=1e-4)
+    torch.testing.assert_close(cached, naive, rtol=0, atol=1e-9)
     assert done == [150]
     # The distributions themselves, along notes of which every sample is given.
-    x = torch.rand(3, 200, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    net, x = net.float(), torch.rand(3, 200, generator=torch.Generator().manual_seed(0)) * 2 - 1
     cache, before = gansynth.CachedWaveNet(net, pitch), net.compress(x)
     steps = [cache.step(torch.zeros(3))] + [cache.step(u) for u in before.t()[:-1]]
     torch.testing.assert_close(torch.stack(steps, dim=2), net(x, pitch), rtol=0, atol=1e-4)
@@ -1180,7 +1180,7 @@ MIXTURES = {                                                        # logits, me
 
 
 @pytest.mark.parametrize("kind", MIXTURES)
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.float64, 1e-9)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.float64, 1e-9)])
 def test_the_mixture_sums_to_one_and_has_finite_gradients(kind, dtype, tolerance):
     parameters = torch.cat(MIXTURES[kind]).to(dtype)[None, :, None].requires_grad_()
     log_p = gansynth.mol_log_likelihood(parameters, VALUES.to(dtype)[None])
