@@ -838,11 +838,11 @@ def layer_table(arch):
 class WaveGANArchitecture:
     """Everything that determines WaveGAN's shapes; the defaults make the paper's notes.
 
-    paper: "WaveGAN with pitch conditioning", and no more.  Chosen here: notes padded from 64,000 to
-    65,536 samples, which WaveGAN's authors' variant for that length makes (one layer more, 32 d
-    channels at the start); z normal, as GANSynth's (WaveGAN: uniform), so that latents
-    interpolate alike; the pitch as one-hot beside z, and D naming it by a second dense head, as
-    GANSynth's; GANSynth's weight 10 for that; Glorot's start with zero biases, TensorFlow's.
+    paper: WaveGAN with the pitch added, and no more settings.  Chosen here: notes padded from
+    64,000 to 65,536 samples, made by WaveGAN's own variant for that length (a layer more, 32 d
+    channels at the start); z normal, as GANSynth's (WaveGAN: uniform), so that latents are walked
+    through alike; the pitch as one-hot beside z, and D naming it by a second dense head, both as in
+    GANSynth, as is the weight of 10 for it; Glorot's start and zero biases, TensorFlow's.
     """
 
     length: int = 65536                   # samples made: 16 x 4^k for k layers
@@ -963,7 +963,8 @@ def wavegan_discriminator_loss(D, x_real, pitch_real, x_fake, mix, shifts,
     """D's loss (WGAN-GP, Gulrajani et al. 2017; pitch on real notes only): (loss, named terms).
 
     x_real, x_fake (N, length); mix (N, 1) uniform in [0, 1]; shifts: three of
-    `draw_phase_shuffle`, for the passes of real, fake and mixed waves.
+    `draw_phase_shuffle`, for the passes of real, fake and mixed waves.  WaveGAN takes five such
+    steps for one of G's, batches of 64 and Adam with 1e-4 and betas (0.5, 0.9).
     """
     real, logits = D(x_real, shifts[0])
     fake, _ = D(x_fake, shifts[1])
@@ -1074,19 +1075,19 @@ class WaveNet(nn.Module):
     def compress(self, x):
         """Waves in [-1, 1] -> what the network takes in, as exact as its output is."""
         if self.arch.output == "mulaw8":
-            return mu_law_encode(x) / 127.5 - 1
+            return mu_law_encode(x).to(x.dtype) / 127.5 - 1
         return to_16_bits(x)
 
     def expand(self, u):
         """The inverse of `compress`."""
         if self.arch.output == "mulaw8":
-            return mu_law_decode(((u + 1) * 127.5).round().long())
+            return mu_law_decode(((u + 1) * 127.5).round().long()).to(u.dtype)
         return u
 
     def condition(self, pitch):
         """pitch (N,) -> the different columns of the conditioning, in order (N, C, columns)."""
         columns = self.short_hold + self.before + 1
-        on = torch.zeros(columns + self.span, device=pitch.device)
+        on = self.skip_bias.new_zeros(columns + self.span)
         on[self.before:self.before + self.short_hold] = 1           # the note begins at `before`
         x = F.one_hot(pitch, self.arch.pitches)[:, :, None] * on    # (N, P, columns + span)
         for conv in self.conditioning:
@@ -1196,7 +1197,7 @@ def mol_log_likelihood(parameters, x):
     logits, mean, log_scale = _mixture(parameters)                  # (N, M, L) each
     x, half = to_16_bits(x)[:, None], 2.0 ** -16
     below = F.logsigmoid((x + half - mean) * torch.exp(-log_scale))           # log s(a)
-    above = F.logsigmoid((mean - x + half) * torch.exp(-log_scale))           # log s(-b)
+    above = F.logsigmoid((mean - (x - half)) * torch.exp(-log_scale))         # log s(-b)
     width = torch.log(-torch.expm1(-2 * half * torch.exp(-log_scale)))
     least, greatest = x == -1, x == 1 - 2 * half
     inside = torch.where(least, below, torch.where(greatest, above, below + above + width))
@@ -1223,7 +1224,7 @@ def draw_index(logits, generator=None):
 def _uniform(like, generator):
     """One random number in [0, 1) for each row, from the generator's device: (N, 1)."""
     device = generator.device if generator else like.device
-    return torch.rand(len(like), 1, generator=generator, device=device).to(like.device)
+    return torch.rand(len(like), 1, generator=generator, device=device).to(like)
 
 
 # Sampling: fast, with every layer's past at hand, and naive
@@ -1251,7 +1252,7 @@ def wavenet_generate_naive(net, pitch, length=None, generator=None, show=None):
 def _generate(net, notes, length, generator, show, parameters):
     """u[:, t] is the sample before t: column 0 stands for the silence before the note."""
     length = length or net.arch.length
-    u = torch.zeros(notes, length + 2, device=net.skip_bias.device)
+    u = net.skip_bias.new_zeros(notes, length + 2)
     for t in range(length):
         u[:, t + 1] = net.draw(parameters(u, t), generator)
         if show and ((t + 1) % 256 == 0 or t + 1 == length):
@@ -1294,22 +1295,20 @@ class CachedWaveNet:
     @torch.no_grad()
     def step(self, u):
         """u (N,): the sample before, as `compress` gives it, at first 0 -> (N, outputs)."""
-        column = self.net.column(self.t)
+        t, column = self.t, self.net.column(self.t)
         if column != self.at:                                       # hardly ever
             torch.addmm(self.gate_bias, self.columns[column], self.to_gates, out=self.conditioned)
             self.at = column
         first, *layers = self.rings
-        first.newest(self.t).copy_(u[:, None])
-        h = layers[0].newest(self.t)
-        torch.addmm(self.net.input.bias, first.past(self.t), first.turned(self.t), out=h)
+        first.newest(t).copy_(u[:, None])
+        h = torch.addmm(self.net.input.bias, first.past(t), first.turned(t),
+                        out=layers[0].newest(t))                    # (N, C)
         for i, ring in enumerate(layers):
-            torch.addmm(self.conditioned_of[i], ring.past(self.t), ring.turned(self.t),
-                        out=self.gates)
+            torch.addmm(self.conditioned_of[i], ring.past(t), ring.turned(t), out=self.gates)
             self.gates.tanh_()
             torch.addcmul(self.halves[0], *self.halves, out=self.y_of[i])       # twice the product
             if i < len(self.residual):
-                h = torch.addmm(h, self.y_of[i], self.residual[i],
-                                out=layers[i + 1].newest(self.t))
+                h = torch.addmm(h, self.y_of[i], self.residual[i], out=layers[i + 1].newest(t))
         self.t += 1
         x = torch.addmm(self.net.skip_bias, self.y, self.skip).relu_()
         x = torch.addmm(self.head[0][0], x, self.head[0][1]).relu_()
