@@ -3280,6 +3280,168 @@ def test_work_left_is_the_sum_over_stages():
     assert train.work_left(state) == pytest.approx(expected)
 
 
+def tiny_baseline(model, out, **more):
+    """Settings of a run of a baseline in a second: notes of 250 samples, three pitches."""
+    settings = {"model": model, "length": 250, "sample_rate": 2000, "pitch_low": 60,
+                "pitch_high": 62, "channels": 4, "images": 48, "batch": 4, "tick_images": 8,
+                "snapshot_images": 24, "checkpoint_images": 4, "device": "cpu", "out": str(out)}
+    own = {"wavegan": {"latent": 3, "critic_steps": 3},
+           "wavenet": {"stacks": 1, "layers": 3, "crop": 64}}[model]
+    return {**settings, **own, **more}
+
+
+@pytest.mark.parametrize("model, more, terms", [
+    ("wavegan", {}, {"G_score", "G_pitch", "D_real", "D_fake", "D_drift", "D_pitch", "D_penalty"}),
+    ("wavenet", {}, {"nats", "bits"}), ("wavenet", {"output": "mol16"}, {"nats", "bits"})])
+def test_baselines_train_resume_bit_for_bit_and_are_heard(
+        tmp_path, monkeypatch, capsys, model, more, terms):
+    settings = tiny_baseline(model, tmp_path / "run", **more)
+    run = train.train(train.Config(**settings))
+    assert [path.name for path in gansynth.checkpoints(run)] == [
+        f"checkpoint-{images:08}.pt" for images in (40, 44, 48)]
+    log = log_lines(run)
+    assert [line["images"] for line in log][::2] == [4, 12, 20, 28, 36, 44]
+    assert set().union(*log) - {"images", "stage", "progress", "seconds", "examples_per_s"} == terms
+    samples, rate = nsynth.read_wav(run / "snapshots" / "00000048.wav")
+    assert len(samples) == 16 * 250 and rate == 2000 and samples.any()
+
+    state = train.STATES[model]
+    step = state.step
+    with monkeypatch.context() as patch:                            # between two steps of G
+        patch.setattr(state, "step", lambda self, *batch: (
+            step(self, *batch), self.images == 28 and os.kill(os.getpid(), signal.SIGINT))[0])
+        with pytest.raises(SystemExit, match="130"):
+            train.train(train.Config(**{**settings, "out": str(tmp_path / "again")}))
+    assert f"--resume {tmp_path / 'again'}" in capsys.readouterr().out
+    train.main(["--resume", str(tmp_path / "again")])
+    assert same(last_checkpoint(tmp_path / "again"), last_checkpoint(run))
+
+    wavs, z, pitch, page = run_sample(run, tmp_path / "notes", "--scale")
+    assert len(wavs) == 3 and pitch == [60, 61, 62] and z.shape == (3, 3 * (model == "wavegan"))
+    assert {"wavegan": "WaveGAN", "wavenet": "WaveNet"}[model] in page
+    samples, _ = nsynth.read_wav(tmp_path / "notes" / wavs[0])
+    assert len(samples) == 250 and samples.any()
+    run_sample(run, tmp_path / "same", "--scale")
+    assert (tmp_path / "notes" / wavs[2]).read_bytes() == (tmp_path / "same" / wavs[2]).read_bytes()
+    metrics.main([str(run), "--samples", "6"])
+    assert "48 examples" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("critic_steps", [1, 3])
+def test_wavegan_steps_d_every_time_and_g_now_and_then(critic_steps):
+    cfg = train.Config(**tiny_baseline("wavegan", "", critic_steps=critic_steps, ema=0.0))
+    state = train.WaveGANState(cfg, torch.ones(3), "cpu")
+    notes = state.examples(nsynth.orchestra(250, 2000, (60, 62)))([0, 1, 2, 3])
+    assert notes.shape == (4, 256) and not notes[:, :3].any() and not notes[:, -3:].any()
+    assert torch.equal(notes[:, 3:-3], nsynth.orchestra(250, 2000, (60, 62)).waves([0, 1, 2, 3]))
+    for i in range(7):
+        before = {net: [p.clone() for p in getattr(state, net).parameters()] for net in "GD"}
+        terms = state.step(notes, torch.tensor([0, 1, 2, 0]))
+        for net, steps in (("G", i % critic_steps == 0), ("D", True)):
+            for (name, p), old in zip(getattr(state, net).named_parameters(), before[net]):
+                moves = steps and name != "score.bias"              # scores have no natural zero
+                assert torch.equal(p, old) != moves, (net, name, i)
+        assert ("G_score" in terms) == (i % critic_steps == 0)
+        assert same(state.G_ema.state_dict(), state.G.state_dict())     # ema 0: G itself
+    assert state.images == 28
+    G_steps = {int(entry["step"]) for entry in state.adam_G.state_dict()["state"].values()}
+    assert G_steps == {math.ceil(7 / critic_steps)}
+
+
+def test_wavenet_learns_from_crops_of_every_place(monkeypatch):
+    cfg = train.Config(**tiny_baseline("wavenet", ""))
+    state, seen = train.WaveNetState(cfg, torch.ones(3), "cpu"), []
+    loss = gansynth.wavenet_loss
+    monkeypatch.setattr(gansynth, "wavenet_loss", lambda net, x, pitch, offset: (
+        seen.append((x, offset)), loss(net, x, pitch, offset))[1])
+    notes = torch.linspace(-0.9, 0.9, 1000).view(4, 250)
+    start = [p.clone() for p in state.G.parameters()]
+    for _ in range(40):
+        state.step(notes, torch.tensor([0, 1, 2, 0]))
+    for x, offset in seen:
+        assert torch.equal(x, notes[:, offset:offset + 64])
+    places = [offset for _, offset in seen]
+    assert min(places) < 40 and max(places) > 250 - 64 - 40 and len(set(places)) > 20
+    for name, old in zip(dict(state.G.named_parameters()), start):
+        assert not torch.equal(state.G.get_parameter(name), old), name
+        assert not torch.equal(state.G_ema.get_parameter(name), old), name
+
+
+def test_a_baselines_terms_are_means_over_the_steps_that_have_them(tmp_path):
+    state = SimpleNamespace(images=12, device="cpu", cfg=SimpleNamespace(batch=4))
+    monitor = train.Monitor(state, tmp_path)
+    for terms in ({"G": 1.0, "D": 4.0}, {"D": 5.0}, {"G": 2.0, "D": 9.0}):
+        monitor.add({name: torch.tensor(value) for name, value in terms.items()})
+    assert monitor.means() == {"G": 1.5, "D": 6.0}
+    monitor.add({"D": torch.tensor(math.inf)})
+    with pytest.raises(train.TrainingError, match="step 3: the loss term D is inf"):
+        monitor.means()
+
+
+def test_presets_and_names_of_every_model():
+    for model, more in (("gansynth", {}), ("wavegan", {"batch": 64, "lr": 1e-4, "critic_steps": 5}),
+                        ("wavenet", {"batch": 32, "images": 150_000 * 32, "channels": 512})):
+        for preset in train.PRESETS:
+            cfg, line = train.settings(preset, {"model": model})
+            assert cfg.model == model and f"preset {preset}" in line
+            assert preset == "workshop" or {k: getattr(cfg, k) for k in more} == more
+    wavegan, wavenet = (train.settings("paper", {"model": m})[0] for m in ("wavegan", "wavenet"))
+    assert wavegan.architecture() == gansynth.WaveGANArchitecture()
+    assert wavenet.architecture() == gansynth.WaveNetArchitecture()
+    assert (wavegan.spectrum().frames, wavegan.spectrum().pad) == (65536, 1536)
+    assert train.settings("workshop", {"model": "wavenet", "channels": 7})[0].channels == 7
+    assert [train.Config(**c).name for c in (
+        {}, {"hires": False}, {"rep": "waveform"}, {"model": "wavegan"},
+        {"model": "wavenet", "output": "mol16"})] == [
+        "if-mel-hires", "if-mel", "waveform", "wavegan", "wavenet-mol16"]
+    assert train.Config(model="wavenet", lr=1.0, lr_decay=0.5, images=10).grown == 0
+
+
+@pytest.mark.parametrize("given, says", [
+    (["--model", "wavenet", "--rep", "if"], "--rep does nothing for --model wavenet, only for g"),
+    (["--model", "wavegan", "--no-hires"], "--hires does nothing for --model wavegan"),
+    (["--model", "wavegan", "--resolutions", "3"], "--resolutions does nothing"),
+    (["--model", "wavenet", "--latent", "3"], "only for gansynth and wavegan"),
+    (["--model", "wavegan", "--output", "mol16"], "only for wavenet"),
+    (["--channels", "8"], "--channels does nothing for --model gansynth"),
+    (["--rep", "waveform", "--hires"], "--hires does nothing for --rep waveform"),
+    (["--model", "wavenet", "--bench"], "--bench times GANSynth's stages"),
+    (["--model", "wavenet", "--channels", "0"], "channels is 0: expected a number of at least 1")])
+def test_flags_that_would_do_nothing_are_refused(tmp_path, monkeypatch, capsys, given, says):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="2"):
+        train.main(["--preset", "workshop", *given])
+    error = capsys.readouterr().err
+    assert says in error and len(error.splitlines()) == 1 and not os.listdir(tmp_path)
+
+
+def test_baselines_cannot_be_resumed_as_something_else(tmp_path, capsys):
+    run = train.train(train.Config(**tiny_baseline("wavegan", tmp_path / "run", images=8)))
+    for wrong, says in ((["--model", "gansynth"], "contradicts"), (["--batch", "3"], "contradicts"),
+                        (["--preset", "workshop"], "contradicts"),
+                        (["--rep", "if"], "does nothing for --model wavegan")):
+        with pytest.raises(SystemExit, match="2"):
+            train.main(["--resume", str(run), *wrong])
+        assert says in capsys.readouterr().err.splitlines()[-1]
+    contents = gansynth.load_checkpoint(gansynth.find_checkpoint(run))
+    torch.save({**contents, "D": contents["G"], "model": "elf"}, tmp_path / "checkpoint-8.pt")
+    with pytest.raises(SystemExit, match="do not fit together"):
+        train.main(["--resume", str(tmp_path / "checkpoint-8.pt"), "--images", "12"])
+    with pytest.raises(CheckpointError, match="do not fit its settings"):
+        gansynth.load_generator(tmp_path / "checkpoint-8.pt")
+
+
+def test_a_run_from_before_the_baselines_goes_on(finished, tmp_path):
+    (tmp_path / "run").mkdir()
+    contents = gansynth.load_checkpoint(gansynth.find_checkpoint(finished))
+    config = {key: value for key, value in contents["config"].items() if key not in train.LATER}
+    older = {key: value for key, value in contents.items() if key != "model"}
+    torch.save({**older, "config": config}, tmp_path / "run" / "checkpoint-00000072.pt")
+    train.main(["--resume", str(tmp_path / "run"), "--images", "76"])
+    assert last_checkpoint(tmp_path / "run")["images"] == 76
+    assert len(run_sample(tmp_path / "run" / "checkpoint-00000072.pt", tmp_path / "a")[0]) == 16
+
+
 @pytest.mark.slow
 def test_command_lines_from_notes_to_sound(tmp_path):
     def python(script, *args):
@@ -3536,8 +3698,72 @@ def test_what_cannot_be_played_is_one_sentence_and_leaves_nothing(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def baseline_checkpoint(path, model):
+    """A checkpoint of a baseline with random weights: MIDI 60..64, notes of 60 samples at 8 kHz."""
+    torch.manual_seed(0)
+    net = {"wavegan": gansynth.WaveGANGenerator(gansynth.WaveGANArchitecture(64, 4, 5, 2)),
+           "wavenet": gansynth.WaveNet(gansynth.WaveNetArchitecture(
+               60, 8000, 5, 1, 2, 4, 4, conditioning_channels=4))}[model]
+    spectrum = spectral.Spectrum("waveform", {"wavegan": 64, "wavenet": 60}[model], 1, 60, 8000)
+    gansynth.save_checkpoint(path, {
+        "model": model, "architecture": asdict(net.arch), "spectrum": asdict(spectrum),
+        "pitch_low": 60, "progress": 0.0, "counts": torch.ones(5), "images": 8,
+        "G_ema": net.state_dict()})
+    return path
+
+
+def test_synthesise_makes_notes_of_any_model(tmp_path):
+    pitch, seeds = torch.tensor([0, 4, 2, 2, 1]), [torch.Generator().manual_seed(3) for _ in "ab"]
+    G, contents = gansynth.load_generator(baseline_checkpoint(tmp_path / "g.pt", "wavegan"))
+    spectrum, z, shown = spectral.Spectrum(**contents["spectrum"]), torch.randn(5, 4), []
+    waves = gansynth.synthesise(G, spectrum, z, pitch, 0.0, batch=2, show=shown.append)
+    torch.testing.assert_close(waves, G(z, pitch)[:, 2:62])         # 60 of 64 samples
+    assert shown == [2, 4, 5]
+    G, contents = gansynth.load_generator(baseline_checkpoint(tmp_path / "n.pt", "wavenet"))
+    spectrum, shown = spectral.Spectrum(**contents["spectrum"]), []
+    waves = gansynth.synthesise(G, spectrum, torch.zeros(5, 0), pitch, 0.0, show=shown.append,
+                                generator=seeds[0])
+    assert torch.equal(waves, gansynth.wavenet_generate(G, pitch, 60, seeds[1]))
+    assert shown[-1] == 5 and waves.shape == (5, 60)
+
+
+def test_a_wavenet_has_no_latents_to_interpolate_or_replay(tmp_path):
+    checkpoint = baseline_checkpoint(tmp_path / "n.pt", "wavenet")
+    wavs, z, pitch, page = run_sample(checkpoint, tmp_path / "a", "--pitch", "60,64", "--count", 3)
+    assert len(wavs) == 3 and z.shape == (3, 0) and pitch == [60, 64, 60] and "mulaw8" in page
+    for flags in (["--interpolate"], ["--latents", tmp_path / "a" / "latents.npz"]):
+        sentence = refusal(checkpoint, *flags, "--out", tmp_path / "b")
+        assert "has no latents" in sentence and len(sentence.splitlines()) == 1
+    assert not (tmp_path / "b").exists()
+    wavs, z, pitch, _ = run_sample(baseline_checkpoint(tmp_path / "g.pt", "wavegan"),
+                                   tmp_path / "c", "--interpolate", "--count", 3)
+    assert len(wavs) == 3 and z.shape == (3, 4) and pitch == [62] * 3
+
+
+def test_bench_prints_a_row_for_every_way_to_make_a_note(monkeypatch, capsys):
+    spectrum = spectral.Spectrum("if-mel", frames=8, bins=64, length=200, sample_rate=8000)
+    arch = gansynth.Architecture(frames=8, bins=64, resolutions=2, channel_base=16)
+    monkeypatch.setattr(sample, "bench", lambda device, bench=sample.bench: bench(
+        device, 0, arch, spectrum, gansynth.WaveGANArchitecture(256, channels=2),
+        gansynth.WaveNetArchitecture(200, stacks=1, layers=3, channels=4, skip=4,
+                                     conditioning_channels=4)))
+    sample.main(["--bench", "--device", "cpu"])
+    out = capsys.readouterr().out
+    rows = re.findall(r"(\w+(?:, \w+)?) +([18]) +([\d.e-]+) s +([\d,.]+) x", out)
+    assert [row[:2] for row in rows] == [
+        ("GANSynth", "1"), ("GANSynth", "8"), ("WaveGAN", "1"), ("WaveGAN", "8"),
+        ("WaveNet, cached", "1"), ("WaveNet, cached", "8"), ("WaveNet, naive", "1")]
+    first = float(rows[0][2])
+    for *_, taken, times in rows:
+        times = float(times.replace(",", ""))
+        assert times == pytest.approx(float(taken) / first, rel=0.01, abs=0.06)
+    assert 1077.53 / 0.020 == pytest.approx(53_880, rel=1e-3) and "53,880" in out
+    assert 1077.53 / 64_000 == pytest.approx(0.0168, abs=1e-4) and "16.8 ms" in out
+
+
 def test_contradictions_are_usage_errors(tmp_path, capsys):
     checkpoint = tiny_checkpoint(tmp_path / "c.pt")
+    assert refusal(checkpoint, "--bench") == 2
     for flags in (["--scale", "--interpolate"], ["--scale", "--count", "3"], ["--count", "0"],
                   ["--interpolate", "--count", "1"], ["--interpolate", "--pitch", "60,61"],
                   ["--pitch", "H4"], ["--pitch", ""], ["--pitch", "60,"], ["--seed", "-1"],

@@ -201,14 +201,16 @@ BASELINES = {
     "wavegan": {
         "paper": dict(latent=100, channels=64, batch=64, lr=1e-4, ema=0.0, images=64_000_000,
                       tick_images=64_000, snapshot_images=640_000, checkpoint_images=320_000),
-        "workshop": dict(latent=8, channels=16, batch=16, lr=2e-4, lr_decay=0.1, ema=0.998,
-                         images=64_000),
+        "workshop": dict(latent=8, channels=16, batch=16, critic_steps=3, lr=3e-4, lr_decay=0.1,
+                         ema=0.998, images=288_000, tick_images=8_000, snapshot_images=32_000,
+                         checkpoint_images=32_000),
     },
     "wavenet": {
         "paper": dict(channels=512, batch=32, lr=2e-4, lr_decay=0.1, ema=0.9999, images=4_800_000,
                       tick_images=32_000, snapshot_images=480_000, checkpoint_images=96_000),
-        "workshop": dict(channels=32, stacks=2, layers=8, crop=2048, batch=4, lr=2e-3,
-                         lr_decay=0.05, ema=0.998, images=16_000),
+        "workshop": dict(channels=64, stacks=1, layers=9, crop=2048, batch=4, lr=2e-3,
+                         lr_decay=0.05, ema=0.998, images=32_000, tick_images=1_000,
+                         snapshot_images=4_000, checkpoint_images=4_000),
     },
 }
 
