@@ -401,10 +401,10 @@ def describe(args, path, contents, spectrum, pitch):
 
 
 def seconds(function, device, budget):
-    """Median seconds of a call; calls go on for about `budget` seconds, three at least and one
+    """Median seconds of a call; calls go on for about `budget` seconds, two at least and one
     before them to warm up."""
     taken = []
-    while len(taken) < 4 or sum(taken) < budget and len(taken) < 30:
+    while len(taken) < 3 or sum(taken) < budget and len(taken) < 30:
         start = time.perf_counter()
         function()
         if device.type == "cuda":
@@ -493,12 +493,13 @@ def parse(argv):
     add = parser.add_argument
     add("checkpoint", type=Path, nargs="?",
         help="a checkpoint file, or a run folder (its newest one)")
-    add("--bench", action="store_true", help="time the paper's models at their size, and stop")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--scale", action="store_true",
                       help="one timbre over all trained pitches, or those of --pitch")
     what.add_argument("--interpolate", action="store_true",
                       help="from one timbre to another at one pitch (default: the middle one)")
+    what.add_argument("--bench", action="store_true",
+                      help="without a checkpoint: time each of the paper's models at its size")
     add("--pitch", type=parse_pitches, metavar="P[,P...]",
         help="MIDI numbers or names (60, C4, F#3, Bb4) for the notes in turn")
     add("--count", type=at_least(1), metavar="N",
@@ -516,6 +517,8 @@ def parse(argv):
     args = parser.parse_args(argv)
     if args.bench == (args.checkpoint is not None):
         parser.error("expected either a checkpoint to listen to, or --bench")
+    if args.bench and (args.pitch or args.count or args.latents or args.out):
+        parser.error("of the other flags, --bench goes with --device only")
     if args.scale and args.count:
         parser.error("--count does not go with --scale: it plays every pitch once")
     if args.interpolate and (args.count == 1 or args.pitch and len(args.pitch) > 1):

@@ -3343,6 +3343,7 @@ def test_wavegan_steps_d_every_time_and_g_now_and_then(critic_steps):
                 assert torch.equal(p, old) != moves, (net, name, i)
         assert ("G_score" in terms) == (i % critic_steps == 0)
         assert same(state.G_ema.state_dict(), state.G.state_dict())     # ema 0: G itself
+        assert not any(p.requires_grad for p in state.G_ema.parameters())
     assert state.images == 28
     G_steps = {int(entry["step"]) for entry in state.adam_G.state_dict()["state"].values()}
     assert G_steps == {math.ceil(7 / critic_steps)}
@@ -3356,7 +3357,10 @@ def test_wavenet_learns_from_crops_of_every_place(monkeypatch):
         seen.append((x, offset)), loss(net, x, pitch, offset))[1])
     notes = torch.linspace(-0.9, 0.9, 1000).view(4, 250)
     start = [p.clone() for p in state.G.parameters()]
-    for _ in range(40):
+    state.step(notes, torch.tensor([0, 1, 2, 0]))
+    for average, old, p in zip(state.G_ema.parameters(), start, state.G.parameters()):
+        torch.testing.assert_close(average, 0.999 * old + 0.001 * p)
+    for _ in range(39):
         state.step(notes, torch.tensor([0, 1, 2, 0]))
     for x, offset in seen:
         assert torch.equal(x, notes[:, offset:offset + 64])
@@ -3763,7 +3767,8 @@ def test_bench_prints_a_row_for_every_way_to_make_a_note(monkeypatch, capsys):
 
 def test_contradictions_are_usage_errors(tmp_path, capsys):
     checkpoint = tiny_checkpoint(tmp_path / "c.pt")
-    assert refusal(checkpoint, "--bench") == 2
+    for wrong in ([checkpoint, "--bench"], ["--bench", "--scale"], ["--bench", "--count", "3"]):
+        assert refusal(*wrong) == 2
     for flags in (["--scale", "--interpolate"], ["--scale", "--count", "3"], ["--count", "0"],
                   ["--interpolate", "--count", "1"], ["--interpolate", "--pitch", "60,61"],
                   ["--pitch", "H4"], ["--pitch", ""], ["--pitch", "60,"], ["--seed", "-1"],

@@ -41,15 +41,13 @@ import spectral
 # Settings
 
 
-MODELS = ("gansynth", "wavegan", "wavenet")
+GANSYNTH, WAVEGAN, WAVENET = ("gansynth",), ("wavegan",), ("wavenet",)
+MODELS = GANSYNTH + WAVEGAN + WAVENET
 
 
 def setting(default, help, choices=None, of=MODELS):
-    """A field of Config; `of` the models that it matters to."""
+    """A field of Config; `of` are the models that it matters to."""
     return field(default=default, metadata={"help": help, "choices": choices, "of": of})
-
-
-GANSYNTH, WAVEGAN, WAVENET = MODELS[:1], MODELS[1:2], MODELS[2:]
 
 
 class ConfigError(ValueError):
@@ -58,11 +56,11 @@ class ConfigError(ValueError):
 
 RANGES = {                                # of numbers; where not said, 0 or more
     **dict.fromkeys(("length", "sample_rate", "resolutions", "latent", "channel_base",
-                     "channel_max", "channels", "critic_steps", "stacks", "layers", "crop",
-                     "images", "batch", "tick_images", "snapshot_images", "checkpoint_images"),
+                     "channel_max", "channels", "critic_steps", "stacks", "crop", "images",
+                     "batch", "tick_images", "snapshot_images", "checkpoint_images"),
                     (1, math.inf)),
     "lr": (1e-8, 1), "lr_decay": (0, 1), "ema": (0, 1), "seed": (0, 2 ** 62),
-    "pitch_low": (0, 127), "pitch_high": (0, 127),
+    "pitch_low": (0, 127), "pitch_high": (0, 127), "layers": (1, 16),
 }
 
 
@@ -278,7 +276,8 @@ def built_blocks(stage):
 
 
 class State:
-    """Networks, optimisers, counters and random state of a run."""
+    """Networks, optimisers, counters and random state of a run of GANSynth; see Baseline for the
+    other models."""
 
     TRAINED = ("G", "D")                  # networks; G_ema, which is heard, follows G
 
@@ -430,7 +429,7 @@ def train_step(state, x_real, pitch_real, lap=lambda part: None):
 
 
 class Baseline(State):
-    """A state of one stage that never ends: nothing grows."""
+    """What a baseline's state has in common: one stage that never ends, as nothing grows."""
 
     BETAS = (0.9, 0.999)
 
@@ -456,11 +455,14 @@ class Baseline(State):
         loss.backward()
         gansynth.adam_step(adam, step)
         if name == "G":
-            torch._foreach_lerp_(list(self.G_ema.parameters()), list(self.G.parameters()),
-                                 1 - self.cfg.ema)
+            with torch.no_grad():
+                for average, p in zip(self.G_ema.parameters(), self.G.parameters()):
+                    average.lerp_(p, 1 - self.cfg.ema)
 
 
 class WaveGANState(Baseline):
+    """A run of WaveGAN: several steps of D for one of G, on whole waves."""
+
     BETAS = (0.5, 0.9)
 
     def networks(self, arch):
@@ -496,7 +498,9 @@ class WaveGANState(Baseline):
 
 
 class WaveNetState(Baseline):
-    TRAINED = ("G",)                      # no generator, but by this name it is heard
+    """A run of WaveNet: the likelihood of crops of waves."""
+
+    TRAINED = ("G",)                      # by the name of what is heard in the other models
 
     def networks(self, arch):
         return {"G": gansynth.WaveNet(arch)}
@@ -604,7 +608,7 @@ def snapshot(state, run, notes=16):
     """
     cfg = state.cfg
     random = torch.Generator().manual_seed(cfg.seed + 1)
-    z = torch.randn(notes, cfg.latent, generator=random)
+    z = torch.randn(notes, state.G.arch.latent, generator=random)
     pitch = torch.linspace(0, cfg.pitch_high - cfg.pitch_low, notes).round().long()
     waves = gansynth.synthesise(state.G_ema, cfg.spectrum(), z, pitch, state.where()[0],
                                 generator=random)
