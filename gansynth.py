@@ -1103,7 +1103,7 @@ class WaveNet(nn.Module):
     def spread(self, columns, offset, L):
         """(N, C, columns) -> (N, C, L): times offset .. offset + L - 1 of the note."""
         pieces, surplus = [], self.hold - self.short_hold
-        edges = (0, self.before, self.before + surplus + 1, self.before + self.hold, offset + L)
+        edges = (0, self.before, self.before + surplus, self.before + self.hold, offset + L)
         for start, stop in zip(edges, edges[1:]):                   # runs of one column, or of many
             start, stop = max(start, offset), min(stop, offset + L)
             if start < stop:
