@@ -387,9 +387,11 @@ def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None
         elif isinstance(G, WaveGANGenerator):
             picture = G(z_few, pitch_few)[:, None, :, None]                     # (n, 1, T, 1)
         else:
+            length = G.arch.length
             picture = wavenet_generate(                                         # (n, 1, L, 1)
-                G, pitch_few, None, generator,
-                lambda done: show(i + len(z_few) * done / G.arch.length))[:, None, :, None]
+                G, pitch_few, length, generator,
+                lambda done: done < length and show(i + len(z_few) * done / length)
+            )[:, None, :, None]
         waves.append(spectrum.decode(picture).cpu())                            # (n, L)
         show(i + len(z_few))
     return torch.cat(waves)
@@ -480,7 +482,8 @@ def penalty_slopes(D, x_real, x_fake, mix, progress, units="raw"):
 
 
 def make_adam(parameters, lr, betas=(0.0, 0.99)):
-    """Adam as the paper's, betas (0, 0.99).  Made anew at every stage boundary, as released."""
+    """Adam as the paper's, betas (0, 0.99); the baselines have others.  Made anew at every stage
+    boundary, as released."""
     return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=1e-8, fused=True)
 
 
@@ -545,7 +548,8 @@ def _middle(weight, stride=(1, 1)):
 
 
 class _UpConv(torch.autograd.Function):
-    """Transposed 4x4 convolution of stride 2, differentiable once: all that G needs."""
+    """Transposed 4x4 convolution of stride 2 (of waves 12x1, stride 4), differentiable once: all
+    that G needs."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, stride):

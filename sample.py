@@ -372,7 +372,7 @@ if (!piano.hidden) {
 def describe(args, path, contents, spectrum, pitch):
     """What the page says of these notes, as `render_page` takes it."""
     at = " at " + ", ".join(map(note_name, args.pitch)) if args.pitch else ""
-    model, of = contents["model"], contents["architecture"].get("resolutions")
+    model, blocks = contents["model"], contents["architecture"].get("resolutions")
     if model == "wavenet":
         title = f"{len(pitch)} note{'s' * (len(pitch) > 1)}{at or ' up the scale' * args.scale}"
         intro = "Each note is drawn sample by sample: only its pitch was asked for."
@@ -389,8 +389,8 @@ def describe(args, path, contents, spectrum, pitch):
     return {"title": title, "intro": intro, "piano": args.scale, "facts": {
         "Checkpoint": f"{path.resolve().parent.name}/{path.name}",
         "Examples trained": f"{contents['images']:,}",
-        "Model": {"gansynth": f"GANSynth, {gansynth.active_blocks(contents['progress'])} of {of} "
-                              "blocks grown", "wavegan": "WaveGAN", "wavenet": "WaveNet"}[model],
+        "Model": {"wavegan": "WaveGAN", "wavenet": "WaveNet", "gansynth": "GANSynth, "
+                  f"{gansynth.active_blocks(contents['progress'])} of {blocks} blocks"}[model],
         "Latents": args.latents.name if args.latents else f"seed {args.seed}",
         "Representation": contents["architecture"].get("output", spectrum.rep),
         "Sound": f"{spectrum.length / spectrum.sample_rate:g} s at {spectrum.sample_rate:,} Hz"}}
@@ -443,6 +443,8 @@ def bench(device, budget=20.0, arch=gansynth.Architecture(), spectrum=spectral.S
     net = gansynth.WaveNet(wavenet).to(device)
     for n in (1, 8):
         cache, u = gansynth.CachedWaveNet(net, of_one.repeat(n)), torch.zeros(n, device=device)
+        for _ in range(net.before + 1):   # while the pitch goes on, a sample costs more
+            cache.step(u)
         step = seconds(lambda: [net.draw(cache.step(u)) for _ in range(16)], device, budget) / 16
         add("WaveNet, cached", n, step * wavenet.length, "extrapolated from "
             f"{step * 1e3:.3g} ms a sample")

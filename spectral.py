@@ -301,7 +301,7 @@ class Spectrum:
 
         The window stays near the paper's in seconds (64 ms, or 128 ms for "+ H"), as a power of
         two; the frames are rounded up until they can be halved resolutions - 1 times.  The paper's
-        64,000 samples at 16 kHz give 256 x 512, or 128 x 1024 for "+ H".
+        64,000 samples at 16 kHz give 256 x 512, or 128 x 1024 for "+ H"; see below for a waveform.
         """
         if rep == WAVEFORM:
             return cls.derive_waveform(length, sample_rate, resolutions)
