@@ -206,9 +206,9 @@ BASELINES = {
     "wavenet": {
         "paper": dict(channels=512, batch=32, lr=2e-4, lr_decay=0.1, ema=0.9999, images=4_800_000,
                       tick_images=32_000, snapshot_images=480_000, checkpoint_images=96_000),
-        "workshop": dict(channels=64, stacks=1, layers=9, crop=2048, batch=4, lr=2e-3,
-                         lr_decay=0.05, ema=0.998, images=32_000, tick_images=1_000,
-                         snapshot_images=4_000, checkpoint_images=4_000),
+        "workshop": dict(channels=64, stacks=1, layers=9, crop=1024, batch=4, lr=2e-3,
+                         lr_decay=0.05, ema=0.998, images=56_000, tick_images=2_000,
+                         snapshot_images=8_000, checkpoint_images=8_000),
     },
 }
 
@@ -509,10 +509,16 @@ class WaveNetState(Baseline):
         return lambda indices: notes.waves(indices).to(self.device)
 
     def step(self, x, pitch):
-        """One step on crops of notes (N, L) with labels (N,), all from one random place."""
+        """One step on crops of notes (N, L) with labels (N,), all from one random place.
+
+        Places half a crop beyond either end are moved to it: else the beginning, from which every
+        sampled note sets out, would hardly ever be learnt.
+        """
         cfg = self.cfg
         crop = min(cfg.crop, cfg.length)
-        offset = int(torch.randint(cfg.length - crop + 1, (), generator=self.random))
+        last, half = cfg.length - crop, crop // 2
+        offset = torch.randint(-half, last + half + 1, (), generator=self.random)
+        offset = int(offset.clamp(0, last))
         loss, terms = gansynth.wavenet_loss(self.G, x[:, offset:offset + crop], pitch, offset)
         self.stage_steps += 1
         self.update("G", loss, self.stage_steps)
