@@ -91,7 +91,7 @@ class Config:
     latent: int = setting(256, "dimensions of z", of=GANSYNTH + WAVEGAN)
     channel_base: int = setting(4096, "channels of block b: min(base / 2^b, max)", of=GANSYNTH)
     channel_max: int = setting(256, "most channels of any block", of=GANSYNTH)
-    channels: int = setting(64, "wavegan: beside the wave; wavenet: everywhere",
+    channels: int = setting(64, "beside the wave (WaveGAN), or of every layer (WaveNet)",
                             of=WAVEGAN + WAVENET)
     stacks: int = setting(3, "stacks of dilated layers", of=WAVENET)
     layers: int = setting(10, "layers a stack, with dilations 1, 2, 4, ...", of=WAVENET)
@@ -200,14 +200,14 @@ BASELINES = {
         "paper": dict(latent=100, channels=64, batch=64, lr=1e-4, ema=0.0, images=64_000_000,
                       tick_images=64_000, snapshot_images=640_000, checkpoint_images=320_000),
         "workshop": dict(latent=8, channels=16, batch=16, critic_steps=3, lr=3e-4, lr_decay=0.1,
-                         ema=0.998, images=288_000, tick_images=8_000, snapshot_images=32_000,
+                         ema=0.998, images=256_000, tick_images=8_000, snapshot_images=32_000,
                          checkpoint_images=32_000),
     },
     "wavenet": {
         "paper": dict(channels=512, batch=32, lr=2e-4, lr_decay=0.1, ema=0.9999, images=4_800_000,
                       tick_images=32_000, snapshot_images=480_000, checkpoint_images=96_000),
         "workshop": dict(channels=64, stacks=1, layers=9, crop=1024, batch=4, lr=2e-3,
-                         lr_decay=0.05, ema=0.998, images=56_000, tick_images=2_000,
+                         lr_decay=0.05, ema=0.998, images=48_000, tick_images=2_000,
                          snapshot_images=8_000, checkpoint_images=8_000),
     },
 }
