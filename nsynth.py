@@ -195,7 +195,7 @@ def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",),
     except MemoryError:
         raise NoteError(f"{len(kept):,} notes need {len(kept) * length * 2 / 1e9:.1f} GB of "
                         "memory: ask for fewer pitches or families, or shorter notes") from None
-    for row, entry in _progress(list(zip(audio, kept)), "notes", progress):
+    for row, entry in progress_bar(list(zip(audio, kept)), "notes", progress):
         row[:] = wish.fit(*entry.audio())
     return Notes(audio, np.arange(len(kept)), *_columns(kept), sample_rate, dict(dropped))
 
@@ -295,10 +295,11 @@ def _join(dropped):
     return ", ".join(f"{count:,} because {reason}" for reason, count in dropped.items())
 
 
-def _progress(items, what, wanted=True, share=None):
+def progress_bar(items, what, wanted=True, share=None, total=None, each=1):
     """Yield the items; once that has taken two seconds, show on stderr how far it is.
 
-    share(item): how much is done with it, 0..1; or items is a list, and they count alike.
+    share(item): how much is done with it, 0..1; or they count alike, of `total` (default: their
+    number). An item stands for `each` of `what`.
     """
     on_screen = sys.stderr.isatty()
     start = time.monotonic()
@@ -307,11 +308,11 @@ def _progress(items, what, wanted=True, share=None):
         for done, item in enumerate(items):
             now = time.monotonic()
             if wanted and now > due:
-                part = share(item) if share else done / len(items)
-                speed = done / (now - start)
+                part = share(item) if share else done / (total or len(items))
+                speed = done * each / (now - start)
                 left = (now - start) * (1 / part - 1) if part else 0
                 bar = f"[{'#' * int(20 * part):20}] {part:4.0%}"
-                print(f"{bar} {done:,} {what}, {speed:,.0f} a second, {left:,.0f} s left    ",
+                print(f"{bar} {done * each:,} {what}, {speed:,.0f} a second, {left:,.0f} s left    ",
                       end="\r" if on_screen else "\n", file=sys.stderr, flush=True)
                 due, shown = now + (0.2 if on_screen else 5), True
             yield item
@@ -832,9 +833,18 @@ def pitch_of(name):
 
 
 def read_recording(path):
+    """A recording as a note: as `read_sound` reads it, but silence before the note is cut, and a
+    silent file is a NoteError."""
+    x, rate = read_sound(path)
+    if np.abs(x).max() < 33:                                            # -60 dB of full scale
+        raise NoteError(f"{path} is silent")
+    return x[_onset(x, rate):], rate
+
+
+def read_sound(path):
     """A WAV file of any common kind: ((L,) float32 in int16's range, its rate in Hz).
 
-    8, 16, 24 or 32-bit integers or floats; channels are averaged; silence before the note is cut.
+    8, 16, 24 or 32-bit integers or floats; channels are averaged.
     """
     try:
         with warnings.catch_warnings():
@@ -854,10 +864,7 @@ def read_recording(path):
         x /= -float(np.iinfo(data.dtype).min)
     if not np.isfinite(x).all():
         raise NoteError(f"{path} holds NaN or infinity")
-    x = x.reshape(len(x), -1).mean(axis=1) * 32768                      # (L,)
-    if np.abs(x).max() < 33:                                            # -60 dB of full scale
-        raise NoteError(f"{path} is silent")
-    return x[_onset(x, rate):], rate
+    return x.reshape(len(x), -1).mean(axis=1) * 32768, rate             # (L,)
 
 
 def _onset(x, rate):
@@ -937,7 +944,7 @@ def _pack(data, reader, files, folder, wish, wanted, progress):
         done = _begun(part, wanted)
         with open(part / "audio.int16", "ab") as audio, open(
                 part / "notes.csv", "a", newline="", encoding="utf-8") as table:
-            for entry in _progress(reader(files, fault), "notes read", progress,
+            for entry in progress_bar(reader(files, fault), "notes read", progress,
                                    lambda entry: entry.share):
                 reason = wish.why_not(entry)
                 if reason:
@@ -1042,7 +1049,7 @@ def save(notes, folder, progress=True):
         if folder.exists() and any(folder.iterdir()):
             raise NoteError(f"{folder} is not empty: name a new folder to write to")
         (folder / "audio").mkdir(parents=True, exist_ok=True)
-        for i in _progress(range(len(notes)), "notes written", progress):
+        for i in progress_bar(range(len(notes)), "notes written", progress):
             name = str(notes.name[i])
             write_wav(folder / "audio" / f"{name}.wav", notes.waves([i])[0], notes.sample_rate)
             examples[name] = {
@@ -1491,7 +1498,7 @@ def render_soundfont(soundfont, out, instruments="mini", pitch_range=(24, 84), v
     try:
         if out.exists() and any(out.iterdir()):
             raise NoteError(f"{out} is not empty: name a new folder to write to")
-        for i, velocity, pitches in _progress(scales, "scales played", progress):
+        for i, velocity, pitches in progress_bar(scales, "scales played", progress):
             split = next((s for s, programs in HELD_OUT.items() if i.program in programs), "train")
             folder = out / f"nsynth-{split}"
             for pitch, wave in zip(pitches, _scale(soundfont, i, velocity, pitches)):
@@ -1686,7 +1693,7 @@ def _fetch_archive(url, path, size, progress):
         if not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             have = 0                                    # no ranges here: all of it is sent again
         with open(path, "ab" if have else "wb") as file:
-            for _ in _progress(range(-(-(size - have) // 10 ** 6)), f"MB of {path.name}", progress):
+            for _ in progress_bar(range(-(-(size - have) // 10 ** 6)), f"MB of {path.name}", progress):
                 file.write(answer.read(10 ** 6))
         if path.stat().st_size != size:
             raise OSError(f"it ended at {path.stat().st_size:,} of {size:,} bytes")
@@ -1701,7 +1708,7 @@ def _unpack(archive, folder, progress):
     wanted = re.compile(rf"(\./)?{folder.name}/(examples\.json|audio/[\w-]+\.wav)")
     shutil.rmtree(beside, ignore_errors=True)           # of a run that was killed
     (beside / folder.name / "audio").mkdir(parents=True)
-    ticks = _progress(range(archive.stat().st_size // 10 ** 6 + 1), "MB unpacked", progress)
+    ticks = progress_bar(range(archive.stat().st_size // 10 ** 6 + 1), "MB unpacked", progress)
     try:
         with (open(archive, "rb") as packed, gzip.open(packed) as plain,
               tarfile.open(fileobj=plain, mode="r|") as tar):

@@ -164,12 +164,13 @@ def count_up(done, total, what):
               file=sys.stderr, flush=True)
 
 
-def out_folder(out, checkpoint):
-    """The folder to make: `out`, which must be new or empty, or the next samples-NNNN."""
+def out_folder(out, beside, kind="samples"):
+    """The folder to make: `out`, which must be new or empty, or the next of `kind` in `beside`:
+    samples-0001, ..."""
     if out is None:
-        taken = [int(match[1]) for file in checkpoint.parent.iterdir()
-                 if (match := re.fullmatch(r"samples-([0-9]+)", file.name))]
-        return checkpoint.parent / f"samples-{max(taken, default=0) + 1:04}"
+        taken = [int(match[1]) for file in (beside.iterdir() if beside.is_dir() else ())
+                 if (match := re.fullmatch(rf"{kind}-([0-9]+)", file.name))]
+        return beside / f"{kind}-{max(taken, default=0) + 1:04}"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SampleError(f"{out} is there already and not an empty folder: name a new one")
     try:
@@ -446,7 +447,7 @@ def sample(args):
     """Make and write what the command line asks for; returns the page's path and its title."""
     path = gansynth.find_checkpoint(args.checkpoint)
     G, contents = gansynth.load_generator(path, args.device)
-    out = out_folder(args.out, path)
+    out = out_folder(args.out, path.parent)
     spectrum = spectral.Spectrum.restore(contents["spectrum"], args.mel_inverse)
     low = contents["pitch_low"]
     z, pitch = choose(args, G.arch.latent, contents["counts"].cpu(), low)
