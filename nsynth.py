@@ -55,6 +55,8 @@ import torch
 FAMILIES = ("bass", "brass", "flute", "guitar", "keyboard", "mallet", "organ", "reed", "string",
             "synth_lead", "vocal")
 SOURCES = ("acoustic", "electronic", "synthetic")
+QUALITIES = ("bright", "dark", "distortion", "fast_decay", "long_release", "multiphonic",
+             "nonlinear_env", "percussive", "reverb", "tempo-synced")
 
 
 class NoteError(ValueError):
@@ -79,6 +81,7 @@ class Notes:
     source: np.ndarray    # (N,) str: acoustic, electronic, synthetic
     name: np.ndarray      # (N,) str: NSynth's note_str, e.g. guitar_acoustic_000-060-100
     part: np.ndarray      # (N,) str: train, valid or test where the data is split already, or ""
+    qualities: np.ndarray  # (N, 10) int8: 1 has it, 0 has it not, -1 where the data do not say
     sample_rate: int
     dropped: dict = field(default_factory=dict)  # what was left out: reason -> count
     crc: np.ndarray = None  # (N,) int64, CRC-32 of each note's bytes where they lie on disk
@@ -104,7 +107,7 @@ class Notes:
     def subset(self, indices) -> "Notes":
         """The notes at `indices`, in that order, as Notes; the audio is shared."""
         i = np.asarray(indices, dtype=np.int64)
-        columns = ("row", "pitch", "family", "source", "name", "part", "crc")
+        columns = ("row", "pitch", "family", "source", "name", "part", "qualities", "crc")
         return replace(self, **{c: getattr(self, c)[i] for c in columns
                                 if getattr(self, c) is not None})
 
@@ -116,6 +119,7 @@ class Entry(NamedTuple):
     family: str
     source: str
     part: str             # train, valid, test or ""
+    qualities: str        # ten of 0 and 1, as QUALITIES are ordered, or "" where not told
     origin: str           # file and record, for messages
     audio: Callable       # no arguments -> (samples (L,) int16 or float32, their rate in Hz)
     share: float          # of the whole source read so far, 0..1
@@ -146,7 +150,7 @@ class Wish:
 
     def plain(self):
         """As JSON has it, to be compared with what was written."""
-        return json.loads(json.dumps(asdict(self)))
+        return {"format": FORMAT, **json.loads(json.dumps(asdict(self)))}
 
     def why_not(self, entry):
         """Why a note is not wanted (the first reason that applies), or None."""
@@ -201,9 +205,15 @@ def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",),
 
 
 def _columns(entries):
-    """Pitch, family, source, name and part of entries, as arrays (N,)."""
-    return [np.array([getattr(entry, column) for entry in entries])
-            for column in ("pitch", "family", "source", "name", "part")]
+    """Pitch, family, source, name and part of entries, as arrays (N,), and qualities, (N, 10)."""
+    return [*(np.array([getattr(entry, column) for entry in entries])
+              for column in ("pitch", "family", "source", "name", "part")),
+            _flags(entry.qualities for entry in entries)]
+
+
+def _flags(texts):
+    """N texts such as "0010000000", or "" where not told: (N, 10) int8, as Notes has qualities."""
+    return np.array([tuple(map(int, text)) or (-1,) * 10 for text in texts], np.int8)
 
 
 def _check_any_left(kept, dropped, data):
@@ -369,7 +379,7 @@ def _read_examples(files, fault):
         part = part if part in ("train", "valid", "test") else ""
         for j, (name, about) in enumerate(examples.items()):
             try:
-                pitch, family, source, rate = _check_example(file, name, about)
+                pitch, family, source, rate, qualities = _check_example(file, name, about)
                 # NSynth's names say it once more, which tells when a file has been damaged.
                 said = re.fullmatch(r"(.+)_([a-z]+)_\d{3}-(\d{3})-\d{3}", name)
                 if said and (said[1], said[2], int(said[3])) != (family, source, pitch):
@@ -380,7 +390,7 @@ def _read_examples(files, fault):
                 continue
             wav = file.parent / "audio" / f"{name}.wav"
             share = (i + j / len(examples)) / len(files)
-            yield Entry(name, pitch, family, source, part, str(wav),
+            yield Entry(name, pitch, family, source, part, qualities, str(wav),
                         functools.partial(read_wav, wav, rate), share)
 
 
@@ -399,7 +409,7 @@ def _parse_examples(path):
 
 
 def _check_example(path, name, about):
-    """Pitch, family, source and rate of one note of examples.json."""
+    """Pitch, family, source, rate and qualities of one note of examples.json."""
     if not name or Path(name).name != name or not name.isprintable():  # it becomes a file's name
         raise NoteError(f"{path}: {name!r} is no name for a note: expected one like "
                         "guitar_acoustic_000-060-100")
@@ -412,8 +422,14 @@ def _check_example(path, name, about):
                             f"{'a string' if kind is str else f'a whole number, {low} to {high}'}")
         return value
 
-    return (get("pitch", int, 0, 127), get("instrument_family_str", str),
-            get("instrument_source_str", str), get("sample_rate", int, 1, 10 ** 6))
+    known = (get("pitch", int, 0, 127), get("instrument_family_str", str),
+             get("instrument_source_str", str), get("sample_rate", int, 1, 10 ** 6))
+    flags = about.get("qualities")        # may be missing
+    if flags is not None and not (type(flags) is list and len(flags) == len(QUALITIES) and all(
+            type(flag) is int and flag in (0, 1) for flag in flags)):
+        raise NoteError(f"{path}: field qualities of note {name} is {flags!r:.80}: expected ten "
+                        "whole numbers, each 0 or 1, or no such field")
+    return *known, "".join(map(str, flags or []))
 
 
 # ---- TFRecord files ----
@@ -675,8 +691,12 @@ def _note(features, origin, key, instrument, families, sources, rate=None):
         if type(place) is int and 0 <= place < len(words):
             about.setdefault(f"instrument_{what}_str", words[place])   # the original schema has it
     about.setdefault("sample_rate", rate)
+    flags = features.get("qualities")     # ten in one feature or, in TFDS, one in each of ten
+    flags = flags.tolist() if isinstance(flags, np.ndarray) else flags
+    about["qualities"] = [about.get(f"qualities/{quality}") for quality in QUALITIES
+                          if f"qualities/{quality}" in features] or flags
     name = about.get(key) if isinstance(about.get(key), str) else ""
-    pitch, family, source, rate = _check_example(origin, name, about)
+    pitch, family, source, rate, qualities = _check_example(origin, name, about)
 
     sound = features.get("audio", [])
     if isinstance(sound, list) or sound.dtype.kind != "f" or not len(sound):
@@ -686,7 +706,7 @@ def _note(features, origin, key, instrument, families, sources, rate=None):
     def audio():                          # the floats are int16 / 32768, exactly
         return np.rint(np.clip(sound, -1, 32767 / 32768) * 32768).astype(np.int16), rate
 
-    return Entry(name, pitch, family, source, "", origin, audio, 0)
+    return Entry(name, pitch, family, source, "", qualities, origin, audio, 0)
 
 
 # ---- What lies around the records: TFDS's folders, and lists of notes ----
@@ -794,7 +814,7 @@ def _read_recordings(files, fault):
                             "note_C4.wav or note-060-100.wav, or a line in pitches.csv"))
             continue
         family = next((f for f in FAMILIES if f in place.as_posix().lower()), "other")
-        yield Entry(name, pitch, family, "acoustic", "", str(file),
+        yield Entry(name, pitch, family, "acoustic", "", "", str(file),
                     functools.partial(read_recording, file), i / len(files))
 
 
@@ -880,11 +900,13 @@ def _onset(x, rate):
 # So the first use packs the wanted notes into one folder, packed/... beside the data:
 #
 #     audio.int16      (N, L) samples, row by row, nothing else; read memory-mapped
-#     notes.csv        a line a note: name, pitch, family, source, part, CRC-32 of its row
+#     notes.csv        a line a note: name, pitch, family, source, part, qualities, CRC-32
 #     packed.json      what was asked for, what the data were, what was left out; written last
 #
 # Rows are appended to NAME.part, which is renamed when it is whole: an interrupted run goes on
 # where it stopped, and a folder without .part is complete. It can be moved, and named by --data.
+
+FORMAT = 2                # of the three files; 1, which packed.json does not name, had no qualities
 
 
 def _load_packed(data, wish, progress, skip_damaged):
@@ -921,7 +943,7 @@ def _fingerprint(files):
 
 def _packed_folder(root, name, wanted):
     """Where to pack: in the data's own folder, or in the user's cache where that is read-only."""
-    settings = {key: value for key, value in wanted.items() if key != "files"}
+    settings = {key: value for key, value in wanted.items() if key not in ("format", "files")}
     mark = zlib.crc32(f"{name} {settings}".encode())
     low, high = wanted["pitch_range"]
     own = f"{wanted['sample_rate']}Hz-{wanted['length']}-pitch-{low}-{high}-{mark:08x}"
@@ -962,7 +984,7 @@ def _pack(data, reader, files, folder, wish, wanted, progress):
                     fault(error)
                     continue
                 audio.write(samples)
-                csv.writer(table).writerow([*entry[:5], zlib.crc32(samples)])
+                csv.writer(table).writerow([*entry[:6], zlib.crc32(samples)])
                 if len(origins) % 256 == 0:
                     audio.flush()
                     table.flush()
@@ -1014,13 +1036,15 @@ def _open_packed(folder, wanted):
     """Notes of a packed folder. NoteError where it is damaged, or not what is wanted."""
     again = f"delete {folder}, and it will be packed again"
     try:
-        about = json.loads((folder / "packed.json").read_text(encoding="utf-8"))
+        about = {"format": 1, **json.loads((folder / "packed.json").read_text(encoding="utf-8"))}
         lines = (folder / "notes.csv").read_bytes()
         size = (folder / "audio.int16").stat().st_size
         for key, value in wanted.items():
             if about[key] != value:
                 raise NoteError(f"{folder} was packed " + (
                     "from files that have changed since" if key == "files" else
+                    "by another version of this program, so it has to be packed again from its data"
+                    if key == "format" else
                     f"with {key} {about[key]}, and {value} is asked for"))
         if zlib.crc32(lines) != about["notes.csv"]:
             raise NoteError(f"{folder / 'notes.csv'} is damaged: {again}")
@@ -1029,13 +1053,16 @@ def _open_packed(folder, wanted):
             raise NoteError(f"{folder / 'audio.int16'} has {size:,} bytes, not those of "
                             f"{len(rows):,} notes: {again}")
         dropped = {str(reason): int(n) for reason, n in about["dropped"].items()}
+    except NoteError:                     # a ValueError, too
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise NoteError(f"{folder} holds no packed notes that can be read ({error!r}): {again}"
                         ) from None
-    name, pitch, family, source, part, crc = map(np.array, zip(*rows))
+    name, pitch, family, source, part, qualities, crc = map(np.array, zip(*rows))
     audio = np.memmap(folder / "audio.int16", "<i2", "r", shape=(len(rows), wanted["length"]))
     return Notes(audio, np.arange(len(rows)), pitch.astype(np.int64), family, source, name, part,
-                 wanted["sample_rate"], dropped, crc.astype(np.int64), str(folder / "audio.int16"))
+                 _flags(qualities), wanted["sample_rate"], dropped, crc.astype(np.int64),
+                 str(folder / "audio.int16"))
 
 
 def save(notes, folder, progress=True):
@@ -1056,6 +1083,8 @@ def save(notes, folder, progress=True):
                 "note_str": name, "pitch": int(notes.pitch[i]), "sample_rate": notes.sample_rate,
                 "instrument_family_str": str(notes.family[i]),
                 "instrument_source_str": str(notes.source[i])}
+            if notes.qualities[i].min() >= 0:
+                examples[name]["qualities"] = notes.qualities[i].tolist()
         (folder / "examples.json").write_text(json.dumps(examples, indent=1), encoding="utf-8")
     except OSError as error:
         raise NoteError(f"cannot write to {folder}: {error.strerror}") from None
@@ -1292,7 +1321,7 @@ def _orchestra_entries(sample_rate, pitch_range, length):
         for pitch in range(low, high + 1):
             for velocity in VELOCITIES:
                 name = f"{timbre.name}-{pitch:03}-{velocity:03}"
-                yield Entry(name, pitch, timbre.name.split("_")[0], "acoustic", "", name,
+                yield Entry(name, pitch, timbre.name.split("_")[0], "acoustic", "", "", name,
                             functools.partial(_play, name, timbre, pitch, velocity, length,
                                               sample_rate), 0)
 
@@ -1477,8 +1506,8 @@ def render_soundfont(soundfont, out, instruments="mini", pitch_range=(24, 84), v
     The folders nsynth-train, -valid and -test of `out` each get examples.json and audio/: 4 s at
     16 kHz, 16-bit mono, held for 3 s. `instruments`: "mini", "all", or one of SOURCES or FAMILIES.
     A note depends on its instrument, pitch and velocity alone, not on what else is asked for.
-    NSynth's ten `qualities` are all 0: nobody has listened. Returns how many notes were silent, and
-    left out, and how many each folder holds: {"silent": 0, "nsynth-train": 586, ...}.
+    NSynth's ten `qualities` are left out: nobody has listened. Returns how many notes were silent,
+    and left out, and how many each folder holds: {"silent": 0, "nsynth-train": 586, ...}.
 
     NoteError where fluidsynth or the SoundFont is not as it should be, or `out` holds anything.
     examples.json comes last: a folder that has one is complete.
@@ -1536,7 +1565,6 @@ def _describe_note(i, pitch, velocity):
     return {"note": (i.program * 128 + pitch) * 128 + velocity,
             "note_str": f"{name}-{pitch:03}-{velocity:03}", "pitch": pitch, "velocity": velocity,
             "sample_rate": 16000, "instrument": i.program, "instrument_str": name,
-            "qualities": [0] * 10, "qualities_str": [],
             "instrument_family": FAMILIES.index(i.family), "instrument_family_str": i.family,
             "instrument_source": SOURCES.index(i.source), "instrument_source_str": i.source}
 
