@@ -382,6 +382,23 @@ def test_png_holds_the_picture(tmp_path):
     assert np.array_equal(read_png(spectral.png_bytes(turned)), turned)
 
 
+def test_overlaid_curves_are_as_bright_as_the_root_of_their_share():
+    flat = np.zeros((4, 41))              # in the middle of row 2 of 5
+    picture = spectral.overlay(flat, width=10, height=5, stroke=1.0)
+    assert picture.shape == (5, 10, 3) and picture.dtype == np.uint8
+    assert (picture[2] == 255).all() and not picture[[0, 1, 3, 4]].any()
+    wide = spectral.overlay(flat, width=10, height=5, stroke=2.0)[:, 0, 0]      # half a row each
+    assert wide.tolist() == [0, round(255 * math.sqrt(0.5)), 255, round(255 * math.sqrt(0.5)), 0]
+    flat[0] = 0.8                         # one of the four in the middle of row 0
+    assert spectral.overlay(flat, 10, 5, stroke=1.0)[:, 3, 0].tolist() == [
+        round(255 * math.sqrt(0.25)), 0, round(255 * math.sqrt(0.75)), 0, 0]
+    # A slope that falls 4 rows in 10 columns: its light is the stroke's height plus the fall.
+    slope = np.linspace(0.8, -0.8, 401)[None]
+    share = (spectral.overlay(slope, 10, 5, stroke=1.0)[..., 0] / 255) ** 2
+    assert np.abs(share.sum(0) - 1.01).max() < 0.02
+    assert np.abs(share.T @ np.arange(5) - np.linspace(0.2, 3.8, 10)).max() < 0.05
+
+
 def test_tile_puts_pictures_in_rows():
     pictures = [np.full((2, 3, 3), i + 1, np.uint8) for i in range(3)]
     sheet = spectral.tile(pictures, columns=2, gap=1)
@@ -3280,6 +3297,115 @@ def test_variety_is_zero_for_copies_and_the_level_difference_for_scaled_copies()
     assert metrics.variety(np.stack([note, note]), [60, 60]) < 1e-4
     assert abs(metrics.variety(np.stack([noise, noise * 0.1]), [60, 60]) - 20) < 0.1
     assert np.isnan(metrics.variety(np.stack([note, noise]), [60, 61]))
+
+
+# ---- metrics.py, phase coherence ----
+
+def diffusing_note(f0, s, rate=16000, seconds=4.0, seed=0):
+    """Harmonics whose phases walk at random, by a standard deviation s in LAG seconds; (L,)."""
+    n = int(rate * seconds)
+    walk = np.random.RandomState(seed).randn(5, n).cumsum(1) * s / math.sqrt(metrics.LAG * rate)
+    k = np.arange(1, 6)[:, None]
+    return np.sin(2 * np.pi * k * f0 * np.arange(n) / rate + walk).sum(0)
+
+
+@pytest.mark.parametrize("rate, seconds, pitches", [(8000, 0.5, (60, 65, 71, 90)),
+                                                    (16000, 4.0, (24, 48, 84, 97))])
+def test_steady_notes_are_coherent_whatever_their_tuning_and_level(rate, seconds, pitches):
+    for pitch in pitches:
+        for off in (-30, 0, 30):                                    # cents
+            note = harmonic_note(hertz(pitch + off / 100), rate, seconds)
+            found = metrics.phase_coherence([note, 1e-4 * note], [pitch] * 2, rate)
+            assert 0.99 < found[0] <= 1 and abs(found[0] - found[1]) < 1e-6, (pitch, off)
+    assert metrics.phase_coherence(sine(hertz(110.3)), [110], 16000) > 0.99     # one harmonic fits
+
+
+@pytest.mark.parametrize("s", [0.25, 0.5, 1.0, 1.5])
+def test_coherence_of_diffusing_phases_is_the_closed_form(s):
+    """The advance is Gaussian, of standard deviation s, and so has mean exp(-s^2 / 2)."""
+    notes = [diffusing_note(hertz(84), s, seed=seed) for seed in range(10)]
+    R_squared = metrics.phase_coherence(notes, [84] * 10, 16000) ** 2       # it is what is unbiased
+    assert abs(math.sqrt(R_squared.mean()) - math.exp(-s ** 2 / 2)) < 0.03
+
+
+def test_phases_drawn_anew_and_white_noise_have_no_coherence():
+    random = np.random.RandomState(0)
+    time, frame = np.arange(64000) / 16000, np.arange(64000) // 512
+    k = np.arange(1, 6)[:, None]
+    jumps = random.uniform(0, 2 * np.pi, (5, 125))[:, frame]
+    note = np.sin(2 * np.pi * k * hertz(72) * time + jumps).sum(0)
+    assert metrics.phase_coherence([note], [72], 16000)[0] < 0.2
+    long = metrics.phase_coherence(random.randn(120, 64000), 24 + np.arange(120) % 61, 16000)
+    short = metrics.phase_coherence(random.randn(120, 4000), 60 + np.arange(120) % 12, 8000)
+    assert long.mean() < 0.03 and short.mean() < 0.07               # measured: 0.02 and 0.05
+    # No bias is left before the root: about half of the means were below 0 and clipped.
+    assert 0.3 < np.mean(long == 0) < 0.7 and 0.3 < np.mean(short == 0) < 0.7
+
+
+def test_a_harmonic_counts_as_far_as_it_is_heard():
+    """One steady and one random, of amplitudes 1 and a: the mean R_k^2 is 1 / (1 + a)."""
+    time = np.arange(64000) / 16000
+    steady = np.sin(2 * np.pi * hertz(84) * time)
+    random = np.random.RandomState(0).uniform(0, 2 * np.pi, 250)[np.arange(64000) // 256]
+    for a in (0.1, 0.5, 1.0):
+        note = steady + a * np.sin(4 * np.pi * hertz(84) * time + random)
+        found = metrics.phase_coherence([note], [84], 16000)[0]
+        assert abs(found - (1 + a) ** -0.5) < 0.03, a
+
+
+def test_what_has_died_away_does_not_count():
+    time = np.arange(64000) / 16000
+    decay = np.exp(-8 * time)             # 60 dB in 0.9 s, and the rest is noise
+    note = harmonic_note(hertz(60), 16000, 4.0) * decay
+    noise = 1e-4 * np.random.RandomState(0).randn(64000)
+    assert metrics.phase_coherence([note + noise], [60], 16000)[0] > 0.99
+    assert metrics.phase_coherence([noise], [60], 16000)[0] < 0.2
+
+
+@pytest.mark.parametrize("hires, most", [(False, 0.25), (True, 0.6)])
+def test_a_real_note_keeps_its_coherence_through_if_but_not_without_its_phase(hires, most):
+    spectrum = Spectrum.derive("if", hires)
+    picture = spectrum.encode(clip())
+    noise = torch.rand(picture[:, 1].shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    blurred = spectrum.decode(torch.stack([picture[:, 0], noise], dim=1))
+    waves = torch.cat([clip(), spectrum.decode(picture), blurred]).numpy()
+    real, back, blurred = metrics.phase_coherence(waves, [76] * 3, 16000)
+    assert real > 0.9 and abs(back - real) < 0.01 and blurred < most
+
+
+def test_coherence_where_there_is_nothing_to_measure():
+    random = np.random.RandomState(0)
+    assert metrics.phase_coherence(np.zeros((1, 4000)), [60], 8000) == [0]
+    assert np.isnan(metrics.phase_coherence(random.randn(2, 4000), [108, 127], 8000)).all()
+    assert np.isnan(metrics.phase_coherence(random.randn(1, 1000), [24], 8000)).all()
+
+
+@pytest.mark.parametrize("rate, pitch, off", [(16000, 60, 0), (16000, 60, 30), (16000, 24, -30),
+                                              (16000, 84, 10), (8000, 71, 20)])
+def test_cycles_of_a_steady_note_fall_on_each_other_and_those_of_noise_do_not(rate, pitch, off):
+    note = harmonic_note(hertz(pitch + off / 100), rate, seconds=1.0, slope=2.0)
+    noise = np.random.RandomState(0).randn(rate)
+    pictures = [metrics.phase_picture(wave, pitch, rate) for wave in (note, noise)]
+    assert pictures[0].shape == pictures[1].shape and pictures[0].shape[0] == 2 * 192 + 4
+    assert (pictures[0][196:] == spectral.rainbowgram(note, rate)).all()
+    steady, blurred = (picture[:192, :, 0] / 255.0 for picture in pictures)
+    # Light squared is the share of cycles, so that its sum over a column is a stroke's height.
+    assert np.median((steady > 0.1).sum(0)) < 6 < 12 < np.median((blurred > 0.1).sum(0))
+    assert np.median(steady.max(0)) > 0.9
+    # The line is the note's own waveform: one cycle, from half the cycles before the middle.
+    period = rate / hertz(pitch + off / 100)
+    cycles = math.ceil(1028 / period)
+    when = rate / 2 + (np.linspace(0, 1, steady.shape[1]) - cycles / 2) * period
+    y = np.interp(when, np.arange(rate), note)
+    line = 95.5 - 0.5 * 192 * 0.9 * y / np.abs(note).max()
+    found = (steady ** 2 * np.arange(192)[:, None]).sum(0) / (steady ** 2).sum(0)
+    assert np.median(np.abs(found - line)) < 1.5
+
+
+def test_phase_pictures_of_silence_and_of_a_note_shorter_than_a_period():
+    line = metrics.phase_picture(np.zeros(8000), 60, 8000)[:192, :, 0]
+    assert (line.argmax(0) // 2 == 95 // 2).all() and not line[:90].any()
+    assert metrics.phase_picture(np.ones(100), 24, 8000).shape[0] == 388
 
 
 def test_the_table_has_the_held_out_notes_and_the_run(tmp_path, capsys):
