@@ -416,7 +416,7 @@ class Setting:
 
 
 DEPTHS = (1, 1, 1, 2, 2, 2, 4, 4, 4)      # channels of the strided convolutions, x the width
-WIDTHS = {"full": 128, "thin": 32}        # paper: 128; thin trains in half an hour on two cores
+WIDTHS = {"full": 128, "thin": 16}        # paper: 128; thin trains in a quarter of an hour on a CPU
 HEADS = {"pitch": 128, "qualities": 10, "family": len(nsynth.FAMILIES),
          "source": len(nsynth.SOURCES)}
 RANGE = 80                                # dB below a note's loudest bin that the classifier sees
@@ -432,7 +432,7 @@ def log_spectrogram(waves, sample_rate):
     bins = 2 ** round(math.log2(sample_rate * spectral.WINDOW_SECONDS[False])) // 2
     frames = 2 ** math.ceil(math.log2(max(1, waves.shape[1] * 2 / bins)))
     magnitude = spectral.stft(waves, frames, bins).abs().clamp(min=1e-7)        # (N, T, F)
-    loudest = magnitude.amax(dim=(1, 2), keepdim=True)
+    loudest = magnitude.amax(dim=(1, 2), keepdim=True).clamp(min=1e-2)          # silence stays 0
     decibels = 20 * torch.log10(magnitude / loudest)
     return (1 + decibels / RANGE).clamp(min=0).transpose(1, 2)[:, None]         # (N, 1, F, T)
 
@@ -515,18 +515,20 @@ def classifier_loss(logits, target):
     return loss
 
 
-def train_classifier(notes, held_out, width, epochs=8, seed=0, device="cpu", batch=32):
+def train_classifier(notes, held_out, width, examples=0, seed=0, device="cpu", batch=32):
     """Train on `notes`, all of one form; -> the classifier and its accuracy on the held-out ones.
 
+    examples: how many to look at, all notes in turn (0: each of them 8 times, 16,000 at least).
+
     Adam as the paper's, beta1 0.5, rate 1e-4 at full width, and as much more as the layers are
-    thinner: 4e-4 for the thin one.  ours: the rate falls to 0 along a cosine.
+    thinner: 8e-4 for the thin one.  ours: the rate falls to 0 along a cosine.
     """
     torch.manual_seed(seed)
     classifier = Classifier(notes.sample_rate, width).to(device, memory_format=torch.channels_last)
     lr = 1e-4 * WIDTHS["full"] / width
     adam = torch.optim.Adam(classifier.parameters(), lr=lr, betas=(0.5, 0.999))
-    steps = range(0, epochs * len(notes), batch)
-    for position in nsynth.progress_bar(steps, f"notes of {epochs} epochs", each=batch):
+    steps = range(0, examples or max(8 * len(notes), 16_000), batch)
+    for position in nsynth.progress_bar(steps, "examples", each=batch):
         adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * position / steps.stop)) / 2
         indices = nsynth.epoch_order(position, batch, len(notes), seed)
         _, logits = classifier(notes.waves(indices).to(device))
@@ -558,12 +560,12 @@ def classifier_path(setting, notes):
                                   f"{mark(setting, notes):08x}.pt")
 
 
-def make_classifier(setting, train, held_out, width, epochs, device):
+def make_classifier(setting, train, held_out, width, examples, device):
     """Train a classifier and keep it for later; -> (classifier, its accuracy)."""
     path = classifier_path(setting, train)
-    print(f"training a classifier for {setting}, on {len(train):,} notes of {setting.data}, "
-          f"{epochs} times each; kept in {path}", file=sys.stderr, flush=True)
-    classifier, accuracy = train_classifier(train, held_out, width, epochs, device=device)
+    print(f"training a classifier for {setting}, on {len(train):,} notes of {setting.data}, to be "
+          f"kept in {path}", file=sys.stderr, flush=True)
+    classifier, accuracy = train_classifier(train, held_out, width, examples, device=device)
     path.parent.mkdir(exist_ok=True)
     gansynth.save_checkpoint(path, {
         "classifier": classifier.state_dict(), "width": width, "setting": asdict(setting),
@@ -597,7 +599,7 @@ def find_classifier(setting, train, held_out, args):
     path = args.classifier or classifier_path(setting, train)
     if args.classifier or path.exists() and not args.train_classifier:
         return load_classifier(path, setting, args.device)
-    return make_classifier(setting, train, held_out, args.width, args.epochs, args.device)
+    return make_classifier(setting, train, held_out, args.width, args.examples, args.device)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -677,9 +679,12 @@ def folder_run(folder, args, settings):
                           low, high)
     inside = [(file, pitch) for file, pitch in files
               if setting.pitch_low <= pitch <= setting.pitch_high]
-    if len(inside) < len(files):
+    if inside and len(inside) < len(files):
         print(f"{folder}: {len(files) - len(inside):,} of {len(files):,} notes are left out: their "
               f"pitches are not {setting.pitch_low}-{setting.pitch_high}", file=sys.stderr)
+    if not inside:
+        raise MetricError(f"{folder}: none of its {len(files):,} notes is within {setting.pitch_low}"
+                          f"-{setting.pitch_high}: say which pitches with --pitches")
     order = np.random.default_rng(args.seed).permutation(len(inside))
     inside = [inside[i] for i in order[:args.samples or default_samples(setting)]]
     wish = nsynth.Wish(setting.length, setting.sample_rate)
@@ -744,7 +749,7 @@ def hear(run, classifier, device="cpu", alone=True):
     alone: whether the run is measured for itself, and not only there to be compared with.
     """
     columns, rate, seen = [], run.setting.sample_rate, Counter()
-    for waves, pitch in nsynth.progress_bar(run.batches(), f"notes of {run.name}", each=32,
+    for waves, pitch in nsynth.progress_bar(run.batches(), f"notes ({run.name})", each=32,
                                             total=math.ceil(run.count / 32)):
         features, logits = classifier(waves.to(device))
         spectrogram = log_spectrogram(waves.to(device), rate)                   # (n, 1, F, T)
@@ -781,31 +786,37 @@ def row(heard, reference):
             "steady": float(np.nanmean(heard.steady))}, cells
 
 
-def remarks(name, heard, reference):
-    """What one should know to read a row, in sentences."""
-    n, features, silent = *heard.features.shape, int((heard.peak < SILENT).sum())
-    if silent:
-        yield f"{name}: {silent:,} of {n:,} notes are silent; they count as notes all the same"
-    if n <= features or len(reference.pitch) <= features:
-        yield (f"{name}: FID of {n:,} notes beside {len(reference.pitch):,}, with {features} "
-               f"features: a covariance of so few lacks rank, and the distance comes out too large")
-    if n < 10 * CELLS:
-        yield (f"{name}: NDB of {n:,} notes: with fewer than {10 * CELLS} a z-test sees only large "
-               "differences" if n >= CELLS else f"{name}: {n:,} notes are too few for NDB: "
-               f"expected {CELLS} or more")
+def remarks(heard, reference):
+    """What one should know to read rows, {name: Heard}, in sentences."""
+    many, features = reference.features.shape
+    count = {name: len(notes.pitch) for name, notes in heard.items()}
+    few = [name for name, n in count.items() if min(n, many) <= features]
+    if few:
+        yield (f"FID of {'; '.join(few)}: no more notes than the {features} features, so that the "
+               "covariance lacks rank and the distance comes out too large")
+    few = [name for name, n in count.items() if CELLS <= min(n, many) < 10 * CELLS]
+    if few:
+        yield (f"NDB of {'; '.join(few)}: fewer than {10 * CELLS:,} notes, so that the test sees "
+               "only large differences")
+    few = [name for name, n in count.items() if min(n, many) < CELLS]
+    if few:
+        yield f"NDB of {'; '.join(few)}: {CELLS} notes, and as many training notes, are needed"
+    for name, notes in heard.items():
+        silent = int((notes.peak < SILENT).sum())
+        if silent:
+            yield f"{name}: {silent:,} of {count[name]:,} notes are silent, and count all the same"
 
 
 def check_rate(run, heard):
-    """MetricError for WAVs that all sound as far beside their pitches: of another rate than said."""
+    """MetricError for WAVs that all sound alike beside their pitches: of a rate not as said."""
     shift = np.median(heard.off)
     agree = np.mean(np.abs(heard.off - shift) <= QUARTER_TONE)
     if abs(shift) > 2 * QUARTER_TONE and agree > 0.75 and len(heard.off) >= 10:
         rate = run.setting.sample_rate / 2 ** (shift / 1200)
-        raise MetricError(f"{run.name}: {agree:.0%} of its notes sound {shift / 100:+.1f} semitones "
-                          "beside the pitches in their names: if their rate is not what the files "
-                          f"claim but about {rate / run.setting.sample_rate:.2f} times that, write "
-                          "them with the right one, else name their pitches as they sound (C4 is "
-                          "60)")
+        raise MetricError(f"{run.name}: {agree:.0%} of its notes sound {shift / 100:+.1f} "
+                          "semitones beside the pitches in their names: if their rate is not what "
+                          f"the files claim but {rate / run.setting.sample_rate:.2f} times that, "
+                          "write them with the right one; else name them as they sound (C4 is 60)")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -890,16 +901,17 @@ def measure(setting, runs, args, pictures):
                          f"pitches; NDB of notes of one kind is {0.05 * CELLS} of {CELLS}"]}
     if args.controls:
         runs = [*runs, *controls(train, held_out, setting, most, args.seed)]
+    heard = {}
     for run in (real, *runs):
-        heard = hear(run, classifier, args.device)
+        heard[run.name] = notes = hear(run, classifier, args.device)
         if run.claims:
-            check_rate(run, heard)
-        values, cells = row(heard, reference)
+            check_rate(run, notes)
+        values, cells = row(notes, reference)
         table["rows"].append({"name": run.name, "paper": run.paper, "values": values})
-        table["remarks"] += remarks(run.name, heard, reference)
         if cells:
-            pictures[f"{run.name}, NDB"] = ndb_picture(cells)
-        pictures[f"{run.name}, phase"] = phase_example(heard, setting)
+            pictures[f"{run.name}: NDB"] = ndb_picture(cells)
+        pictures[f"{run.name}: phase"] = phase_example(notes, setting)
+    table["remarks"] += remarks(heard, reference)
     return table
 
 
@@ -907,13 +919,13 @@ def measure(setting, runs, args, pictures):
 # Pictures
 
 
-def ndb_picture(cells, height=160, bar=9):
+def ndb_picture(cells, height=160, bar=5):
     """NDB's histogram: each cell's share of training notes (grey) beside the samples' (green, or
     red where they differ), fullest first.  -> (H, W, 3) uint8."""
-    most = max(cells.train.max(), cells.samples.max())
-    picture = np.zeros((height, (2 * bar + 4) * len(cells.p), 3), np.uint8)
+    most, step = max(cells.train.max(), cells.samples.max()), 2 * bar + 4
+    picture = np.zeros((height, step * len(cells.p), 3), np.uint8)
     for i, (a, b, p) in enumerate(zip(cells.train, cells.samples, cells.p)):
-        left = i * (2 * bar + 4) + 2
+        left = step * i + 2
         for share, x, colour in ((a, left, (150, 150, 160)),
                                  (b, left + bar, (230, 70, 60) if p < 0.05 else (80, 190, 110))):
             picture[height - max(1, round(share / most * (height - 4))):, x:x + bar] = colour
@@ -971,7 +983,7 @@ def write_page(out, tables, pictures):
                 map(html.escape, line.strip("| ").split(" | "))) for line in lines[2:])
             html_tables.append(
                 f"<h2>{html.escape(table['title'])}</h2><div class=wide><table><tr><th>"
-                + "<th>".join(COLUMNS) + f"{body}</table></div>"
+                + "<th>".join(["", *COLUMNS]) + f"{body}</table></div>"
                 + "".join(f'<p class="soft">{html.escape(line)}' for line in table["remarks"]))
         for i, (name, rgb) in enumerate(pictures.items()):
             spectral.write_png(part / f"{i:02}.png", rgb)
@@ -1035,9 +1047,9 @@ def parse(argv):
     group.add_argument("--sample-rate", type=sample.at_least(1000), metavar="HZ")
     group.add_argument("--pitches", type=span, default=(24, 84), metavar="LOW-HIGH")
     group.add_argument("--width", choices=WIDTHS, help="full: the paper's, 128 channels and more "
-                       "(default with a GPU); thin: 32 (default without)")
-    group.add_argument("--epochs", type=sample.at_least(1), default=8,
-                       help="times each note is seen (default 8)")
+                       "(default with a GPU); thin: 16 (default without)")
+    group.add_argument("--examples", type=sample.at_least(1), default=0, metavar="N",
+                       help="to train on (default: each note 8 times, but at least 16,000)")
     group.add_argument("--classifier", type=Path, metavar="FILE",
                        help="one trained before (default: the one of these notes)")
 
@@ -1099,11 +1111,11 @@ def listening_test(runs, args):
         runs = [real_run("real notes", setting.notes()[1], setting, args.samples, args.seed), *runs]
     rates = sorted({run.setting.sample_rate for run in runs})
     if len(rates) > 1:
-        raise MetricError(f"the runs have rates of {' and '.join(map(str, rates))} Hz: expected one, "
-                          "as listeners would tell them apart by that")
+        raise MetricError(f"the runs have rates of {' and '.join(map(str, rates))} Hz: expected "
+                          "one, as listeners would tell them apart by that")
     models = {}
     for run in runs:
-        heard = list(nsynth.progress_bar(run.batches(), f"notes of {run.name}", each=32,
+        heard = list(nsynth.progress_bar(run.batches(), f"notes ({run.name})", each=32,
                                          total=math.ceil(run.count / 32)))
         models[run.name] = tuple(map(np.concatenate, zip(*heard)))
     write_listening_test(models, rates[0], args.out, args.pairs, args.seed)

@@ -44,14 +44,17 @@ import tarfile
 import threading
 import tracemalloc
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scipy.io.wavfile
+import scipy.linalg
 import scipy.signal
+import scipy.spatial
+import scipy.special
 import scipy.stats
 import torch
 import torch.nn.functional as F
@@ -3297,6 +3300,509 @@ def test_variety_is_zero_for_copies_and_the_level_difference_for_scaled_copies()
     assert metrics.variety(np.stack([note, note]), [60, 60]) < 1e-4
     assert abs(metrics.variety(np.stack([noise, noise * 0.1]), [60, 60]) - 20) < 0.1
     assert np.isnan(metrics.variety(np.stack([note, noise]), [60, 61]))
+
+
+# ---- metrics.py, phase coherence ----
+
+def diffusing_note(f0, s, rate=16000, seconds=4.0, seed=0):
+    """Harmonics whose phases walk at random, by a standard deviation s in LAG seconds; (L,)."""
+    n = int(rate * seconds)
+    walk = np.random.RandomState(seed).randn(5, n).cumsum(1) * s / math.sqrt(metrics.LAG * rate)
+    k = np.arange(1, 6)[:, None]
+    return np.sin(2 * np.pi * k * f0 * np.arange(n) / rate + walk).sum(0)
+
+
+@pytest.mark.parametrize("rate, seconds, pitches", [(8000, 0.5, (60, 65, 71, 90)),
+                                                    (16000, 4.0, (24, 48, 84, 97))])
+def test_steady_notes_are_coherent_whatever_their_tuning_and_level(rate, seconds, pitches):
+    for pitch in pitches:
+        for off in (-30, 0, 30):                                    # cents
+            note = harmonic_note(hertz(pitch + off / 100), rate, seconds)
+            found = metrics.phase_coherence([note, 1e-4 * note], [pitch] * 2, rate)
+            assert 0.99 < found[0] <= 1 and abs(found[0] - found[1]) < 1e-6, (pitch, off)
+    assert metrics.phase_coherence(sine(hertz(110.3)), [110], 16000) > 0.99     # one harmonic fits
+
+
+@pytest.mark.parametrize("s", [0.25, 0.5, 1.0, 1.5])
+def test_coherence_of_diffusing_phases_is_the_closed_form(s):
+    """The advance is Gaussian, of standard deviation s, and so has mean exp(-s^2 / 2)."""
+    notes = [diffusing_note(hertz(84), s, seed=seed) for seed in range(10)]
+    R_squared = metrics.phase_coherence(notes, [84] * 10, 16000) ** 2       # it is what is unbiased
+    assert abs(math.sqrt(R_squared.mean()) - math.exp(-s ** 2 / 2)) < 0.03
+
+
+def test_phases_drawn_anew_and_white_noise_have_no_coherence():
+    random = np.random.RandomState(0)
+    time, frame = np.arange(64000) / 16000, np.arange(64000) // 512
+    k = np.arange(1, 6)[:, None]
+    jumps = random.uniform(0, 2 * np.pi, (5, 125))[:, frame]
+    note = np.sin(2 * np.pi * k * hertz(72) * time + jumps).sum(0)
+    assert metrics.phase_coherence([note], [72], 16000)[0] < 0.2
+    long = metrics.phase_coherence(random.randn(120, 64000), 24 + np.arange(120) % 61, 16000)
+    short = metrics.phase_coherence(random.randn(120, 4000), 60 + np.arange(120) % 12, 8000)
+    assert long.mean() < 0.03 and short.mean() < 0.07               # measured: 0.02 and 0.05
+    # No bias is left before the root: about half of the means were below 0 and clipped.
+    assert 0.3 < np.mean(long == 0) < 0.7 and 0.3 < np.mean(short == 0) < 0.7
+
+
+def test_a_harmonic_counts_as_far_as_it_is_heard():
+    """One steady and one random, of amplitudes 1 and a: the mean R_k^2 is 1 / (1 + a)."""
+    time = np.arange(64000) / 16000
+    steady = np.sin(2 * np.pi * hertz(84) * time)
+    random = np.random.RandomState(0).uniform(0, 2 * np.pi, 250)[np.arange(64000) // 256]
+    for a in (0.1, 0.5, 1.0):
+        note = steady + a * np.sin(4 * np.pi * hertz(84) * time + random)
+        found = metrics.phase_coherence([note], [84], 16000)[0]
+        assert abs(found - (1 + a) ** -0.5) < 0.03, a
+
+
+def test_what_has_died_away_does_not_count():
+    time = np.arange(64000) / 16000
+    decay = np.exp(-8 * time)             # 60 dB in 0.9 s, and the rest is noise
+    note = harmonic_note(hertz(60), 16000, 4.0) * decay
+    noise = 1e-4 * np.random.RandomState(0).randn(64000)
+    assert metrics.phase_coherence([note + noise], [60], 16000)[0] > 0.99
+    assert metrics.phase_coherence([noise], [60], 16000)[0] < 0.2
+
+
+@pytest.mark.parametrize("hires, most", [(False, 0.25), (True, 0.6)])
+def test_a_real_note_keeps_its_coherence_through_if_but_not_without_its_phase(hires, most):
+    spectrum = Spectrum.derive("if", hires)
+    picture = spectrum.encode(clip())
+    noise = torch.rand(picture[:, 1].shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    blurred = spectrum.decode(torch.stack([picture[:, 0], noise], dim=1))
+    waves = torch.cat([clip(), spectrum.decode(picture), blurred]).numpy()
+    real, back, blurred = metrics.phase_coherence(waves, [76] * 3, 16000)
+    assert real > 0.9 and abs(back - real) < 0.01 and blurred < most
+
+
+def test_coherence_where_there_is_nothing_to_measure():
+    random = np.random.RandomState(0)
+    assert metrics.phase_coherence(np.zeros((1, 4000)), [60], 8000) == [0]
+    assert np.isnan(metrics.phase_coherence(random.randn(2, 4000), [108, 127], 8000)).all()
+    assert np.isnan(metrics.phase_coherence(random.randn(1, 1000), [24], 8000)).all()
+
+
+@pytest.mark.parametrize("rate, pitch, off", [(16000, 60, 0), (16000, 60, 30), (16000, 24, -30),
+                                              (16000, 84, 10), (8000, 71, 20)])
+def test_cycles_of_a_steady_note_fall_on_each_other_and_those_of_noise_do_not(rate, pitch, off):
+    note = harmonic_note(hertz(pitch + off / 100), rate, seconds=1.0, slope=2.0)
+    noise = np.random.RandomState(0).randn(rate)
+    pictures = [metrics.phase_picture(wave, pitch, rate) for wave in (note, noise)]
+    assert pictures[0].shape == pictures[1].shape and pictures[0].shape[0] == 2 * 192 + 4
+    assert (pictures[0][196:] == spectral.rainbowgram(note, rate)).all()
+    steady, blurred = (picture[:192, :, 0] / 255.0 for picture in pictures)
+    # Light squared is the share of cycles, so that its sum over a column is a stroke's height.
+    assert np.median((steady > 0.1).sum(0)) < 6 < 12 < np.median((blurred > 0.1).sum(0))
+    assert np.median(steady.max(0)) > 0.9
+    # The line is the note's own waveform: one cycle, from half the cycles before the middle.
+    period = rate / hertz(pitch + off / 100)
+    cycles = math.ceil(1028 / period)
+    when = rate / 2 + (np.linspace(0, 1, steady.shape[1]) - cycles / 2) * period
+    y = np.interp(when, np.arange(rate), note)
+    line = 95.5 - 0.5 * 192 * 0.9 * y / np.abs(note).max()
+    found = (steady ** 2 * np.arange(192)[:, None]).sum(0) / (steady ** 2).sum(0)
+    assert np.median(np.abs(found - line)) < 1.5
+
+
+def test_phase_pictures_of_silence_and_of_a_note_shorter_than_a_period():
+    line = metrics.phase_picture(np.zeros(8000), 60, 8000)[:192, :, 0]
+    assert (line.argmax(0) // 2 == 95 // 2).all() and not line[:90].any()
+    assert metrics.phase_picture(np.ones(100), 24, 8000).shape[0] == 388
+
+
+# ---- metrics.py, the paper's measures ----
+
+def gaussian_features(mean, cov, n, seed=0):
+    """(n, D) whose sample mean and covariance are exactly these."""
+    x = np.random.RandomState(seed).randn(n, len(mean))
+    x -= x.mean(0)
+    x = x @ np.linalg.inv(np.linalg.cholesky(np.cov(x.T))).T
+    return x @ np.linalg.cholesky(cov).T + mean
+
+
+def other_tools_data():
+    """What the values of other tools below were computed on: two sets of features, and a third."""
+    r = np.random.RandomState(7)
+    a = r.randn(300, 6) @ r.randn(6, 6) + 1
+    b = r.randn(200, 6) @ r.randn(6, 6) - 0.5
+    heaps = np.concatenate([r.randn(50, 3) + 3 * r.randn(3) for _ in range(8)])
+    return a, b, heaps
+
+
+def test_fid_between_gaussians_is_the_closed_form():
+    a = gaussian_features(np.array([0.0, 1, 2]), np.diag([1.0, 4, 9]), 50)
+    b = gaussian_features(np.array([1.0, 1, 0]), np.diag([4.0, 4, 1]), 70, seed=1)
+    # covariances that commute: the squared distance of their roots
+    assert metrics.frechet_distance(a, b) == pytest.approx(1 + 4 + (1 + 0 + 4), rel=1e-9)
+    assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert metrics.frechet_distance(a[:, :1], b[:, :1]) == pytest.approx(1 + 1, rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [400, 12])                            # fewer rows than features
+def test_fid_agrees_with_scipys_root_of_a_matrix(n):
+    r = np.random.RandomState(n)
+    a, b = r.randn(n, 20) @ r.randn(20, 20), r.randn(n, 20) @ r.randn(20, 20) + 1
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    trace = np.trace(scipy.linalg.sqrtm(cov_a @ cov_b)).real
+    theirs = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b) - 2 * trace
+    assert metrics.frechet_distance(a, b) == pytest.approx(theirs, rel=1e-5)
+
+
+def test_fid_equals_pytorch_fids():
+    a, b, _ = other_tools_data()
+    assert metrics.frechet_distance(a, b) == pytest.approx(29.460871165908884, rel=1e-9)    # 0.3.0
+
+
+def test_fid_moves_when_only_the_second_batch_changes():
+    a, b = np.random.RandomState(0).randn(2, 256, 8)
+    c = b.copy()
+    c[128:] += 0.1                        # the release scored the first 128 only
+    assert abs(metrics.frechet_distance(a, b) - metrics.frechet_distance(a, c)) > 1e-3
+
+
+@pytest.mark.parametrize("features, says", [
+    (np.zeros((1, 4)), "two rows"), (np.zeros(4), "two rows"), (np.full((3, 4), np.nan), "NaN"),
+    (np.zeros((3, 5)), "4 and 5 dimensions")])
+def test_fid_refuses(features, says):
+    with pytest.raises(metrics.MetricError, match=says):
+        metrics.frechet_distance(np.zeros((3, 4)), features)
+
+
+def test_inception_score_from_one_to_the_number_of_classes():
+    assert metrics.inception_score(np.zeros((10, 61))) == pytest.approx(1)
+    one_hot = 1e3 * np.eye(61)[np.arange(610) % 61]
+    assert metrics.inception_score(one_hot) == pytest.approx(61)
+    counts = np.array(nsynth.RELEASE_COUNTS)                        # the ceiling of the paper's IS
+    ceiling = metrics.inception_score(1e3 * np.eye(61)[np.repeat(np.arange(61), counts // 10)])
+    assert ceiling == pytest.approx(58.9, abs=0.05)
+    logits = np.random.RandomState(0).randn(50, 7)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    divergence = [scipy.stats.entropy(row, p.mean(0)) for row in p]
+    assert metrics.inception_score(logits) == pytest.approx(np.exp(np.mean(divergence)))
+    assert metrics.inception_score(logits + 1e4) == pytest.approx(np.exp(np.mean(divergence)))
+
+
+def test_pitch_entropy_is_in_nats():
+    assert metrics.pitch_entropy(np.zeros((3, 128))) == pytest.approx(math.log(128))
+    assert metrics.pitch_entropy(1e3 * np.eye(128)) == pytest.approx(0)
+    logits = np.random.RandomState(0).randn(9, 128)
+    theirs = scipy.stats.entropy(scipy.special.softmax(logits, axis=1), axis=1).mean()
+    assert metrics.pitch_entropy(logits) == pytest.approx(theirs)
+
+
+def test_pitch_accuracy_is_exact_or_within_a_semitone():
+    logits = np.eye(128)[[60, 61, 62, 63, 24]]
+    pitch = np.array([60, 60, 60, 60, 24])
+    assert metrics.pitch_accuracy(logits, pitch) == pytest.approx(2 / 5)
+    assert metrics.pitch_accuracy(logits, pitch, within=1) == pytest.approx(3 / 5)
+
+
+def test_ndb_of_two_halves_of_one_set_is_what_chance_gives():
+    found = []
+    for seed in range(8):
+        x = np.random.RandomState(seed).randn(6000, 4)
+        result = metrics.ndb(x[:3000], x[3000:], seed=seed)
+        assert result.expected == 2.5 and len(result.p) == 50
+        assert result.train.sum() == pytest.approx(1) and result.samples.sum() == pytest.approx(1)
+        found.append(result.number)
+    assert 1 < np.mean(found) < 4.5       # 2.5 of 50; the mean of 8 has a deviation of 0.5
+    assert metrics.ndb(x, x).js == 0
+
+
+@pytest.mark.parametrize("dims", [8, 1200])             # beyond 1000, clusters are sought in some
+def test_ndb_flags_a_removed_cluster(dims):
+    r = np.random.RandomState(0)
+    centres = 20 * r.randn(10, dims)
+    train, samples = (np.concatenate([c + r.randn(60, dims) for c in some])
+                      for some in (centres, centres[:-1]))
+    result = metrics.ndb(train, samples, k=10)
+    gone = result.samples == 0
+    assert gone.sum() == 1 and result.p[gone] < 1e-6 and result.train[gone] == pytest.approx(0.1)
+    assert result.number == 1             # 60 of 540 beside 60 of 600 is no difference
+    assert result.train.tolist() == sorted(result.train, reverse=True)
+
+
+def test_ndbs_test_and_divergence_agree_with_other_tools():
+    train = np.repeat([[0.0], [9.0]], [30, 370], axis=0)
+    samples = np.repeat([[0.0], [9.0]], [18, 132], axis=0)
+    result = metrics.ndb(train, samples, k=2)
+    np.testing.assert_allclose(result.p, 0.09584945909066096, rtol=1e-9)    # statsmodels 0.15.0
+    js = scipy.spatial.distance.jensenshannon(result.train, result.samples) ** 2
+    assert result.js == pytest.approx(js) and result.number == 0
+    chi2 = scipy.stats.chi2_contingency([[30, 370], [18, 132]], correction=False)
+    np.testing.assert_allclose(result.p, chi2.pvalue, rtol=1e-9)    # z squared
+
+
+def test_k_means_is_as_good_as_scikit_learns():
+    *_, heaps = other_tools_data()
+    cost = []
+    for seed in range(10):
+        cells = metrics.k_means(heaps, 8, seed)
+        cost.append(sum(np.square(heaps[cells == c] - heaps[cells == c].mean(0)).sum()
+                        for c in range(8)))
+        centres = np.stack([heaps[cells == c].mean(0) for c in range(8)])
+        assert (scipy.spatial.distance.cdist(heaps, centres).argmin(1) == cells).all()
+    # the best of twenty starts of sklearn.cluster.KMeans 1.9.1
+    assert min(cost) == pytest.approx(1025.3766608351402, rel=1e-6)
+    assert np.median(cost) < 1.2 * min(cost)
+    assert metrics.k_means(np.zeros((9, 2)), 3).tolist() == [0] * 9
+
+
+def test_ndb_refuses():
+    x = np.random.RandomState(0).randn(60, 3)
+    for train, samples, says in ((x[:49], x, "49 training notes"), (x, x[:9], "9 samples"),
+                                 (x, x * np.nan, "NaN")):
+        with pytest.raises(metrics.MetricError, match=says):
+            metrics.ndb(train, samples)
+
+
+# ---- metrics.py, the classifier ----
+
+def test_the_classifier_sees_what_scipys_spectrogram_shows():
+    wave = harmonic_note(440.0, rate=16000, seconds=4.0).astype(np.float32)
+    ours = metrics.log_spectrogram(torch.from_numpy(np.stack([wave, wave / 50])), 16000)
+    assert ours.shape == (2, 1, 512, 256)                           # paper, appendix
+    assert ours.min() == 0 and ours.amax(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1])
+    assert (ours[0] - ours[1]).abs().max() < 0.01                   # the level does not tell
+    padded = np.pad(wave, (2304, 0))      # as in spectral.stft
+    _, _, S = scipy.signal.stft(padded, 16000, nperseg=1024, noverlap=768, padded=False,
+                                boundary=None, scaling="spectrum")
+    decibels = 20 * np.log10(np.abs(S[1:]) / np.abs(S[1:]).max() + 1e-12)
+    np.testing.assert_allclose(ours[0, 0], np.clip(1 + decibels / 80, 0, 1), atol=2e-3)
+    assert metrics.log_spectrogram(torch.zeros(1, 4096), 8000).shape == (1, 1, 256, 32)
+    assert metrics.log_spectrogram(torch.zeros(1, 4096), 8000).max() == 0
+
+
+def test_the_full_classifier_is_the_papers():
+    classifier = metrics.Classifier(16000, 128)
+    shapes = [tuple(conv.conv.weight.shape) for conv in classifier.convs]
+    widths = [1, 128, 128, 128, 256, 256, 256, 512, 512, 512]
+    assert shapes == [(b, a, k, k) for a, b, k in zip(widths, widths[1:], [5] + [4] * 8)]
+    x, sizes = torch.zeros(1, 1, 512, 256), []
+    for conv, width in zip(classifier.convs, widths):
+        x = conv(x[:, :1].expand(1, width, -1, -1))
+        sizes.append(tuple(x.shape[2:]))
+    assert sizes == [(256, 128), (128, 64), (64, 32), (32, 16), (16, 8), (8, 4), (4, 2), (2, 1),
+                     (1, 1)]
+    features, logits = classifier.eval()(torch.zeros(2, 64000))
+    assert features.shape == (2, 512) and classifier.hidden.out_features == 1024
+    assert {name: y.shape[1] for name, y in logits.items()} == {
+        "pitch": 128, "qualities": 10, "family": 11, "source": 3}
+
+
+@pytest.mark.parametrize("n, kernel, stride, before", [
+    (8, 5, 2, 1), (8, 4, 2, 1), (7, 4, 2, 1), (1, 4, 2, 1), (5, 4, 1, 1), (1, 4, 1, 1)])
+def test_strided_convolutions_pad_as_tensorflows(n, kernel, stride, before):
+    conv = metrics.StridedConv(1, 1, kernel, (stride, stride)).eval()
+    x = torch.randn(1, 1, n, n)
+    last = (math.ceil(n / stride) - 1) * stride + kernel            # what the last window reaches
+    wide = np.pad(x[0, 0], [(before, last - n - before)] * 2)
+    weight = conv.conv.weight[0, 0].detach().numpy()
+    ours = conv(x)[0, 0].detach().numpy()
+    for i, j in itertools.product(range(ours.shape[0]), repeat=2):
+        window = wide[i * stride:i * stride + kernel, j * stride:j * stride + kernel]
+        assert ours[i, j] == pytest.approx((window * weight).sum(), rel=1e-3, abs=1e-5)
+    assert ours.shape == (math.ceil(n / stride),) * 2
+
+
+def test_what_is_not_told_does_not_count_in_the_loss():
+    logits = {name: torch.randn(6, k) for name, k in metrics.HEADS.items()}
+    target = {"pitch": torch.arange(60, 66), "family": torch.tensor([0, -1, 3, -1, 10, 2]),
+              "source": torch.full((6,), -1), "qualities": torch.full((6, 10), -1)}
+    target["qualities"][2] = torch.arange(10) % 2
+    told = target["family"] >= 0
+    theirs = (F.cross_entropy(logits["pitch"], target["pitch"])
+              + F.cross_entropy(logits["family"][told], target["family"][told])
+              + F.binary_cross_entropy_with_logits(logits["qualities"][2],
+                                                   target["qualities"][2].float()))
+    torch.testing.assert_close(metrics.classifier_loss(logits, target), theirs)
+
+SHORT = metrics.Setting(length=2048, sample_rate=8000, pitch_low=60, pitch_high=63)
+
+
+@pytest.fixture(scope="module")
+def classified(tmp_path_factory):
+    """A folder in which a classifier of SHORT was trained, its file, and itself."""
+    folder = tmp_path_factory.mktemp("classified")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        notes, held_out = SHORT.notes()
+        classifier, accuracy = metrics.make_classifier(SHORT, notes, held_out, 16, 1600, "cpu")
+    assert accuracy > 0.9                 # chance is a quarter
+    return folder, folder / metrics.classifier_path(SHORT, notes), classifier
+
+
+def short_run(out, **more):
+    """A run of SHORT's notes, as good as untrained."""
+    form = {f: getattr(SHORT, f) for f in ("length", "sample_rate", "pitch_low", "pitch_high")}
+    return tiny_run(out, **form, images=8, **more)
+
+
+def write_notes(folder, waves, pitches, rate=8000):
+    folder.mkdir()
+    for i, (wave, pitch) in enumerate(zip(waves, pitches)):
+        nsynth.write_wav(folder / f"{i:03}-{pitch:03}.wav", torch.as_tensor(wave).float(), rate)
+    return folder
+
+
+def measured(capsys, *argv):
+    """The tables of one command, from its JSON."""
+    metrics.main([*map(str, argv), "--json", "--device", "cpu"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_classifier_on_disk_is_the_one_trained(classified, monkeypatch):
+    folder, path, classifier = classified
+    monkeypatch.chdir(folder)
+    again, accuracy = metrics.load_classifier(path, SHORT, "cpu")
+    waves = torch.randn(3, 2048)
+    for ours, theirs in zip(again(waves)[1].values(), classifier(waves)[1].values()):
+        assert torch.equal(ours, theirs)
+    contents = gansynth.load_checkpoint(path)
+    assert metrics.Setting(**contents["setting"]) == SHORT and contents["accuracy"] == accuracy
+    assert "8000Hz-2048-pitch-60-63" in path.name
+
+
+def test_a_classifier_that_does_not_fit_is_refused(classified, tmp_path):
+    _, path, _ = classified
+    for other in (replace(SHORT, length=4096), replace(SHORT, sample_rate=16000),
+                  replace(SHORT, pitch_high=64)):
+        with pytest.raises(metrics.MetricError, match="2,048 samples at 8,000 Hz, pitches 60-63"):
+            metrics.load_classifier(path, other, "cpu")
+    metrics.load_classifier(path, replace(SHORT, pitch_high=62), "cpu")
+    with pytest.raises(CheckpointError, match="lacks classifier"):
+        metrics.load_classifier(tiny_checkpoint(tmp_path / "gan.pt"), SHORT, "cpu")
+    contents = gansynth.load_checkpoint(path)
+    gansynth.save_checkpoint(tmp_path / "wide.pt", {**contents, "width": 17})
+    with pytest.raises(CheckpointError, match="do not fit its settings"):
+        metrics.load_classifier(tmp_path / "wide.pt", SHORT, "cpu")
+
+
+def test_one_command_one_table(classified, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(classified[0])
+    run = short_run(tmp_path / "run")
+    notes, held_out = SHORT.notes()
+    real = write_notes(tmp_path / "copies", notes.waves(range(80)), notes.pitch[:80])
+    argv = [run, real, "--samples", "60", "--controls"]
+    table, = measured(capsys, *argv, "--out", tmp_path / "out")
+    rows = {entry["name"]: entry["values"] for entry in table["rows"]}
+    assert list(rows) == ["real: held out of orchestra", "run, 8 examples", "copies",
+                          "control: white noise", "control: one note repeated",
+                          "control: shuffled pitches"]
+    truth, fake, copies, noise, one, shuffled = rows.values()
+    assert truth["notes"] == len(held_out) and fake["notes"] == copies["notes"] == 60
+    assert truth["PA"] > 0.9 and copies["PA"] > 0.9 and truth["in tune"] == 1
+    assert truth["PE"] < fake["PE"] and truth["FID"] < fake["FID"] and copies["FID"] < fake["FID"]
+    assert fake["NDB"] > copies["NDB"] and truth["NDB"] is None     # fewer notes than cells
+    # each failure is caught by one measure at least, and not by others
+    assert noise["PA"] < 0.5 and noise["FID"] > truth["FID"] and noise["steady"] < 0.5
+    assert one["PA"] > 0.9 and one["IS"] < 1.1 and one["variety"] < 0.1 and one["NDB"] > 20
+    assert shuffled["PA"] < 0.5 and shuffled["FID"] == pytest.approx(truth["FID"])
+    assert [entry["paper"] for entry in table["rows"][:3]] == ["Real data", "IF", None]
+    again, = measured(capsys, *argv, "--out", tmp_path / "again")
+    assert again == table                 # the same seed gives the same row
+
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    pictures = sorted((tmp_path / "out").glob("*.png"))
+    assert all(f'src="{picture.name}"' in page for picture in pictures) and len(pictures) == 11
+    markdown = (tmp_path / "out" / "table.md").read_text(encoding="utf-8").splitlines()
+    assert json.loads((tmp_path / "out" / "table.json").read_text()) == [table]
+    cells = [cell.strip() for cell in markdown[4].strip("|").split("|")]
+    assert cells[:2] == ["real: held out of orchestra", str(len(held_out))]
+    assert f"{truth['PA']:.1%}" in cells and markdown[5].startswith("| paper: Real data | 12,800 |")
+
+
+def test_each_setting_has_a_table_and_real_notes_of_its_own(classified, tmp_path, monkeypatch,
+                                                            capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(metrics, "make_classifier", lambda setting, *rest: (
+        metrics.Classifier(setting.sample_rate, 16).eval().requires_grad_(False), 0.5))
+    runs = [short_run(tmp_path / "a"), tiny_run(tmp_path / "b", images=8)]
+    metrics.main([*map(str, runs), "--samples", "8", "--device", "cpu"])
+    text = capsys.readouterr().out
+    assert text.count("real: held out of orchestra") == 2 + text.count("of real: held out")
+    assert "2,048 samples at 8,000 Hz, pitches 60-63; NDB and FID beside 8 training" in text
+    assert "256 samples at 2,000 Hz, pitches 60-62; NDB and FID beside 8 training" in text
+    assert (tmp_path / "runs" / "metrics-0001" / "index.html").exists()
+    assert "no more notes than the 64 features" in text and "notes, and as many training" in text
+
+
+def test_the_classifier_is_trained_on_first_use_and_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = short_run(tmp_path / "run")
+    metrics.main([str(run), "--train-classifier", "--examples", "64", "--device", "cpu"])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "held-out notes named right; 2,048 samples at 8,000 Hz, pitches 60-63" in line
+    monkeypatch.setattr(metrics, "train_classifier", None)          # never again
+    table, = measured(capsys, run, "--samples", "4")
+    assert table["classifier"]["width"] == 16
+    assert table["classifier"]["accuracy"] == pytest.approx(float(line.split()[1][:-1]) / 100,
+                                                            abs=1e-3)
+
+
+def test_a_row_of_the_paper_belongs_to_every_kind_of_run():
+    def name(**more):
+        return metrics.paper_name({**asdict(train.Config()), **more})
+
+    found = {name(rep=rep, hires=hires) for rep in spectral.REPRESENTATIONS
+             for hires in (False, True) if rep != "waveform"}
+    assert found == {"Phase", "Phase + H", "IF", "IF + H", "IF-Mel", "IF-Mel + H"}
+    assert found <= set(metrics.PAPER)
+    assert metrics.PAPER[name()] == {"notes": 12_800, "NDB": 29.3, "FID": 167, "IS": 38.1,
+                                     "PA": 0.979, "PE": 0.40}
+
+
+@pytest.mark.parametrize("prepare, says", [
+    (lambda f: f.mkdir(), "neither a run nor a folder of WAVs"),
+    (lambda f: write_notes(f, np.zeros((1, 9)), [60]).joinpath("000-060.wav").rename(f / "a.wav"),
+     "a.wav tells no pitch"),
+    (lambda f: (f.mkdir(), scipy.io.wavfile.write(f / "n-060.wav", 8000,
+                                                  np.full(99, np.nan, np.float32))),
+     "n-060.wav holds NaN"),
+    (lambda f: (f.mkdir(), (f / "n-060.wav").write_bytes(b"RIFF")), "n-060.wav is no WAV file"),
+    (lambda f: write_notes(f, np.full((12, 2048), 0.1), [72] * 12), "none of its 12 notes"),
+    (lambda f: write_notes(f, [harmonic_note(hertz(p), seconds=0.3) for p in [60, 61] * 6],
+                           [60, 61] * 6, rate=10079), r"4.0 semitones beside .* 1.26 times"),
+])
+def test_wavs_that_cannot_be_measured_are_one_sentence(classified, tmp_path, monkeypatch, capsys,
+                                                       prepare, says):
+    monkeypatch.chdir(classified[0])
+    prepare(tmp_path / "notes")
+    before = set(Path("runs").glob("*"))
+    with pytest.raises(SystemExit) as stop:
+        metrics.main([str(tmp_path / "notes"), "--length", "2048", "--sample-rate", "8000",
+                      "--pitches", "60-63", "--samples", "12", "--device", "cpu"])
+    assert re.search(says, str(stop.value)) and str(stop.value).startswith("metrics.py: ")
+    assert set(Path("runs").glob("*")) == before        # nothing was written
+
+
+def test_silent_notes_and_those_out_of_range_are_told(classified, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(classified[0])
+    waves = np.stack([harmonic_note(hertz(60), seconds=0.256)] * 3 + [np.zeros(2048)] * 2)
+    folder = write_notes(tmp_path / "notes", waves, [60, 60, 90, 61, 62])
+    metrics.main([str(folder), "--length", "2048", "--sample-rate", "8000", "--pitches", "60-63",
+                  "--device", "cpu", "--out", str(tmp_path / "out")])
+    out, err = capsys.readouterr()
+    assert "1 of 5 notes are left out: their pitches are not 60-63" in err
+    assert "notes: 2 of 4 notes are silent" in out
+
+
+@pytest.mark.parametrize("argv", [
+    [], ["run", "--samples", "1"], ["run", "--samples", "x"], ["run", "--pitches", "84-24"],
+    ["run", "--width", "wide"], ["run", "--listening-test"], ["run", "--device", "abacus"]])
+def test_metrics_usage(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        metrics.main(argv)
+    assert stop.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+def test_metrics_without_a_run_is_one_sentence(tmp_path):
+    run = subprocess.run([sys.executable, HERE / "metrics.py", "nowhere"], cwd=tmp_path,
+                         capture_output=True, text=True)
+    assert run.returncode == 1 and run.stdout == ""
+    assert run.stderr == ("metrics.py: nowhere: no checkpoint there: expected a run's folder with "
+                          "checkpoint-*.pt files, or one such file\n")
 
 
 # ---- metrics.py, phase coherence ----
