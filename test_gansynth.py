@@ -26,6 +26,7 @@ is asked leaves some five to ten times as much.
 
 import base64
 import csv
+import fcntl
 import gzip
 import hashlib
 import http.server
@@ -42,6 +43,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import tracemalloc
 import zlib
 from dataclasses import asdict, replace
@@ -3928,3 +3930,336 @@ def test_the_table_has_the_held_out_notes_and_the_run(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         metrics.main([str(run), "--samples", "0"])
     assert stop.value.code == 2
+
+
+# ---- metrics.py: human evaluation ----
+
+
+def listening_models(names=("model-alpha", "model-beta", "model-gamma"), n=20, length=400):
+    """Noise at levels from 0.001 to 0.5, pitches 60 to 63 in turn."""
+    random = np.random.RandomState(len(names))
+    return {name: (random.randn(n, length) * np.geomspace(0.001, 0.1, n)[:, None],
+                   60 + np.arange(n) % 4) for name in names}
+
+
+def listening_page(path):
+    """What the page embeds: pairs [A, B, pitch], the names of A and B, and notes as int16."""
+    text = path.read_text(encoding="utf-8")
+    test = json.loads(re.search(r"^const test = (.*);", text, re.M)[1])
+    wavs = [scipy.io.wavfile.read(io.BytesIO(base64.b64decode(note))) for note in test["notes"]]
+    assert {rate for rate, _ in wavs} == {8000}
+    return test, json.loads(base64.b64decode(test["key"])), np.stack([wave for _, wave in wavs])
+
+
+def test_a_listening_test_is_balanced_and_blind_and_uses_each_note_once(tmp_path):
+    models = listening_models()
+    path = metrics.write_listening_test(models, 8000, tmp_path / "test", pairs=28, seed=3)
+    assert path == tmp_path / "test" / "index.html" and os.listdir(tmp_path) == ["test"]
+    text = path.read_text(encoding="utf-8")
+    assert not any(name in text for name in models) and "://" not in text
+    test, key, notes = listening_page(path)
+    assert len(test["pairs"]) == len(key) == 28
+    meetings = {pair: [tuple(k) for k in key if set(k) == set(pair)]
+                for pair in itertools.combinations(models, 2)}
+    assert sorted(map(len, meetings.values())) == [9, 9, 10]
+    for (a, b), met in meetings.items():
+        assert abs(met.count((a, b)) - met.count((b, a))) <= 1
+    # 56 places, 60 notes: none comes twice
+    assert sorted(i for pair in test["pairs"] for i in pair[:2]) == list(range(56))
+    assert len(np.unique(notes, axis=0)) == len(notes)
+    for (i, j, pitch), names in zip(test["pairs"], key):            # each is what the key says
+        for k, name in zip((i, j), names):
+            waves, pitches = models[name]
+            alike = waves @ notes[k] / np.linalg.norm(waves, axis=1) / np.linalg.norm(notes[k])
+            assert alike.max() > 0.9 and pitches[alike.argmax()] == pitch
+    again = metrics.write_listening_test(models, 8000, tmp_path / "again", pairs=28, seed=3)
+    assert again.read_bytes() == path.read_bytes()
+    other = metrics.write_listening_test(models, 8000, tmp_path / "other", pairs=28, seed=4)
+    assert listening_page(other)[0]["id"] != test["id"]
+
+
+def test_few_notes_repeat_evenly_but_never_in_the_same_pair():
+    pitches = {"a": np.array([60, 60, 60, 61]), "b": np.array([60, 60, 61, 62])}
+    drawn = metrics.draw_pairs(pitches, 7, 0)                       # 3 x 2 + 1 x 1: all there are
+    assert len({frozenset(pair) for pair in drawn}) == 7
+    drawn = [note for pair in metrics.draw_pairs(pitches, 3, 0) for note in pair]
+    assert len(set(drawn)) == 6           # 2 pairs of 60 and one of 61 repeat no note
+
+
+def test_notes_are_matched_in_level_and_cut_ends_faded(tmp_path):
+    waves = metrics.level_notes(listening_models()["model-alpha"][0], 8000) / 32768
+    rms = np.sqrt(np.mean(waves ** 2, axis=1))
+    assert np.ptp(20 * np.log10(rms)) < 0.01                        # dB
+    assert abs(np.abs(waves).max() - 0.9) < 1e-3
+    cut, whole = np.ones(800), np.sin(np.pi * np.arange(800) / 799)
+    cut, whole = metrics.level_notes([cut, whole], 8000).astype(float)
+    assert cut[0] == cut[-1] == 0 and np.all(np.diff(cut[:40]) > 0)  # 5 ms
+    assert np.ptp(cut[40:-40]) == 0
+    assert np.corrcoef(whole, np.sin(np.pi * np.arange(800) / 799))[0, 1] > 1 - 1e-7
+
+
+def test_notes_that_no_listening_test_can_be_made_of_are_refused(tmp_path):
+    a, b = listening_models(("a", "b")).values()
+    silent, broken = (a[0].copy(), a[1]), (a[0].copy(), a[1])
+    silent[0][3] = 0
+    broken[0][2, 7] = np.nan
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for models, changes, message in [
+            ({"a": a}, {}, "two models or more"),
+            ({"a": a, "b": silent}, {}, "note 3 of b is silent"),
+            ({"a": broken, "b": b}, {}, "note 2 of a holds NaN"),
+            ({"a": a, "b": (b[0][:, :300], b[1])}, {}, "400 samples and those of b 300"),
+            ({"a": a, "b": (b[0], b[1] + 30)}, {}, "have notes for 0 pairs of one pitch"),
+            ({"a": a, "b": (b[0], b[1][:5])}, {}, "expected (N, L)"),
+            ({"a": a, "b": b}, {"pairs": 0}, "0 pairs are too few"),
+            ({"a": a, "b": b}, {"pairs": 101}, "for 100 pairs of one pitch, and 101 are"),
+            ({"a": a, "b": b}, {"out": tmp_path / "full"}, "name a new one")]:
+        with pytest.raises(metrics.ListeningError, match=re.escape(message)):
+            metrics.write_listening_test(models, 8000, **{"out": tmp_path / "new"} | changes)
+        assert os.listdir(tmp_path) == ["full"]
+
+
+def answers_file(path, ratings, rater="Ann", **changes):
+    """ratings: [(A, B, 1 to 5), ...]"""
+    answers = [{"pair": i, "A": a, "B": b, "pitch": 60, "rating": rating}
+               for i, (a, b, rating) in enumerate(ratings, 1)]
+    path.write_text(json.dumps({"format": "gansynth-listening-answers", "version": 1, "test": "t",
+                                "rater": rater, "answers": answers} | changes))
+    return path
+
+
+def test_wins_ties_and_losses_are_counted_from_both_sides(tmp_path):
+    ann = [("x", "y", 1), ("y", "x", 5), ("x", "z", 3), ("z", "y", 4), ("y", "z", 2)]
+    ben = [(a, b, r) for (a, b, _), r in zip(ann, (2, 1, 4, 3, 5))]
+    result = metrics.score_test([answers_file(tmp_path / "1", ann),
+                                 answers_file(tmp_path / "2", ben, "Ben")])
+    assert result["ratings"] == 10 and result["raters"] == ["Ann", "Ben"]
+    count = lambda wins, ties, losses: {"ratings": wins + ties + losses, "wins": wins,  # noqa: E731
+                                        "ties": ties, "losses": losses}
+    assert result["models"]["x"] == count(3, 1, 2)      # against y: 1, 5, 2, 1; z: 3, 4
+    assert result["models"]["y"] == count(3, 1, 4)      # x: from the other side; z: 4, 2, 3, 5
+    assert result["models"]["z"] == count(2, 2, 2)
+    assert list(result["models"]) == ["x", "y", "z"]    # 3/6, 3/8, 2/6
+    xy, xz, yz = (result["pairs"][pair] for pair in (("x", "y"), ("x", "z"), ("y", "z")))
+    assert (xy["wins"], xy["ties"], xy["losses"]) == (3, 0, 1)
+    assert (xz["wins"], xz["ties"], xz["losses"]) == (0, 1, 1)
+    assert (yz["wins"], yz["ties"], yz["losses"]) == (2, 1, 1)
+    kruskal = scipy.stats.kruskal([2, 2, 1, -2, 0, -1], [-2, -2, -1, 2, 1, 1, 0, -2],
+                                  [0, 1, -1, -1, 0, 2])
+    assert list(result["kruskal"].values()) == pytest.approx(list(kruskal))
+    text = metrics.format_scores(result)
+    assert re.search(r"^x +6 +3 +50\.0% +1 +16\.7% +2 +33\.3%$", text, re.M)
+    assert "3 of 3 pairs have too few ratings: 7 that" in text      # 3 x 2^-6 < 0.05 < 3 x 2^-5
+
+
+def test_all_neutral_ratings_are_no_evidence(tmp_path):
+    result = metrics.score_test([answers_file(tmp_path / "1", [("x", "y", 3)] * 8)])
+    assert result["kruskal"] == {"H": 0.0, "p": 1.0}
+    assert result["pairs"]["x", "y"]["p"] == result["pairs"]["x", "y"]["p_holm"] == 1.0
+    assert "0   0.0%" in metrics.format_scores(result)
+
+
+def test_signed_rank_p_is_that_of_all_signs_tried_and_scipys():
+    random = np.random.RandomState(0)
+    for n in range(1, 11):                                          # with ties: brute force
+        d = random.choice([-2, -1, 1, 2], n)
+        ranks = scipy.stats.rankdata(np.abs(d))
+        sums = np.array(list(itertools.product([0, 1], repeat=n))) @ ranks
+        plus = ranks[d > 0].sum()
+        p = min(1, 2 * min(np.mean(sums <= plus), np.mean(sums >= plus)))
+        assert metrics.signed_rank([*d, 0, 0]) == pytest.approx(p)
+        assert metrics.signed_rank(np.ones(n)) == pytest.approx(min(1, 2.0 ** (1 - n)))
+    d = random.randn(40) + 0.3                                      # without: scipy's exact table
+    assert metrics.signed_rank(d) == pytest.approx(scipy.stats.wilcoxon(d, method="exact").pvalue)
+    d = random.choice([-2, -1, 0, 1, 2], 150, p=[0.1, 0.2, 0.2, 0.3, 0.2])
+    assert metrics.signed_rank(d) == scipy.stats.wilcoxon(d).pvalue
+    assert metrics.signed_rank(d[:120]) == pytest.approx(scipy.stats.wilcoxon(d[:120]).pvalue, 0.05)
+
+
+def test_holm_is_the_worked_example_and_the_closure_of_bonferroni():
+    assert np.allclose(metrics.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    p = np.random.RandomState(1).rand(6) ** 3
+    sets = [s for k in range(1, 7) for s in itertools.combinations(range(6), k)]
+    closed = [max(min(1, len(s) * p[list(s)].min()) for s in sets if i in s) for i in range(6)]
+    assert np.allclose(metrics.holm(p), closed)
+
+
+def test_needed_ratings_are_the_least_and_have_the_power_they_promise():
+    assert metrics.least_ratings(1) == 6 and metrics.least_ratings(36) == 11    # 2^-5, 36 x 2^-10
+    for tests in (1, 3, 36):              # the exact sign test has that power, but for its steps
+        n = metrics.ratings_for_power(tests)
+        needed = scipy.stats.binom.isf(0.05 / tests / 2, n, 0.5) + 1
+        assert abs(scipy.stats.binom.sf(needed - 1, n, 0.6) - 0.8) < 0.04
+
+
+def test_answers_that_cannot_be_counted_are_refused(tmp_path):
+    good = answers_file(tmp_path / "good", [("x", "y", 1)])
+    (tmp_path / "text").write_text("hello")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "list").write_text("[1]")
+    copy = shutil.copy(good, tmp_path / "copy")
+
+    def file(ratings=(("x", "y", 1),), rater="Ben", **changes):
+        return answers_file(tmp_path / "bad", list(ratings), rater, **changes)
+
+    for paths, message in [
+            (lambda: [], "no answers"),
+            (lambda: [tmp_path / "none"], "cannot be read"),
+            (lambda: [tmp_path / "text"], "not JSON"),
+            (lambda: [tmp_path / "bytes"], "not JSON"),
+            (lambda: [tmp_path / "list"], "no answers of a listening test"),
+            (lambda: [file(format="else")], "no answers of a listening test"),
+            (lambda: [file(version=2)], "a listening test (version 1)"),
+            (lambda: [file(rater=None)], "lacks its test, rater or answers"),
+            (lambda: [file(answers=[])], "lacks its test, rater or answers"),
+            (lambda: [file([("x", "x", 1)])], "answer 1 does not name"),
+            (lambda: [file(answers=[{"pair": 2, "A": "x", "B": "y", "rating": 1}])], "answer 1"),
+            (lambda: [file([("x", "y", 1), ("x", "y", 6)])], "answer 2 has the rating 6"),
+            (lambda: [file([("x", "y", True)])], "has the rating True"),
+            (lambda: [good, copy], "the same answers"),
+            (lambda: [good, file(rater="Ann", answers=[
+                {"pair": 1, "A": "x", "B": "y", "pitch": 60, "rating": 2}])], "both by 'Ann'"),
+            (lambda: [good, file(test="u")], "different tests (u, t)"),
+            (lambda: [good, file([("y", "x", 1)])], "other pairs of models"),
+            (lambda: [good, file([("x", "y", 1)] * 2)], "other pairs of models")]:
+        with pytest.raises(metrics.ListeningError, match=re.escape(message)):
+            metrics.score_test(paths())
+
+
+class Chromium:
+    """A headless browser, spoken to in the DevTools protocol over a pipe: JSON ended by NUL."""
+
+    def __init__(self, program, folder):
+        (read, self.write), (self.read, write) = os.pipe(), os.pipe()
+        ends = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (read, write)]     # beyond 3 and 4,
+        self.process = subprocess.Popen(                # where the browser reads and writes
+            [program, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
+             "--no-first-run", "--mute-audio", f"--user-data-dir={folder / 'profile'}"],
+            preexec_fn=lambda: (os.dup2(ends[0], 3), os.dup2(ends[1], 4)), pass_fds=(3, 4),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for fd in (read, write, *ends):
+            os.close(fd)
+        self.watchdog = threading.Timer(120, self.process.kill)     # if it hangs, reads end
+        self.watchdog.start()
+        self.number, self.rest, self.session = 0, b"", {}
+
+    def open_page(self, folder):
+        page = self("Target.createTarget", url="about:blank")
+        self.session = self("Target.attachToTarget", flatten=True, **page)
+        self("Page.enable")
+        self("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
+    def send(self, method, **params):
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": params} | self.session
+        os.write(self.write, json.dumps(message).encode() + b"\0")
+        return self.number
+
+    def __call__(self, method, **params):
+        number = self.send(method, **params)
+        while True:
+            while b"\0" not in self.rest:
+                more = os.read(self.read, 1 << 16)
+                if not more:
+                    raise OSError("the browser has ended")
+                self.rest += more
+            message, _, self.rest = self.rest.partition(b"\0")
+            message = json.loads(message)
+            if message.get("method") == "Page.javascriptDialogOpening":
+                self.send("Page.handleJavaScriptDialog", accept=True)
+            if message.get("id") == number:
+                return message.get("result", {})
+
+    def js(self, expression):
+        """What it gives; None where it fails, as between two pages."""
+        result = self("Runtime.evaluate", expression=expression, returnByValue=True)
+        return result.get("result", {}).get("value")
+
+    def wait(self, expression):
+        while not self.js(expression):    # the watchdog ends it
+            time.sleep(0.02)
+
+    def key(self, key):
+        code = {"Enter": 13, "Backspace": 8, "ArrowRight": 39, "ArrowLeft": 37}.get(key) or ord(key)
+        text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
+        self("Input.dispatchKeyEvent", type="keyDown", key=key, text=text,
+             windowsVirtualKeyCode=code)
+        self("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+
+    def close(self):
+        self.watchdog.cancel()
+        self.process.kill()
+        self.process.wait()
+        os.close(self.read)
+        os.close(self.write)
+
+
+@pytest.fixture
+def chromium(tmp_path):
+    programs = filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome")))
+    program = next(programs, None)
+    if program is None:
+        pytest.skip("needs Chromium or Chrome")
+    browser = Chromium(program, tmp_path)
+    try:
+        try:
+            browser.open_page(tmp_path)
+        except OSError:
+            pytest.skip(f"{program} does not start here")
+        yield browser
+    finally:
+        browser.close()
+
+
+def test_a_rater_goes_through_the_page_by_keys_and_is_scored(tmp_path, chromium):
+    names = ("model-alpha", "model-beta", "model-gamma")
+    path = metrics.write_listening_test(listening_models(names), 8000, tmp_path / "test", pairs=4)
+    test, key, _ = listening_page(path)
+    chromium("Page.navigate", url=path.as_uri())
+    chromium.wait("document.readyState === 'complete' && !page.start.hidden")
+    shown = "page.count.textContent"
+    chromium.js("page.name.value = 'Zoë B.'; page.form.requestSubmit()")
+    assert chromium.js(shown) == "Pair 1 of 4"
+
+    def listen():
+        for side, play in zip("AB", ("a", "ArrowRight")):
+            chromium.key("2")                           # too early: it does not count
+            assert chromium.js("page.next.disabled && scale.every(button => button.disabled)")
+            chromium.key(play)
+            chromium.wait(f"heard.{side}")
+        assert not chromium.js("scale.some(button => button.disabled)")
+
+    given = {}                                          # ratings by pair, as the page orders them
+    for at, rating in enumerate("1542"):
+        assert chromium.js(shown) == f"Pair {at + 1} of 4"
+        listen()
+        chromium.key("3")
+        chromium.key(rating)                            # revised at once
+        given[chromium.js("pair()")] = int(rating)
+        assert chromium.js("document.activeElement.id") == "next"
+        if at == 1:                                     # back, and revised
+            chromium.key("Backspace")
+            chromium.key("4")
+            given[chromium.js("pair()")] = 4
+            chromium.key("Enter")
+        if at == 2:                                     # closed and opened again: goes on here
+            chromium.js("window.old = true")
+            chromium("Page.reload")
+            chromium.wait("!window.old && document.readyState === 'complete'")
+            assert chromium.js(shown) == "Pair 3 of 4" and chromium.js("page.bar.value") == 3
+            chromium.js("page.next.focus()")
+        chromium.key("Enter" if at else " ")
+    assert chromium.js("page.rate.hidden && !page.end.hidden")
+    answers = tmp_path / "answers-Zoë-B-.json"
+    while not answers.exists():
+        chromium.wait("!page.end.hidden")
+    result = metrics.score_test([answers])
+    assert (result["test"], result["raters"], result["ratings"]) == (test["id"], ["Zoë B."], 4)
+    saved = json.loads(answers.read_text(encoding="utf-8"))["answers"]
+    assert [a["rating"] for a in saved] == [given[i] for i in range(4)]
+    assert [[a["A"], a["B"]] for a in saved] == key
+    assert [a["pitch"] for a in saved] == [pair[2] for pair in test["pairs"]]
+    chromium.js("page.fresh.click()")                   # the next rater finds nothing of the last
+    chromium.wait("!page.start.hidden")
+    assert chromium.js("localStorage.length === 0 && page.name.value === ''")
