@@ -689,8 +689,8 @@ def folder_run(folder, args, settings):
         print(f"{folder}: {len(files) - len(inside):,} of {len(files):,} notes are left out: their "
               f"pitches are not {setting.pitch_low}-{setting.pitch_high}", file=sys.stderr)
     if not inside:
-        raise MetricError(f"{folder}: none of its {len(files):,} notes is within {setting.pitch_low}"
-                          f"-{setting.pitch_high}: say which pitches with --pitches")
+        raise MetricError(f"{folder}: none of its {len(files):,} notes is of pitch "
+                          f"{setting.pitch_low}-{setting.pitch_high}: say which with --pitches")
     order = np.random.default_rng(args.seed).permutation(len(inside))
     inside = [inside[i] for i in order[:args.samples or default_samples(setting)]]
     wish = nsynth.Wish(setting.length, setting.sample_rate)

@@ -322,8 +322,8 @@ def progress_bar(items, what, wanted=True, share=None, total=None, each=1):
                 speed = done * each / (now - start)
                 left = (now - start) * (1 / part - 1) if part else 0
                 bar = f"[{'#' * int(20 * part):20}] {part:4.0%}"
-                print(f"{bar} {done * each:,} {what}, {speed:,.0f} a second, {left:,.0f} s left    ",
-                      end="\r" if on_screen else "\n", file=sys.stderr, flush=True)
+                print(f"{bar} {done * each:,} {what}, {speed:,.0f} a second, {left:,.0f} s left",
+                      end=" " * 4 + "\r" if on_screen else "\n", file=sys.stderr, flush=True)
                 due, shown = now + (0.2 if on_screen else 5), True
             yield item
     finally:
@@ -1721,7 +1721,8 @@ def _fetch_archive(url, path, size, progress):
         if not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             have = 0                                    # no ranges here: all of it is sent again
         with open(path, "ab" if have else "wb") as file:
-            for _ in progress_bar(range(-(-(size - have) // 10 ** 6)), f"MB of {path.name}", progress):
+            megabytes = range(-(-(size - have) // 10 ** 6))
+            for _ in progress_bar(megabytes, f"MB of {path.name}", progress):
                 file.write(answer.read(10 ** 6))
         if path.stat().st_size != size:
             raise OSError(f"it ended at {path.stat().st_size:,} of {size:,} bytes")

@@ -3476,7 +3476,7 @@ def test_inception_score_from_one_to_the_number_of_classes():
     one_hot = 1e3 * np.eye(61)[np.arange(610) % 61]
     assert metrics.inception_score(one_hot) == pytest.approx(61)
     counts = np.array(nsynth.RELEASE_COUNTS)                        # the ceiling of the paper's IS
-    ceiling = metrics.inception_score(1e3 * np.eye(61)[np.repeat(np.arange(61), counts // 10)])
+    ceiling = metrics.inception_score(1e3 * np.eye(61)[np.repeat(np.arange(61), counts // 5)])
     assert ceiling == pytest.approx(58.9, abs=0.05)
     logits = np.random.RandomState(0).randn(50, 7)
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -3553,10 +3553,10 @@ def test_k_means_is_as_good_as_scikit_learns():
 
 def test_ndb_refuses():
     x = np.random.RandomState(0).randn(60, 3)
-    for train, samples, says in ((x[:49], x, "49 training notes"), (x, x[:9], "9 samples"),
-                                 (x, x * np.nan, "NaN")):
+    for real, fake, says in ((x[:49], x, "49 training notes"), (x, x[:9], "9 samples"),
+                             (x, x * np.nan, "NaN")):
         with pytest.raises(metrics.MetricError, match=says):
-            metrics.ndb(train, samples)
+            metrics.ndb(real, fake)
 
 
 # ---- metrics.py, the classifier ----
@@ -3577,7 +3577,7 @@ def test_the_classifier_sees_what_scipys_spectrogram_shows():
 
 
 def test_the_full_classifier_is_the_papers():
-    classifier = metrics.Classifier(16000, 128)
+    classifier = metrics.Classifier(16000, 128).eval()
     shapes = [tuple(conv.conv.weight.shape) for conv in classifier.convs]
     widths = [1, 128, 128, 128, 256, 256, 256, 512, 512, 512]
     assert shapes == [(b, a, k, k) for a, b, k in zip(widths, widths[1:], [5] + [4] * 8)]
@@ -3587,7 +3587,7 @@ def test_the_full_classifier_is_the_papers():
         sizes.append(tuple(x.shape[2:]))
     assert sizes == [(256, 128), (128, 64), (64, 32), (32, 16), (16, 8), (8, 4), (4, 2), (2, 1),
                      (1, 1)]
-    features, logits = classifier.eval()(torch.zeros(2, 64000))
+    features, logits = classifier(torch.zeros(2, 64000))
     assert features.shape == (2, 512) and classifier.hidden.out_features == 1024
     assert {name: y.shape[1] for name, y in logits.items()} == {
         "pitch": 128, "qualities": 10, "family": 11, "source": 3}
@@ -3650,6 +3650,7 @@ def write_notes(folder, waves, pitches, rate=8000):
 
 def measured(capsys, *argv):
     """The tables of one command, from its JSON."""
+    capsys.readouterr()
     metrics.main([*map(str, argv), "--json", "--device", "cpu"])
     return json.loads(capsys.readouterr().out)
 
@@ -3699,7 +3700,7 @@ def test_one_command_one_table(classified, tmp_path, monkeypatch, capsys):
     assert fake["NDB"] > copies["NDB"] and truth["NDB"] is None     # fewer notes than cells
     # each failure is caught by one measure at least, and not by others
     assert noise["PA"] < 0.5 and noise["FID"] > truth["FID"] and noise["steady"] < 0.5
-    assert one["PA"] > 0.9 and one["IS"] < 1.1 and one["variety"] < 0.1 and one["NDB"] > 20
+    assert one["PA"] > 0.9 and one["IS"] < 1.1 and one["variety"] < 0.1 and one["JS"] > 0.5
     assert shuffled["PA"] < 0.5 and shuffled["FID"] == pytest.approx(truth["FID"])
     assert [entry["paper"] for entry in table["rows"][:3]] == ["Real data", "IF", None]
     again, = measured(capsys, *argv, "--out", tmp_path / "again")
@@ -3707,7 +3708,7 @@ def test_one_command_one_table(classified, tmp_path, monkeypatch, capsys):
 
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     pictures = sorted((tmp_path / "out").glob("*.png"))
-    assert all(f'src="{picture.name}"' in page for picture in pictures) and len(pictures) == 11
+    assert all(f'src="{picture.name}"' in page for picture in pictures) and len(pictures) == 10
     markdown = (tmp_path / "out" / "table.md").read_text(encoding="utf-8").splitlines()
     assert json.loads((tmp_path / "out" / "table.json").read_text()) == [table]
     cells = [cell.strip() for cell in markdown[4].strip("|").split("|")]
@@ -3765,7 +3766,7 @@ def test_a_row_of_the_paper_belongs_to_every_kind_of_run():
     (lambda f: (f.mkdir(), (f / "n-060.wav").write_bytes(b"RIFF")), "n-060.wav is no WAV file"),
     (lambda f: write_notes(f, np.full((12, 2048), 0.1), [72] * 12), "none of its 12 notes"),
     (lambda f: write_notes(f, [harmonic_note(hertz(p), seconds=0.3) for p in [60, 61] * 6],
-                           [60, 61] * 6, rate=10079), r"4.0 semitones beside .* 1.26 times"),
+                           [60, 61] * 6, rate=10079), r"4.0 semitones beside .* 0.79 times"),
 ])
 def test_wavs_that_cannot_be_measured_are_one_sentence(classified, tmp_path, monkeypatch, capsys,
                                                        prepare, says):
@@ -3807,132 +3808,7 @@ def test_metrics_without_a_run_is_one_sentence(tmp_path):
                           "checkpoint-*.pt files, or one such file\n")
 
 
-# ---- metrics.py, phase coherence ----
-
-def diffusing_note(f0, s, rate=16000, seconds=4.0, seed=0):
-    """Harmonics whose phases walk at random, by a standard deviation s in LAG seconds; (L,)."""
-    n = int(rate * seconds)
-    walk = np.random.RandomState(seed).randn(5, n).cumsum(1) * s / math.sqrt(metrics.LAG * rate)
-    k = np.arange(1, 6)[:, None]
-    return np.sin(2 * np.pi * k * f0 * np.arange(n) / rate + walk).sum(0)
-
-
-@pytest.mark.parametrize("rate, seconds, pitches", [(8000, 0.5, (60, 65, 71, 90)),
-                                                    (16000, 4.0, (24, 48, 84, 97))])
-def test_steady_notes_are_coherent_whatever_their_tuning_and_level(rate, seconds, pitches):
-    for pitch in pitches:
-        for off in (-30, 0, 30):                                    # cents
-            note = harmonic_note(hertz(pitch + off / 100), rate, seconds)
-            found = metrics.phase_coherence([note, 1e-4 * note], [pitch] * 2, rate)
-            assert 0.99 < found[0] <= 1 and abs(found[0] - found[1]) < 1e-6, (pitch, off)
-    assert metrics.phase_coherence(sine(hertz(110.3)), [110], 16000) > 0.99     # one harmonic fits
-
-
-@pytest.mark.parametrize("s", [0.25, 0.5, 1.0, 1.5])
-def test_coherence_of_diffusing_phases_is_the_closed_form(s):
-    """The advance is Gaussian, of standard deviation s, and so has mean exp(-s^2 / 2)."""
-    notes = [diffusing_note(hertz(84), s, seed=seed) for seed in range(10)]
-    R_squared = metrics.phase_coherence(notes, [84] * 10, 16000) ** 2       # it is what is unbiased
-    assert abs(math.sqrt(R_squared.mean()) - math.exp(-s ** 2 / 2)) < 0.03
-
-
-def test_phases_drawn_anew_and_white_noise_have_no_coherence():
-    random = np.random.RandomState(0)
-    time, frame = np.arange(64000) / 16000, np.arange(64000) // 512
-    k = np.arange(1, 6)[:, None]
-    jumps = random.uniform(0, 2 * np.pi, (5, 125))[:, frame]
-    note = np.sin(2 * np.pi * k * hertz(72) * time + jumps).sum(0)
-    assert metrics.phase_coherence([note], [72], 16000)[0] < 0.2
-    long = metrics.phase_coherence(random.randn(120, 64000), 24 + np.arange(120) % 61, 16000)
-    short = metrics.phase_coherence(random.randn(120, 4000), 60 + np.arange(120) % 12, 8000)
-    assert long.mean() < 0.03 and short.mean() < 0.07               # measured: 0.02 and 0.05
-    # No bias is left before the root: about half of the means were below 0 and clipped.
-    assert 0.3 < np.mean(long == 0) < 0.7 and 0.3 < np.mean(short == 0) < 0.7
-
-
-def test_a_harmonic_counts_as_far_as_it_is_heard():
-    """One steady and one random, of amplitudes 1 and a: the mean R_k^2 is 1 / (1 + a)."""
-    time = np.arange(64000) / 16000
-    steady = np.sin(2 * np.pi * hertz(84) * time)
-    random = np.random.RandomState(0).uniform(0, 2 * np.pi, 250)[np.arange(64000) // 256]
-    for a in (0.1, 0.5, 1.0):
-        note = steady + a * np.sin(4 * np.pi * hertz(84) * time + random)
-        found = metrics.phase_coherence([note], [84], 16000)[0]
-        assert abs(found - (1 + a) ** -0.5) < 0.03, a
-
-
-def test_what_has_died_away_does_not_count():
-    time = np.arange(64000) / 16000
-    decay = np.exp(-8 * time)             # 60 dB in 0.9 s, and the rest is noise
-    note = harmonic_note(hertz(60), 16000, 4.0) * decay
-    noise = 1e-4 * np.random.RandomState(0).randn(64000)
-    assert metrics.phase_coherence([note + noise], [60], 16000)[0] > 0.99
-    assert metrics.phase_coherence([noise], [60], 16000)[0] < 0.2
-
-
-@pytest.mark.parametrize("hires, most", [(False, 0.25), (True, 0.6)])
-def test_a_real_note_keeps_its_coherence_through_if_but_not_without_its_phase(hires, most):
-    spectrum = Spectrum.derive("if", hires)
-    picture = spectrum.encode(clip())
-    noise = torch.rand(picture[:, 1].shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    blurred = spectrum.decode(torch.stack([picture[:, 0], noise], dim=1))
-    waves = torch.cat([clip(), spectrum.decode(picture), blurred]).numpy()
-    real, back, blurred = metrics.phase_coherence(waves, [76] * 3, 16000)
-    assert real > 0.9 and abs(back - real) < 0.01 and blurred < most
-
-
-def test_coherence_where_there_is_nothing_to_measure():
-    random = np.random.RandomState(0)
-    assert metrics.phase_coherence(np.zeros((1, 4000)), [60], 8000) == [0]
-    assert np.isnan(metrics.phase_coherence(random.randn(2, 4000), [108, 127], 8000)).all()
-    assert np.isnan(metrics.phase_coherence(random.randn(1, 1000), [24], 8000)).all()
-
-
-@pytest.mark.parametrize("rate, pitch, off", [(16000, 60, 0), (16000, 60, 30), (16000, 24, -30),
-                                              (16000, 84, 10), (8000, 71, 20)])
-def test_cycles_of_a_steady_note_fall_on_each_other_and_those_of_noise_do_not(rate, pitch, off):
-    note = harmonic_note(hertz(pitch + off / 100), rate, seconds=1.0, slope=2.0)
-    noise = np.random.RandomState(0).randn(rate)
-    pictures = [metrics.phase_picture(wave, pitch, rate) for wave in (note, noise)]
-    assert pictures[0].shape == pictures[1].shape and pictures[0].shape[0] == 2 * 192 + 4
-    assert (pictures[0][196:] == spectral.rainbowgram(note, rate)).all()
-    steady, blurred = (picture[:192, :, 0] / 255.0 for picture in pictures)
-    # Light squared is the share of cycles, so that its sum over a column is a stroke's height.
-    assert np.median((steady > 0.1).sum(0)) < 6 < 12 < np.median((blurred > 0.1).sum(0))
-    assert np.median(steady.max(0)) > 0.9
-    # The line is the note's own waveform: one cycle, from half the cycles before the middle.
-    period = rate / hertz(pitch + off / 100)
-    cycles = math.ceil(1028 / period)
-    when = rate / 2 + (np.linspace(0, 1, steady.shape[1]) - cycles / 2) * period
-    y = np.interp(when, np.arange(rate), note)
-    line = 95.5 - 0.5 * 192 * 0.9 * y / np.abs(note).max()
-    found = (steady ** 2 * np.arange(192)[:, None]).sum(0) / (steady ** 2).sum(0)
-    assert np.median(np.abs(found - line)) < 1.5
-
-
-def test_phase_pictures_of_silence_and_of_a_note_shorter_than_a_period():
-    line = metrics.phase_picture(np.zeros(8000), 60, 8000)[:192, :, 0]
-    assert (line.argmax(0) // 2 == 95 // 2).all() and not line[:90].any()
-    assert metrics.phase_picture(np.ones(100), 24, 8000).shape[0] == 388
-
-
-def test_the_table_has_the_held_out_notes_and_the_run(tmp_path, capsys):
-    run = tiny_run(tmp_path / "run", images=8)
-    metrics.main([str(run), "--samples", "6"])
-    header, real, fresh = capsys.readouterr().out.splitlines()[-3:]
-    assert header.split() == ["notes", "in", "tune", "semitone", "clean", "variety"]
-    assert real.startswith("held-out notes of orchestra") and "8 examples" in fresh
-    assert fresh.split()[-6] == "6"
-    for argv in ([str(tmp_path / "none")], [str(run), "--data", str(tmp_path / "none")]):
-        with pytest.raises(SystemExit) as stop:
-            metrics.main(argv)
-        assert str(stop.value).startswith("metrics.py: ")
-    with pytest.raises(SystemExit) as stop:
-        metrics.main([str(run), "--samples", "0"])
-    assert stop.value.code == 2
-
-
-# ---- metrics.py: human evaluation ----
+# ---- metrics.py, human evaluation ----
 
 
 def listening_models(names=("model-alpha", "model-beta", "model-gamma"), n=20, length=400):
