@@ -2,6 +2,7 @@
 
     python metrics.py runs/0001                    a run's fresh notes beside real ones, as a table
     python metrics.py runs/0001 notes/ --data DATA        any folder of WAVs counts as a run too
+    python metrics.py --data DATA --controls       real notes, and three ways to fail
     python metrics.py --train-classifier --data DATA      the pitch classifier behind the measures
     python metrics.py --listening-test RUN RUN --out DIR  people compare: a page of blind pairs
     python metrics.py --score-test answers*.json          what they said
@@ -680,9 +681,8 @@ def folder_run(folder, args, settings):
     (length, rate), _ = Counter(form).most_common(1)[0]
     setting = next((s for s in settings if s.sample_rate == rate), None)
     if setting is None:
-        low, high = args.pitches
         setting = Setting(args.data or "orchestra", args.length or length, args.sample_rate or rate,
-                          low, high)
+                          *args.pitches)
     inside = [(file, pitch) for file, pitch in files
               if setting.pitch_low <= pitch <= setting.pitch_high]
     if inside and len(inside) < len(files):
@@ -702,7 +702,7 @@ def folder_run(folder, args, settings):
             yield (torch.from_numpy(waves.astype(np.float32) / 32768),
                    np.array([pitch for _, pitch in some]))
 
-    return Run(folder.resolve().name, setting, len(inside), read, claims=True)
+    return Run(str(folder), setting, len(inside), read, claims=True)
 
 
 def controls(train, held_out, setting, count, seed):
@@ -1606,8 +1606,11 @@ def parse(argv):
                        help="what answers*.json, saved by that page, say")
     args = parser.parse_args(argv)
     args.width = WIDTHS[args.width or ("full" if args.device.type == "cuda" else "thin")]
-    if not (args.runs or args.train_classifier or args.score_test):
-        parser.error("name a run: a folder that train.py wrote, a checkpoint, or a folder of WAVs")
+    if not (args.runs or args.data or args.train_classifier or args.score_test):
+        parser.error("name a run: a folder that train.py wrote, a checkpoint, or a folder of WAVs; "
+                     "or --data alone, for the row of real notes")
+    if args.listening_test and not args.runs:
+        parser.error("--listening-test needs the runs to compare")
     if args.listening_test and not args.out:
         parser.error("--listening-test needs --out DIR, a new folder for its page")
     return args
@@ -1621,12 +1624,16 @@ def gather(args):
     return [own.get(path) or folder_run(path, args, settings) for path in args.runs]
 
 
+def settings_of(runs, args):
+    """Those of the runs, each once; of none, the paper's but for what the flags say."""
+    asked = Setting(args.data or "orchestra", args.length or 64_000, args.sample_rate or 16_000,
+                    *args.pitches)
+    return list(dict.fromkeys([run.setting for run in runs] or [asked]))
+
+
 def train_classifiers(runs, args):
     """--train-classifier: one for each setting, with a line on how good it is."""
-    low, high = args.pitches
-    asked = Setting(args.data or "orchestra", args.length or 64_000, args.sample_rate or 16_000,
-                    low, high)
-    for setting in dict.fromkeys([run.setting for run in runs] or [asked]):
+    for setting in settings_of(runs, args):
         train, held_out = setting.notes()
         _, accuracy = find_classifier(setting, train, held_out, args)
         print(f"{classifier_path(setting, train)}: {accuracy:.1%} of {len(held_out):,} held-out "
@@ -1637,7 +1644,7 @@ def print_tables(runs, args):
     """Each setting's table: its real notes, its runs, and the paper's rows."""
     out = sample.out_folder(args.out, Path("runs"), "metrics")
     tables, pictures = [], {}
-    for setting in dict.fromkeys(run.setting for run in runs):
+    for setting in settings_of(runs, args):
         table = measure(setting, [run for run in runs if run.setting == setting], args, pictures)
         tables.append(table)
         if not args.json:
