@@ -666,8 +666,8 @@ def checkpoint_run(path, args):
 def folder_run(folder, args, settings):
     """The WAVs of a folder, whoever made them; their pitches are in their names.
 
-    Their form is that of the first of `settings` with their rate, or what the flags say; else their
-    own rate, and the length that most of them have.
+    Their form is that of the first of `settings` with their rate, or what the flags say; else that
+    of the first file.
     """
     files = [(file, nsynth.pitch_of(file.stem)) for file in sorted(folder.glob("*.wav"))]
     if not files:
@@ -677,12 +677,10 @@ def folder_run(folder, args, settings):
         if pitch is None:
             raise MetricError(f"{file} tells no pitch: expected a name such as note_060.wav, "
                               "note_C4.wav or note-060-100.wav")
-    form = [(len(x), rate) for x, rate in (nsynth.read_sound(file) for file, _ in files)]
-    (length, rate), _ = Counter(form).most_common(1)[0]
-    setting = next((s for s in settings if s.sample_rate == rate), None)
-    if setting is None:
-        setting = Setting(args.data or "orchestra", args.length or length, args.sample_rate or rate,
-                          *args.pitches)
+    x, rate = nsynth.read_sound(files[0][0])
+    own = Setting(args.data or "orchestra", args.length or len(x), args.sample_rate or rate,
+                  *args.pitches)
+    setting = next((s for s in settings if s.sample_rate == rate), own)
     inside = [(file, pitch) for file, pitch in files
               if setting.pitch_low <= pitch <= setting.pitch_high]
     if inside and len(inside) < len(files):
@@ -754,6 +752,9 @@ def hear(run, classifier, device="cpu", alone=True):
 
     alone: whether the run is measured for itself, and not only there to be compared with.
     """
+    if run.count < 2:
+        raise MetricError(f"{run.name}: one note only: expected two or more, and {10 * CELLS} for "
+                          "a row worth reading")
     columns, rate, seen = [], run.setting.sample_rate, Counter()
     for waves, pitch in nsynth.progress_bar(run.batches(), f"notes ({run.name})", each=32,
                                             total=math.ceil(run.count / 32)):
@@ -775,21 +776,24 @@ def hear(run, classifier, device="cpu", alone=True):
 def row(heard, reference):
     """The measures of notes beside those of `reference`, training notes; -> (a dict, NDB or None).
 
-    What cannot be measured is None: NDB of fewer notes than there are cells.
+    What cannot be measured is None: NDB of fewer notes than there are cells, variety where no two
+    have one pitch, steadiness of notes too short for it.
     """
     enough = min(len(heard.pitch), len(reference.pitch)) >= CELLS
     cells = ndb(reference.pictures, heard.pictures, CELLS) if enough else None
-    return {"notes": len(heard.pitch),
-            "NDB": cells and cells.number, "JS": cells and cells.js,
-            "FID": frechet_distance(reference.features, heard.features),
-            "IS": inception_score(heard.logits),
-            "PA": pitch_accuracy(heard.logits, heard.pitch),
-            "PA +-1": pitch_accuracy(heard.logits, heard.pitch, within=1),
-            "PE": pitch_entropy(heard.logits),
-            "in tune": float(np.mean(np.abs(heard.off) <= QUARTER_TONE)),
-            "clean": float(heard.clean.mean()),
-            "variety": variety(heard.waves, heard.waves_pitch),
-            "steady": float(np.nanmean(heard.steady))}, cells
+    steady = heard.steady[np.isfinite(heard.steady)]
+    values = {"notes": len(heard.pitch),
+              "NDB": cells and cells.number, "JS": cells and cells.js,
+              "FID": frechet_distance(reference.features, heard.features),
+              "IS": inception_score(heard.logits),
+              "PA": pitch_accuracy(heard.logits, heard.pitch),
+              "PA +-1": pitch_accuracy(heard.logits, heard.pitch, within=1),
+              "PE": pitch_entropy(heard.logits),
+              "in tune": float(np.mean(np.abs(heard.off) <= QUARTER_TONE)),
+              "clean": float(heard.clean.mean()),
+              "variety": variety(heard.waves, heard.waves_pitch),
+              "steady": float(steady.mean()) if len(steady) else None}
+    return {name: None if value != value else value for name, value in values.items()}, cells
 
 
 def remarks(heard, reference):
@@ -916,7 +920,7 @@ def measure(setting, runs, args, pictures):
         table["rows"].append({"name": run.name, "paper": run.paper, "values": values})
         if cells:
             pictures[f"{run.name}: NDB"] = ndb_picture(cells)
-        pictures[f"{run.name}: phase"] = phase_example(notes, setting)
+        pictures[f"{run.name}: phase"] = phase_example(notes, setting.sample_rate)
     table["remarks"] += remarks(heard, reference)
     return table
 
@@ -925,7 +929,7 @@ def measure(setting, runs, args, pictures):
 # Pictures
 
 
-def ndb_picture(cells, height=160, bar=5):
+def ndb_picture(cells, height=160, bar=4):
     """NDB's histogram: each cell's share of training notes (grey) beside the samples' (green, or
     red where they differ), fullest first.  -> (H, W, 3) uint8."""
     most, step = max(cells.train.max(), cells.samples.max()), 2 * bar + 4
@@ -938,10 +942,13 @@ def ndb_picture(cells, height=160, bar=5):
     return picture
 
 
-def phase_example(heard, setting):
-    """`phase_picture` of the run's note that is nearest to middle C, the paper's Fig. 3."""
-    i = int(np.argmin(np.abs(heard.waves_pitch - 60)))
-    return phase_picture(heard.waves[i], heard.waves_pitch[i], setting.sample_rate)
+def phase_example(heard, rate):
+    """`phase_picture` (the paper's Fig. 3) of a note near middle C that is as steady as most."""
+    off = np.abs(heard.waves_pitch - 60)
+    near = np.flatnonzero(off == off.min())
+    steady = phase_coherence(heard.waves[near], heard.waves_pitch[near], rate)
+    i = near[np.argsort(steady)[len(near) // 2]]
+    return phase_picture(heard.waves[i], heard.waves_pitch[i], rate)
 
 
 PAGE = Template("""\

@@ -3690,7 +3690,7 @@ def test_one_command_one_table(classified, tmp_path, monkeypatch, capsys):
     argv = [run, real, "--samples", "60", "--controls"]
     table, = measured(capsys, *argv, "--out", tmp_path / "out")
     rows = {entry["name"]: entry["values"] for entry in table["rows"]}
-    assert list(rows) == ["real: held out of orchestra", "run, 8 examples", "copies",
+    assert list(rows) == ["real: held out of orchestra", "run, 8 examples", str(real),
                           "control: white noise", "control: one note repeated",
                           "control: shuffled pitches"]
     truth, fake, copies, noise, one, shuffled = rows.values()
@@ -3765,6 +3765,7 @@ def test_a_row_of_the_paper_belongs_to_every_kind_of_run():
      "n-060.wav holds NaN"),
     (lambda f: (f.mkdir(), (f / "n-060.wav").write_bytes(b"RIFF")), "n-060.wav is no WAV file"),
     (lambda f: write_notes(f, np.full((12, 2048), 0.1), [72] * 12), "none of its 12 notes"),
+    (lambda f: write_notes(f, np.full((1, 2048), 0.1), [60]), "notes: one note only"),
     (lambda f: write_notes(f, [harmonic_note(hertz(p), seconds=0.3) for p in [60, 61] * 6],
                            [60, 61] * 6, rate=10079), r"4.0 semitones beside .* 0.79 times"),
 ])
@@ -3793,7 +3794,8 @@ def test_silent_notes_and_those_out_of_range_are_told(classified, tmp_path, monk
 
 @pytest.mark.parametrize("argv", [
     [], ["run", "--samples", "1"], ["run", "--samples", "x"], ["run", "--pitches", "84-24"],
-    ["run", "--width", "wide"], ["run", "--listening-test"], ["run", "--device", "abacus"]])
+    ["run", "--width", "wide"], ["run", "--listening-test"], ["run", "--device", "abacus"],
+    ["--listening-test", "--data", "x"]])
 def test_metrics_usage(argv, capsys):
     with pytest.raises(SystemExit) as stop:
         metrics.main(argv)
