@@ -1311,10 +1311,10 @@ def format_scores(result):
     least = least_ratings(tests)
     few = sum(row["wins"] + row["losses"] < least for row in pairs.values())
     if few:
-        lines.append(f"{few} of {tests} pairs have too few ratings: {least} that are not neutral "
-                     "are needed before even unanimous ones can be significant.")
+        lines.append(f"Too few ratings in {few} of the pairs: {least} that are not neutral are "
+                     "needed before\neven unanimous ones can be significant.")
     lines.append(f"To detect a preference of 60:40 in a pair four times in five takes about "
-                 f"{ratings_for_power(tests)} ratings that are not neutral\n(sign test at "
+                 f"{ratings_for_power(tests)}\nratings of it that are not neutral (sign test at "
                  f"{LEVEL} / {tests}; all ratings taken as independent).")
     return "\n".join(lines)
 
@@ -1366,7 +1366,7 @@ legend { padding: 0; margin-bottom: .6rem; font-weight: 600; }
 @media (pointer: coarse) { .keys { display: none; } }
 </style>
 <main>
-<section id="start">
+<section id="start" hidden>
 <h1>Listening test</h1>
 <p>You will hear $pairs pairs of notes, A and B, and say which of the two sounds better. It takes
 about $minutes minutes.</p>
@@ -1546,8 +1546,11 @@ document.addEventListener("keydown", event => {
   event.preventDefault();
 });
 
-try { state = JSON.parse(localStorage.getItem(storage)); } catch { }
-show();
+// Not before the first frame: Chromium may find the storage of a local file empty until then.
+requestAnimationFrame(() => setTimeout(() => {
+  try { state = JSON.parse(localStorage.getItem(storage)); } catch { }
+  show();
+}));
 </script>
 </html>
 """)
