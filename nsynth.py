@@ -55,6 +55,8 @@ import torch
 FAMILIES = ("bass", "brass", "flute", "guitar", "keyboard", "mallet", "organ", "reed", "string",
             "synth_lead", "vocal")
 SOURCES = ("acoustic", "electronic", "synthetic")
+QUALITIES = ("bright", "dark", "distortion", "fast_decay", "long_release", "multiphonic",
+             "nonlinear_env", "percussive", "reverb", "tempo-synced")
 
 
 class NoteError(ValueError):
@@ -79,6 +81,7 @@ class Notes:
     source: np.ndarray    # (N,) str: acoustic, electronic, synthetic
     name: np.ndarray      # (N,) str: NSynth's note_str, e.g. guitar_acoustic_000-060-100
     part: np.ndarray      # (N,) str: train, valid or test where the data is split already, or ""
+    qualities: np.ndarray  # (N, 10) int8: 1 has it, 0 has it not, -1 where the data do not say
     sample_rate: int
     dropped: dict = field(default_factory=dict)  # what was left out: reason -> count
     crc: np.ndarray = None  # (N,) int64, CRC-32 of each note's bytes where they lie on disk
@@ -104,7 +107,7 @@ class Notes:
     def subset(self, indices) -> "Notes":
         """The notes at `indices`, in that order, as Notes; the audio is shared."""
         i = np.asarray(indices, dtype=np.int64)
-        columns = ("row", "pitch", "family", "source", "name", "part", "crc")
+        columns = ("row", "pitch", "family", "source", "name", "part", "qualities", "crc")
         return replace(self, **{c: getattr(self, c)[i] for c in columns
                                 if getattr(self, c) is not None})
 
@@ -116,6 +119,7 @@ class Entry(NamedTuple):
     family: str
     source: str
     part: str             # train, valid, test or ""
+    qualities: str        # ten of 0 and 1, as QUALITIES are ordered, or "" where not told
     origin: str           # file and record, for messages
     audio: Callable       # no arguments -> (samples (L,) int16 or float32, their rate in Hz)
     share: float          # of the whole source read so far, 0..1
@@ -146,7 +150,7 @@ class Wish:
 
     def plain(self):
         """As JSON has it, to be compared with what was written."""
-        return json.loads(json.dumps(asdict(self)))
+        return {"format": FORMAT, **json.loads(json.dumps(asdict(self)))}
 
     def why_not(self, entry):
         """Why a note is not wanted (the first reason that applies), or None."""
@@ -195,15 +199,21 @@ def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",),
     except MemoryError:
         raise NoteError(f"{len(kept):,} notes need {len(kept) * length * 2 / 1e9:.1f} GB of "
                         "memory: ask for fewer pitches or families, or shorter notes") from None
-    for row, entry in _progress(list(zip(audio, kept)), "notes", progress):
+    for row, entry in progress_bar(list(zip(audio, kept)), "notes", progress):
         row[:] = wish.fit(*entry.audio())
     return Notes(audio, np.arange(len(kept)), *_columns(kept), sample_rate, dict(dropped))
 
 
 def _columns(entries):
-    """Pitch, family, source, name and part of entries, as arrays (N,)."""
-    return [np.array([getattr(entry, column) for entry in entries])
-            for column in ("pitch", "family", "source", "name", "part")]
+    """Pitch, family, source, name and part of entries, as arrays (N,), and qualities, (N, 10)."""
+    return [*(np.array([getattr(entry, column) for entry in entries])
+              for column in ("pitch", "family", "source", "name", "part")),
+            _flags(entry.qualities for entry in entries)]
+
+
+def _flags(texts):
+    """N texts such as "0010000000", or "" where not told: (N, 10) int8, as Notes has qualities."""
+    return np.array([tuple(map(int, text)) or (-1,) * 10 for text in texts], np.int8)
 
 
 def _check_any_left(kept, dropped, data):
@@ -295,10 +305,11 @@ def _join(dropped):
     return ", ".join(f"{count:,} because {reason}" for reason, count in dropped.items())
 
 
-def _progress(items, what, wanted=True, share=None):
+def progress_bar(items, what, wanted=True, share=None, total=None, each=1):
     """Yield the items; once that has taken two seconds, show on stderr how far it is.
 
-    share(item): how much is done with it, 0..1; or items is a list, and they count alike.
+    share(item): how much is done with it, 0..1; or they count alike, of `total` (default: their
+    number). An item stands for `each` of `what`.
     """
     on_screen = sys.stderr.isatty()
     start = time.monotonic()
@@ -307,12 +318,12 @@ def _progress(items, what, wanted=True, share=None):
         for done, item in enumerate(items):
             now = time.monotonic()
             if wanted and now > due:
-                part = share(item) if share else done / len(items)
-                speed = done / (now - start)
+                part = share(item) if share else done / (total or len(items))
+                speed = done * each / (now - start)
                 left = (now - start) * (1 / part - 1) if part else 0
                 bar = f"[{'#' * int(20 * part):20}] {part:4.0%}"
-                print(f"{bar} {done:,} {what}, {speed:,.0f} a second, {left:,.0f} s left    ",
-                      end="\r" if on_screen else "\n", file=sys.stderr, flush=True)
+                print(f"{bar} {done * each:,} {what}, {speed:,.0f} a second, {left:,.0f} s left",
+                      end=" " * 4 + "\r" if on_screen else "\n", file=sys.stderr, flush=True)
                 due, shown = now + (0.2 if on_screen else 5), True
             yield item
     finally:
@@ -368,7 +379,7 @@ def _read_examples(files, fault):
         part = part if part in ("train", "valid", "test") else ""
         for j, (name, about) in enumerate(examples.items()):
             try:
-                pitch, family, source, rate = _check_example(file, name, about)
+                pitch, family, source, rate, qualities = _check_example(file, name, about)
                 # NSynth's names say it once more, which tells when a file has been damaged.
                 said = re.fullmatch(r"(.+)_([a-z]+)_\d{3}-(\d{3})-\d{3}", name)
                 if said and (said[1], said[2], int(said[3])) != (family, source, pitch):
@@ -379,7 +390,7 @@ def _read_examples(files, fault):
                 continue
             wav = file.parent / "audio" / f"{name}.wav"
             share = (i + j / len(examples)) / len(files)
-            yield Entry(name, pitch, family, source, part, str(wav),
+            yield Entry(name, pitch, family, source, part, qualities, str(wav),
                         functools.partial(read_wav, wav, rate), share)
 
 
@@ -398,7 +409,7 @@ def _parse_examples(path):
 
 
 def _check_example(path, name, about):
-    """Pitch, family, source and rate of one note of examples.json."""
+    """Pitch, family, source, rate and qualities of one note of examples.json."""
     if not name or Path(name).name != name or not name.isprintable():  # it becomes a file's name
         raise NoteError(f"{path}: {name!r} is no name for a note: expected one like "
                         "guitar_acoustic_000-060-100")
@@ -411,8 +422,14 @@ def _check_example(path, name, about):
                             f"{'a string' if kind is str else f'a whole number, {low} to {high}'}")
         return value
 
-    return (get("pitch", int, 0, 127), get("instrument_family_str", str),
-            get("instrument_source_str", str), get("sample_rate", int, 1, 10 ** 6))
+    known = (get("pitch", int, 0, 127), get("instrument_family_str", str),
+             get("instrument_source_str", str), get("sample_rate", int, 1, 10 ** 6))
+    flags = about.get("qualities")        # may be missing
+    if flags is not None and not (type(flags) is list and len(flags) == len(QUALITIES) and all(
+            type(flag) is int and flag in (0, 1) for flag in flags)):
+        raise NoteError(f"{path}: field qualities of note {name} is {flags!r:.80}: expected ten "
+                        "whole numbers, each 0 or 1, or no such field")
+    return *known, "".join(map(str, flags or []))
 
 
 # ---- TFRecord files ----
@@ -674,8 +691,12 @@ def _note(features, origin, key, instrument, families, sources, rate=None):
         if type(place) is int and 0 <= place < len(words):
             about.setdefault(f"instrument_{what}_str", words[place])   # the original schema has it
     about.setdefault("sample_rate", rate)
+    flags = features.get("qualities")     # ten in one feature or, in TFDS, one in each of ten
+    flags = flags.tolist() if isinstance(flags, np.ndarray) else flags
+    about["qualities"] = [about.get(f"qualities/{quality}") for quality in QUALITIES
+                          if f"qualities/{quality}" in features] or flags
     name = about.get(key) if isinstance(about.get(key), str) else ""
-    pitch, family, source, rate = _check_example(origin, name, about)
+    pitch, family, source, rate, qualities = _check_example(origin, name, about)
 
     sound = features.get("audio", [])
     if isinstance(sound, list) or sound.dtype.kind != "f" or not len(sound):
@@ -685,7 +706,7 @@ def _note(features, origin, key, instrument, families, sources, rate=None):
     def audio():                          # the floats are int16 / 32768, exactly
         return np.rint(np.clip(sound, -1, 32767 / 32768) * 32768).astype(np.int16), rate
 
-    return Entry(name, pitch, family, source, "", origin, audio, 0)
+    return Entry(name, pitch, family, source, "", qualities, origin, audio, 0)
 
 
 # ---- What lies around the records: TFDS's folders, and lists of notes ----
@@ -793,7 +814,7 @@ def _read_recordings(files, fault):
                             "note_C4.wav or note-060-100.wav, or a line in pitches.csv"))
             continue
         family = next((f for f in FAMILIES if f in place.as_posix().lower()), "other")
-        yield Entry(name, pitch, family, "acoustic", "", str(file),
+        yield Entry(name, pitch, family, "acoustic", "", "", str(file),
                     functools.partial(read_recording, file), i / len(files))
 
 
@@ -832,9 +853,18 @@ def pitch_of(name):
 
 
 def read_recording(path):
+    """A recording as a note: as `read_sound` reads it, but silence before the note is cut, and a
+    silent file is a NoteError."""
+    x, rate = read_sound(path)
+    if np.abs(x).max() < 33:                                            # -60 dB of full scale
+        raise NoteError(f"{path} is silent")
+    return x[_onset(x, rate):], rate
+
+
+def read_sound(path):
     """A WAV file of any common kind: ((L,) float32 in int16's range, its rate in Hz).
 
-    8, 16, 24 or 32-bit integers or floats; channels are averaged; silence before the note is cut.
+    8, 16, 24 or 32-bit integers or floats; channels are averaged.
     """
     try:
         with warnings.catch_warnings():
@@ -854,10 +884,7 @@ def read_recording(path):
         x /= -float(np.iinfo(data.dtype).min)
     if not np.isfinite(x).all():
         raise NoteError(f"{path} holds NaN or infinity")
-    x = x.reshape(len(x), -1).mean(axis=1) * 32768                      # (L,)
-    if np.abs(x).max() < 33:                                            # -60 dB of full scale
-        raise NoteError(f"{path} is silent")
-    return x[_onset(x, rate):], rate
+    return x.reshape(len(x), -1).mean(axis=1) * 32768, rate             # (L,)
 
 
 def _onset(x, rate):
@@ -873,11 +900,13 @@ def _onset(x, rate):
 # So the first use packs the wanted notes into one folder, packed/... beside the data:
 #
 #     audio.int16      (N, L) samples, row by row, nothing else; read memory-mapped
-#     notes.csv        a line a note: name, pitch, family, source, part, CRC-32 of its row
+#     notes.csv        a line a note: name, pitch, family, source, part, qualities, CRC-32
 #     packed.json      what was asked for, what the data were, what was left out; written last
 #
 # Rows are appended to NAME.part, which is renamed when it is whole: an interrupted run goes on
 # where it stopped, and a folder without .part is complete. It can be moved, and named by --data.
+
+FORMAT = 2                # of the three files; 1, which packed.json does not name, had no qualities
 
 
 def _load_packed(data, wish, progress, skip_damaged):
@@ -914,7 +943,7 @@ def _fingerprint(files):
 
 def _packed_folder(root, name, wanted):
     """Where to pack: in the data's own folder, or in the user's cache where that is read-only."""
-    settings = {key: value for key, value in wanted.items() if key != "files"}
+    settings = {key: value for key, value in wanted.items() if key not in ("format", "files")}
     mark = zlib.crc32(f"{name} {settings}".encode())
     low, high = wanted["pitch_range"]
     own = f"{wanted['sample_rate']}Hz-{wanted['length']}-pitch-{low}-{high}-{mark:08x}"
@@ -937,7 +966,7 @@ def _pack(data, reader, files, folder, wish, wanted, progress):
         done = _begun(part, wanted)
         with open(part / "audio.int16", "ab") as audio, open(
                 part / "notes.csv", "a", newline="", encoding="utf-8") as table:
-            for entry in _progress(reader(files, fault), "notes read", progress,
+            for entry in progress_bar(reader(files, fault), "notes read", progress,
                                    lambda entry: entry.share):
                 reason = wish.why_not(entry)
                 if reason:
@@ -955,7 +984,7 @@ def _pack(data, reader, files, folder, wish, wanted, progress):
                     fault(error)
                     continue
                 audio.write(samples)
-                csv.writer(table).writerow([*entry[:5], zlib.crc32(samples)])
+                csv.writer(table).writerow([*entry[:6], zlib.crc32(samples)])
                 if len(origins) % 256 == 0:
                     audio.flush()
                     table.flush()
@@ -1007,13 +1036,15 @@ def _open_packed(folder, wanted):
     """Notes of a packed folder. NoteError where it is damaged, or not what is wanted."""
     again = f"delete {folder}, and it will be packed again"
     try:
-        about = json.loads((folder / "packed.json").read_text(encoding="utf-8"))
+        about = {"format": 1, **json.loads((folder / "packed.json").read_text(encoding="utf-8"))}
         lines = (folder / "notes.csv").read_bytes()
         size = (folder / "audio.int16").stat().st_size
         for key, value in wanted.items():
             if about[key] != value:
                 raise NoteError(f"{folder} was packed " + (
                     "from files that have changed since" if key == "files" else
+                    "by another version of this program, so it has to be packed again from its data"
+                    if key == "format" else
                     f"with {key} {about[key]}, and {value} is asked for"))
         if zlib.crc32(lines) != about["notes.csv"]:
             raise NoteError(f"{folder / 'notes.csv'} is damaged: {again}")
@@ -1022,13 +1053,16 @@ def _open_packed(folder, wanted):
             raise NoteError(f"{folder / 'audio.int16'} has {size:,} bytes, not those of "
                             f"{len(rows):,} notes: {again}")
         dropped = {str(reason): int(n) for reason, n in about["dropped"].items()}
+    except NoteError:                     # a ValueError, too
+        raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise NoteError(f"{folder} holds no packed notes that can be read ({error!r}): {again}"
                         ) from None
-    name, pitch, family, source, part, crc = map(np.array, zip(*rows))
+    name, pitch, family, source, part, qualities, crc = map(np.array, zip(*rows))
     audio = np.memmap(folder / "audio.int16", "<i2", "r", shape=(len(rows), wanted["length"]))
     return Notes(audio, np.arange(len(rows)), pitch.astype(np.int64), family, source, name, part,
-                 wanted["sample_rate"], dropped, crc.astype(np.int64), str(folder / "audio.int16"))
+                 _flags(qualities), wanted["sample_rate"], dropped, crc.astype(np.int64),
+                 str(folder / "audio.int16"))
 
 
 def save(notes, folder, progress=True):
@@ -1042,13 +1076,15 @@ def save(notes, folder, progress=True):
         if folder.exists() and any(folder.iterdir()):
             raise NoteError(f"{folder} is not empty: name a new folder to write to")
         (folder / "audio").mkdir(parents=True, exist_ok=True)
-        for i in _progress(range(len(notes)), "notes written", progress):
+        for i in progress_bar(range(len(notes)), "notes written", progress):
             name = str(notes.name[i])
             write_wav(folder / "audio" / f"{name}.wav", notes.waves([i])[0], notes.sample_rate)
             examples[name] = {
                 "note_str": name, "pitch": int(notes.pitch[i]), "sample_rate": notes.sample_rate,
                 "instrument_family_str": str(notes.family[i]),
                 "instrument_source_str": str(notes.source[i])}
+            if notes.qualities[i].min() >= 0:
+                examples[name]["qualities"] = notes.qualities[i].tolist()
         (folder / "examples.json").write_text(json.dumps(examples, indent=1), encoding="utf-8")
     except OSError as error:
         raise NoteError(f"cannot write to {folder}: {error.strerror}") from None
@@ -1285,7 +1321,7 @@ def _orchestra_entries(sample_rate, pitch_range, length):
         for pitch in range(low, high + 1):
             for velocity in VELOCITIES:
                 name = f"{timbre.name}-{pitch:03}-{velocity:03}"
-                yield Entry(name, pitch, timbre.name.split("_")[0], "acoustic", "", name,
+                yield Entry(name, pitch, timbre.name.split("_")[0], "acoustic", "", "", name,
                             functools.partial(_play, name, timbre, pitch, velocity, length,
                                               sample_rate), 0)
 
@@ -1470,8 +1506,8 @@ def render_soundfont(soundfont, out, instruments="mini", pitch_range=(24, 84), v
     The folders nsynth-train, -valid and -test of `out` each get examples.json and audio/: 4 s at
     16 kHz, 16-bit mono, held for 3 s. `instruments`: "mini", "all", or one of SOURCES or FAMILIES.
     A note depends on its instrument, pitch and velocity alone, not on what else is asked for.
-    NSynth's ten `qualities` are all 0: nobody has listened. Returns how many notes were silent, and
-    left out, and how many each folder holds: {"silent": 0, "nsynth-train": 586, ...}.
+    NSynth's ten `qualities` are left out: nobody has listened. Returns how many notes were silent,
+    and left out, and how many each folder holds: {"silent": 0, "nsynth-train": 586, ...}.
 
     NoteError where fluidsynth or the SoundFont is not as it should be, or `out` holds anything.
     examples.json comes last: a folder that has one is complete.
@@ -1491,7 +1527,7 @@ def render_soundfont(soundfont, out, instruments="mini", pitch_range=(24, 84), v
     try:
         if out.exists() and any(out.iterdir()):
             raise NoteError(f"{out} is not empty: name a new folder to write to")
-        for i, velocity, pitches in _progress(scales, "scales played", progress):
+        for i, velocity, pitches in progress_bar(scales, "scales played", progress):
             split = next((s for s, programs in HELD_OUT.items() if i.program in programs), "train")
             folder = out / f"nsynth-{split}"
             for pitch, wave in zip(pitches, _scale(soundfont, i, velocity, pitches)):
@@ -1529,7 +1565,6 @@ def _describe_note(i, pitch, velocity):
     return {"note": (i.program * 128 + pitch) * 128 + velocity,
             "note_str": f"{name}-{pitch:03}-{velocity:03}", "pitch": pitch, "velocity": velocity,
             "sample_rate": 16000, "instrument": i.program, "instrument_str": name,
-            "qualities": [0] * 10, "qualities_str": [],
             "instrument_family": FAMILIES.index(i.family), "instrument_family_str": i.family,
             "instrument_source": SOURCES.index(i.source), "instrument_source_str": i.source}
 
@@ -1686,7 +1721,8 @@ def _fetch_archive(url, path, size, progress):
         if not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             have = 0                                    # no ranges here: all of it is sent again
         with open(path, "ab" if have else "wb") as file:
-            for _ in _progress(range(-(-(size - have) // 10 ** 6)), f"MB of {path.name}", progress):
+            megabytes = range(-(-(size - have) // 10 ** 6))
+            for _ in progress_bar(megabytes, f"MB of {path.name}", progress):
                 file.write(answer.read(10 ** 6))
         if path.stat().st_size != size:
             raise OSError(f"it ended at {path.stat().st_size:,} of {size:,} bytes")
@@ -1701,7 +1737,7 @@ def _unpack(archive, folder, progress):
     wanted = re.compile(rf"(\./)?{folder.name}/(examples\.json|audio/[\w-]+\.wav)")
     shutil.rmtree(beside, ignore_errors=True)           # of a run that was killed
     (beside / folder.name / "audio").mkdir(parents=True)
-    ticks = _progress(range(archive.stat().st_size // 10 ** 6 + 1), "MB unpacked", progress)
+    ticks = progress_bar(range(archive.stat().st_size // 10 ** 6 + 1), "MB unpacked", progress)
     try:
         with (open(archive, "rb") as packed, gzip.open(packed) as plain,
               tarfile.open(fileobj=plain, mode="r|") as tar):

@@ -168,12 +168,13 @@ def count_up(done, total, what, most=32):
               file=sys.stderr, flush=True)
 
 
-def out_folder(out, checkpoint):
-    """The folder to make: `out`, which must be new or empty, or the next samples-NNNN."""
+def out_folder(out, beside, kind="samples"):
+    """The folder to make: `out`, which must be new or empty, or the next of `kind` in `beside`:
+    samples-0001, ..."""
     if out is None:
-        taken = [int(match[1]) for file in checkpoint.parent.iterdir()
-                 if (match := re.fullmatch(r"samples-([0-9]+)", file.name))]
-        return checkpoint.parent / f"samples-{max(taken, default=0) + 1:04}"
+        taken = [int(match[1]) for file in (beside.iterdir() if beside.is_dir() else ())
+                 if (match := re.fullmatch(rf"{kind}-([0-9]+)", file.name))]
+        return beside / f"{kind}-{max(taken, default=0) + 1:04}"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SampleError(f"{out} is there already and not an empty folder: name a new one")
     try:
@@ -535,7 +536,7 @@ def sample(args):
     if contents["model"] == "wavenet" and (args.interpolate or args.latents):
         raise SampleError(f"{path}: is a WaveNet, which has no latents, so --interpolate and "
                           "--latents mean nothing to it: use --pitch or --scale")
-    out = out_folder(args.out, path)
+    out = out_folder(args.out, path.parent)
     spectrum = spectral.Spectrum.restore(contents["spectrum"], args.mel_inverse)
     low = contents["pitch_low"]
     z, pitch = choose(args, G.arch.latent, contents["counts"].cpu(), low)

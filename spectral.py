@@ -437,6 +437,25 @@ def rainbowgram(wave, sample_rate=16000, height=192, low=30.0):
     return np.rint(255 * rgb.transpose(1, 0, 2)).astype(np.uint8)
 
 
+def overlay(curves, width, height, stroke=1.5):
+    """Curves over each other, translucent: (n, points) in [-1, 1] -> (height, width, 3) uint8.
+
+    A pixel is as bright as the root of the share of curves that cross it: where they agree, they
+    are one bright line, where they differ, a haze.  `points` should be several times `width`: each
+    column is the mean over those within it, and each pixel takes the part of a stroke (in pixels)
+    that covers it, so that edges are smooth.
+    """
+    y = (1 - np.asarray(curves, dtype=np.float32)) / 2 * height     # downwards, in pixels
+    top = np.minimum(y[:, :-1], y[:, 1:]) - stroke / 2              # (n, points - 1)
+    bottom = np.maximum(y[:, :-1], y[:, 1:]) + stroke / 2
+    edges = np.arange(height + 1, dtype=np.float32)[:, None]        # of pixels
+    above = sum(np.clip(edges, t, b) for t, b in zip(top, bottom))  # grows by what a pixel holds
+    starts = np.arange(width) * above.shape[1] // width
+    share = np.add.reduceat(np.diff(above, axis=0), starts, axis=1)
+    share /= len(y) * np.diff(starts, append=above.shape[1])        # (height, width)
+    return np.rint(255 * np.sqrt(np.clip(share, 0, 1)))[..., None].repeat(3, 2).astype(np.uint8)
+
+
 def tile(pictures, columns, gap=4):
     """Pictures of one size, a list of (H, W, 3) uint8 -> one contact sheet with black gaps."""
     height, width, _ = pictures[0].shape

@@ -42,16 +42,19 @@ import subprocess
 import sys
 import tarfile
 import threading
+import time
 import tracemalloc
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import scipy.io.wavfile
+import scipy.linalg
 import scipy.signal
+import scipy.spatial
 import scipy.special
 import scipy.stats
 import torch
@@ -417,6 +420,23 @@ def test_png_holds_the_picture(tmp_path):
     assert os.listdir(tmp_path) == ["a.png"]
     turned = rgb.transpose(1, 0, 2)                                 # not contiguous
     assert np.array_equal(read_png(spectral.png_bytes(turned)), turned)
+
+
+def test_overlaid_curves_are_as_bright_as_the_root_of_their_share():
+    flat = np.zeros((4, 41))              # in the middle of row 2 of 5
+    picture = spectral.overlay(flat, width=10, height=5, stroke=1.0)
+    assert picture.shape == (5, 10, 3) and picture.dtype == np.uint8
+    assert (picture[2] == 255).all() and not picture[[0, 1, 3, 4]].any()
+    wide = spectral.overlay(flat, width=10, height=5, stroke=2.0)[:, 0, 0]      # half a row each
+    assert wide.tolist() == [0, round(255 * math.sqrt(0.5)), 255, round(255 * math.sqrt(0.5)), 0]
+    flat[0] = 0.8                         # one of the four in the middle of row 0
+    assert spectral.overlay(flat, 10, 5, stroke=1.0)[:, 3, 0].tolist() == [
+        round(255 * math.sqrt(0.25)), 0, round(255 * math.sqrt(0.75)), 0, 0]
+    # A slope that falls 4 rows in 10 columns: its light is the stroke's height plus the fall.
+    slope = np.linspace(0.8, -0.8, 401)[None]
+    share = (spectral.overlay(slope, 10, 5, stroke=1.0)[..., 0] / 255) ** 2
+    assert np.abs(share.sum(0) - 1.01).max() < 0.02
+    assert np.abs(share.T @ np.arange(5) - np.linspace(0.2, 3.8, 10)).max() < 0.05
 
 
 def test_tile_puts_pictures_in_rows():
@@ -1384,7 +1404,8 @@ def toy_notes(count, length=8):
     words = np.array(["guitar"] * count), np.array(["acoustic"] * count)
     return nsynth.Notes(audio, np.arange(count), np.arange(count) % 61 + 24, *words,
                         np.array([f"guitar_acoustic_{i:03}" for i in range(count)]),
-                        np.array([""] * count), 16000)
+                        np.array([""] * count), np.arange(10 * count).reshape(-1, 10) % 3 - 1,
+                        16000)
 
 
 def test_wav_round_trip_agrees_with_scipy(tmp_path):
@@ -1549,12 +1570,53 @@ def test_load_names_damaged_json(tmp_path, text, says):
 
 @pytest.mark.parametrize("field, values", [
     ("pitch", (None, "60", 60.5, True, -1, 128)), ("sample_rate", (None, 0, "16k")),
-    ("instrument_family_str", (None, 3)), ("instrument_source_str", (None, 0))])
+    ("instrument_family_str", (None, 3)), ("instrument_source_str", (None, 0)),
+    ("qualities", ([0] * 9, [0] * 11, [], [2] + [0] * 9, [-1] * 10, [True] * 10, [0.0] * 10,
+                   ["0"] * 10, "0000000000", 0, {}))])
 def test_load_names_note_and_field(tmp_path, field, values):
     for value in values:
         add_note(tmp_path, "guitar_acoustic_000-060-100", about={field: value})
         with pytest.raises(NoteError, match=f"examples.json: field {field} of note guitar"):
             nsynth.load(tmp_path, 64, 16000)
+
+
+def test_qualities_are_told_or_not_and_a_pack_keeps_them(tmp_path):
+    flags = np.eye(10, dtype=int).tolist()
+    for i, quality in enumerate(flags):
+        add_note(tmp_path, f"guitar_acoustic_{i:03}-{60 + i:03}-100", 60 + i,
+                 about={"qualities": quality, "qualities_str": [nsynth.QUALITIES[i]]})
+    add_note(tmp_path, "guitar_acoustic_010-070-100", 70, about={"qualities": None})
+    add_note(tmp_path, "guitar_acoustic_011-071-100", 71)
+    want = np.array([*flags, [-1] * 10, [-1] * 10])
+    notes = nsynth.load(tmp_path, 64, 16000)
+    assert notes.qualities.dtype == np.int8 and np.array_equal(notes.qualities, want)
+    assert np.array_equal(nsynth.load(packed_folder(tmp_path), 64, 16000).qualities, want)
+    nsynth.save(notes, tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "examples.json").read_text())
+    assert [entry.get("qualities") for entry in saved.values()] == [*flags, None, None]
+    assert np.array_equal(nsynth.load(tmp_path / "saved", 64, 16000).qualities, want)
+
+
+def test_a_pack_made_before_qualities_is_packed_again(tmp_path, monkeypatch, capsys):
+    add_note(tmp_path, "guitar_acoustic_000-060-100", about={"qualities": [1] * 10})
+    with monkeypatch.context() as before:
+        before.setattr(nsynth, "FORMAT", 1)
+        nsynth.load(tmp_path, 64, 16000)
+    folder = packed_folder(tmp_path)
+    name, pitch, family, source, part, _, crc = (folder / "notes.csv").read_text().split(",")
+    old = ",".join([name, pitch, family, source, part, crc]).encode()
+    (folder / "notes.csv").write_bytes(old)
+    about = {**json.loads((folder / "packed.json").read_text()), "notes.csv": zlib.crc32(old)}
+    del about["format"]
+    (folder / "packed.json").write_text(json.dumps(about))
+    with pytest.raises(NoteError, match="^[^ ]* was packed by another .* again from its data$"):
+        nsynth.load(folder, 64, 16000)
+    capsys.readouterr()
+    assert nsynth.load(tmp_path, 64, 16000).qualities.tolist() == [[1] * 10]
+    assert capsys.readouterr().err.count(f"from its data; packing {tmp_path} again\n") == 1
+    assert packed_folder(tmp_path) == folder and len(list(folder.parent.iterdir())) == 1
+    nsynth.load(tmp_path, 64, 16000)
+    assert capsys.readouterr().err == ""
 
 
 def packed_folder(data):
@@ -1581,7 +1643,7 @@ def test_notes_are_packed_once_and_again_when_their_files_change(tmp_path, monke
     assert np.array_equal(packed_folder(tmp_path).joinpath("audio.int16").read_bytes(),
                           first.audio.tobytes())
     assert len(nsynth.load(packed_folder(tmp_path), 64, 16000)) == 12  # by its own name, too
-    with pytest.raises(NoteError, match="packed with length 64, and 65 is asked for"):
+    with pytest.raises(NoteError, match="^[^ ]* was packed with length 64, and 65 is asked for$"):
         nsynth.load(packed_folder(tmp_path), 65, 16000)
     nsynth.load(tmp_path, 32, 16000)                                # other settings: beside it
     assert len(list((tmp_path / "packed").iterdir())) == 2 and len(reads) == 24
@@ -1734,6 +1796,7 @@ def test_own_recordings_of_every_kind_become_notes(tmp_path, capsys):
     order = np.argsort(notes.pitch)
     assert notes.pitch[order].tolist() == [60, 61, 62, 63, 64, 65]
     assert notes.family[order].tolist() == ["other", "flute", "other", "other", "other", "other"]
+    assert (notes.qualities == -1).all() and notes.qualities.shape == (6, 10)
     for i in order[[0, 1, 2, 3, 5]]:
         x = notes.waves([i])[0].numpy()
         first = np.flatnonzero(np.abs(x) > 0.05)[0] / 16000         # 5 ms, and a 2 ms frame
@@ -1784,6 +1847,7 @@ def test_waves_and_subset():
     assert len(part) == 2 and part.pitch.tolist() == [31, 26]
     assert part.audio is notes.audio and part.audio[part.row, 0].tolist() == [7, 2]
     assert part.name.tolist() == ["guitar_acoustic_007", "guitar_acoustic_002"]
+    assert np.array_equal(part.qualities, notes.qualities[[7, 2]])
 
 
 def test_split_is_of_notes_seeded_and_complete():
@@ -1906,7 +1970,7 @@ def long_notes():
     """Full notes at pitches spread over the range."""
     parts = [nsynth.orchestra(64000, 16000, (pitch, pitch)) for pitch in (24, 37, 50, 63, 76, 84)]
     columns = {key: np.concatenate([getattr(part, key) for part in parts])
-               for key in ("audio", "pitch", "family", "source", "name", "part")}
+               for key in ("audio", "pitch", "family", "source", "name", "part", "qualities")}
     return nsynth.Notes(row=np.arange(len(columns["name"])), sample_rate=16000, **columns)
 
 
@@ -1924,6 +1988,7 @@ def test_orchestra_has_many_instruments(octave):
     assert len(set(octave.family)) >= 5 and set(octave.family) <= set(nsynth.FAMILIES)
     assert len({name.rsplit("-", 2)[0] for name in octave.name}) >= 16
     assert len(set(octave.name)) == len(octave) == 20 * 12 * 2
+    assert octave.qualities.shape == (480, 10) and (octave.qualities == -1).all()
     assert set(octave.source) == {"acoustic"}
     assert nsynth.pitch_counts(octave, (60, 71)).tolist() == [40] * 12
     for name, pitch, family in zip(octave.name, octave.pitch, octave.family):
@@ -1996,7 +2061,7 @@ def test_save_and_load_give_the_same_notes(tmp_path, octave):
     back = nsynth.load(tmp_path / "new", 4000, 8000)
     every = range(len(some))
     assert torch.equal(back.waves(every), some.waves(every)) and back.sample_rate == 8000
-    for key in ("pitch", "family", "source", "name"):
+    for key in ("pitch", "family", "source", "name", "qualities"):
         assert np.array_equal(getattr(back, key), getattr(some, key)), key
     with pytest.raises(NoteError, match="not empty"):
         nsynth.save(some, tmp_path / "new")
@@ -2084,7 +2149,7 @@ def original(pitch=60, audio=(0.5, -0.25), /, **more):
             "pitch": feature(pitch), "sample_rate": feature(16000), "audio": feature(*audio),
             "instrument_family_str": feature(b"guitar"), "instrument_family": feature(3),
             "instrument_source_str": feature(b"acoustic"), "instrument_source": feature(0),
-            "qualities": feature(0, 1, 0), "qualities_str": feature(b"dark"), **more}
+            "qualities": feature(0, 1, *[0] * 8), "qualities_str": feature(b"dark"), **more}
 
 
 def stop(error):
@@ -2093,8 +2158,9 @@ def stop(error):
 
 def read(path, fault=stop):
     """{name: samples}, and what else is known, of the notes of one file."""
-    return [(entry.name, entry.pitch, entry.family, entry.source, entry.audio()[1],
-             entry.audio()[0].tolist()) for entry in nsynth._read_tfrecords([path], fault)]
+    return [(entry.name, entry.pitch, entry.family, entry.source, entry.qualities,
+             entry.audio()[1], entry.audio()[0].tolist())
+            for entry in nsynth._read_tfrecords([path], fault)]
 
 
 @pytest.mark.parametrize("data, crc", [
@@ -2126,9 +2192,9 @@ def test_records_of_tensorflow_are_read(tmp_path):
     (tmp_path / "b.gz").write_bytes(gzip.compress(data))
     for path in tmp_path.iterdir():
         a, b = nsynth._read_tfrecords([path], stop)
-        assert a[:6] == ("brass_acoustic_004-061-100", 61, "brass", "acoustic", "",
+        assert a[:7] == ("brass_acoustic_004-061-100", 61, "brass", "acoustic", "", "0" * 10,
                          f"{path}, record 1")
-        assert b[:6] == ("reed_acoustic_009-042-100", 42, "reed", "acoustic", "",
+        assert b[:7] == ("reed_acoustic_009-042-100", 42, "reed", "acoustic", "", "0" * 10,
                          f"{path}, record 2") and 0 < a.share <= b.share == 1
         for entry, sha in ((a, "2698efda9a385b15050e2f36798df7be"),
                            (b, "8d1a9761b92d748e0008e575b1d9dbc4")):
@@ -2136,6 +2202,19 @@ def test_records_of_tensorflow_are_read(tmp_path):
             assert rate == 16000 and audio.dtype == np.int16 and audio.shape == (4000,)
             floats = (audio / 32768).astype("<f4").tobytes()
             assert hashlib.sha256(floats).hexdigest()[:32] == sha  # as TensorFlow reads them
+
+
+def test_qualities_of_tensorflow_are_read(tmp_path):
+    # As TensorFlow wrote both features of a note that has fast_decay and long_release.
+    flags = b"\x1a\x0c\n\n\x00\x00\x00\x01\x01\x00\x00\x00\x00\x00"
+    words = b"\n\x1a\n\nfast_decay\n\x0clong_release"
+    (tmp_path / "a").write_bytes(b"".join(record(message(original(60 + i, **more)))
+        for i, more in enumerate([{"qualities": flags, "qualities_str": words},
+                                  {"qualities": feature(*[0] * 9, 1, packed=False)},
+                                  {"qualities": None, "qualities_str": None}])))
+    assert [note[4] for note in read(tmp_path / "a")] == ["0001100000", "0000000001", ""]
+    told = [name for name, flag in zip(nsynth.QUALITIES, "0001100000") if flag == "1"]
+    assert told == ["fast_decay", "long_release"]       # as the record says in words
 
 
 def test_every_sample_survives_as_float_and_the_rest_is_clipped(tmp_path):
@@ -2172,7 +2251,8 @@ def test_messages_may_be_written_in_other_ways(tmp_path):
     (tmp_path / "a").write_bytes(record(unknown + proto(1, unknown.join(entries)) + unknown))
     (tmp_path / "b").write_bytes(record(message(original())))
     assert read(tmp_path / "a") == read(tmp_path / "b") == [
-        ("guitar_acoustic_000-060-100", 60, "guitar", "acoustic", 16000, [16384, -8192])]
+        ("guitar_acoustic_000-060-100", 60, "guitar", "acoustic", "0100000000", 16000,
+         [16384, -8192])]
 
 
 def test_families_and_sources_may_be_numbers(tmp_path):
@@ -2194,6 +2274,11 @@ def test_families_and_sources_may_be_numbers(tmp_path):
     ({"audio": proto(2, b"")}, "audio is missing or empty"),
     ({"audio": proto(2, proto(1, bytes(7)))}, "buffer size"),
     ({"audio": feature(0.0, float("nan"))}, "NaN"), ({"audio": feature(float("-inf"))}, "infinity"),
+    ({"qualities": feature(*[0] * 9)}, r"qualities of note guitar.* is \[0.*: expected ten"),
+    ({"qualities": feature(*[0] * 11)}, "qualities"), ({"qualities": b""}, r"qualities.*\[\]"),
+    ({"qualities": feature(2, *[0] * 9)}, "qualities"), ({"qualities": feature(1)}, "qualities"),
+    ({"qualities": feature(*[0.0] * 10)}, "qualities"), ({"qualities": feature(b"1")}, "qualities"),
+    ({"qualities/dark": feature(1)}, r"qualities.* is \[1\]"),
     ({"note_str": None}, "no name"), ({"note_str": feature(5)}, "no name"),
     ({"note_str": feature(b"../a-060-100")}, "no name"),
     ({"note_str": feature(b"a\nb")}, "no name"), ({"note_str": feature(b"a", b"b")}, "no name"),
@@ -2333,6 +2418,7 @@ def test_no_mutation_of_a_message_is_more_than_a_fault():
             entry = nsynth._note(nsynth._features(payload), "a, record 1", "note_str",
                                  "instrument_", nsynth.FAMILIES, nsynth.SOURCES)
             assert 0 <= entry.pitch <= 127 and len(entry.audio()[0]) and entry.audio()[1] > 0
+            assert re.fullmatch("([01]{10})?", entry.qualities)
         except ValueError:
             pass
 
@@ -2340,7 +2426,13 @@ def test_no_mutation_of_a_message_is_more_than_a_fault():
 # ---- nsynth.py: folders of TensorFlow Datasets, and lists ----
 
 
-def tfds(folder, splits, version="2.3.3", config="gansynth_subset"):
+# In the order in which TFDS wrote those of a note that has fast_decay and is dark.
+TFDS_QUALITIES = {f"qualities/{name}": flag for name, flag in (
+    ("nonlinear_env", 0), ("fast_decay", 1), ("dark", 1), ("reverb", 0), ("percussive", 0),
+    ("long_release", 0), ("tempo-synced", 0), ("bright", 0), ("multiphonic", 0), ("distortion", 0))}
+
+
+def tfds(folder, splits, version="2.3.3", config="gansynth_subset", qualities=TFDS_QUALITIES):
     """A TFDS folder: {split: [pitches of a file, ...]} -> the folder of the version."""
     folder = folder / "nsynth" / config / version
     folder.mkdir(parents=True)
@@ -2351,7 +2443,8 @@ def tfds(folder, splits, version="2.3.3", config="gansynth_subset"):
                 "id": feature(f"reed_synthetic_000-{pitch:03}-100".encode()),
                 "pitch": feature(pitch), "audio": feature(pitch / 128), "f0/hz": feature(1.0, 2.0),
                 "instrument/family": feature(1), "instrument/source": feature(0),
-                "instrument/label": feature(9), "qualities/dark": feature(1)}))
+                "instrument/label": feature(9),
+                **{name: feature(flag) for name, flag in qualities.items()}}))
                 for pitch in pitches))
     info = {"splits": [{"name": split, "shardLengths": [str(len(pitches)) for pitches in shards]}
                        for split, shards in splits.items()]}
@@ -2376,13 +2469,30 @@ def test_a_tfds_folder_is_read_from_any_level(tmp_path):
         assert [(entry.pitch, entry.audio()[0].tolist(), entry.part) for entry in notes] == [
             (50, [12800], "train"), (51, [13056], "train"), (52, [13312], "train"),
             (60, [15360], "test")]
-        assert notes[1][:6] == ("reed_synthetic_000-051-100", 51, "reed", "synthetic", "train",
+        assert notes[1][:7] == ("reed_synthetic_000-051-100", 51, "reed", "synthetic", "train",
+                                "0101000000",
                                 f"{folder / 'nsynth-train.tfrecord-00000-of-00002'}, record 2")
     notes = nsynth.load(tmp_path, 4, 16000, sources=())
+    assert notes.qualities.tolist() == [[0, 1, 0, 1] + [0] * 6] * 4
     assert [len(part) for part in nsynth.split(notes, by="folders")] == [3, 1]
     (tmp_path / "ids.csv").write_text("id\nreed_synthetic_000-052-100\nreed_synthetic_000-099-100")
     mine, rest = nsynth.split(notes, by=tmp_path / "ids.csv")
     assert mine.pitch.tolist() == [52] and len(rest) == 0
+
+
+def test_qualities_of_tfds_each_have_their_place(tmp_path):
+    for i, quality in enumerate(                        # numbered as NSynth's own page does
+            "bright dark distortion fast_decay long_release multiphonic nonlinear_env percussive "
+            "reverb tempo-synced".split()):
+        only = {name: int(name == f"qualities/{quality}") for name in TFDS_QUALITIES}
+        [entry] = read_tfds(tfds(tmp_path / str(i), {"train": [[60]]}, qualities=only))
+        assert list(map(int, entry.qualities)) == np.eye(10, dtype=int)[i].tolist()
+    [entry] = read_tfds(tfds(tmp_path / "none", {"train": [[60]]}, qualities={}))
+    assert entry.qualities == ""
+    for i, bad in enumerate(({"qualities/dark": 2}, {"qualities/tempo-synced": 0.0})):
+        folder = tfds(tmp_path / f"bad{i}", {"train": [[60]]}, qualities={**TFDS_QUALITIES, **bad})
+        with pytest.raises(NoteError, match="record 1: field qualities of note reed.*expected ten"):
+            read_tfds(folder)
 
 
 def test_what_a_tfds_folder_lacks_is_named(tmp_path):
@@ -2509,9 +2619,8 @@ def test_soundfont_becomes_a_folder_like_nsynths(tmp_path):
     assert folder == "nsynth-test" and entry == {
         "note": (73 * 128 + 62) * 128 + 50, "note_str": "flute_acoustic_073-062-050",
         "instrument": 73, "instrument_str": "flute_acoustic_073", "pitch": 62, "velocity": 50,
-        "sample_rate": 16000, "qualities": [0] * 10, "qualities_str": [], "instrument_family": 2,
-        "instrument_family_str": "flute", "instrument_source": 0,
-        "instrument_source_str": "acoustic"}
+        "sample_rate": 16000, "instrument_family": 2, "instrument_family_str": "flute",
+        "instrument_source": 0, "instrument_source_str": "acoustic"}
     assert len({entry["note"] for entry, *_ in rendered.values()}) == 16
     for name, (entry, samples, _) in rendered.items():
         x, pitch = samples / 32768, entry["pitch"]
@@ -2521,7 +2630,7 @@ def test_soundfont_becomes_a_folder_like_nsynths(tmp_path):
         assert sounding[0] < 40 and 48000 <= sounding[-1] < 48200  # held for 3 s
         assert x[1000:47000].reshape(-1, 1000).std(1).std() < 0.01 * x[:48000].std()
     notes = nsynth.load(tmp_path / "out", 64000, 16000)
-    assert len(notes) == 16 and set(notes.pitch) == {61, 62}
+    assert len(notes) == 16 and set(notes.pitch) == {61, 62} and (notes.qualities == -1).all()
     assert np.array_equal(notes.audio[notes.name == name][0], samples)
 
 
@@ -3323,7 +3432,8 @@ def test_baselines_train_resume_bit_for_bit_and_are_heard(
     assert len(samples) == 250 and samples.any()
     run_sample(run, tmp_path / "same", "--scale")
     assert (tmp_path / "notes" / wavs[2]).read_bytes() == (tmp_path / "same" / wavs[2]).read_bytes()
-    metrics.main([str(run), "--samples", "6"])
+    monkeypatch.chdir(tmp_path)           # where a classifier is kept
+    metrics.main([str(run), "--samples", "6", "--examples", "64", "--device", "cpu"])
     assert "48 examples" in capsys.readouterr().out
 
 
@@ -3844,17 +3954,847 @@ def test_variety_is_zero_for_copies_and_the_level_difference_for_scaled_copies()
     assert np.isnan(metrics.variety(np.stack([note, noise]), [60, 61]))
 
 
-def test_the_table_has_the_held_out_notes_and_the_run(tmp_path, capsys):
-    run = tiny_run(tmp_path / "run", images=8)
-    metrics.main([str(run), "--samples", "6"])
-    header, real, fresh = capsys.readouterr().out.splitlines()[-3:]
-    assert header.split() == ["notes", "in", "tune", "semitone", "clean", "variety"]
-    assert real.startswith("held-out notes of orchestra") and "8 examples" in fresh
-    assert fresh.split()[-6] == "6"
-    for argv in ([str(tmp_path / "none")], [str(run), "--data", str(tmp_path / "none")]):
-        with pytest.raises(SystemExit) as stop:
-            metrics.main(argv)
-        assert str(stop.value).startswith("metrics.py: ")
+# ---- metrics.py, phase coherence ----
+
+def diffusing_note(f0, s, rate=16000, seconds=4.0, seed=0):
+    """Harmonics whose phases walk at random, by a standard deviation s in LAG seconds; (L,)."""
+    n = int(rate * seconds)
+    walk = np.random.RandomState(seed).randn(5, n).cumsum(1) * s / math.sqrt(metrics.LAG * rate)
+    k = np.arange(1, 6)[:, None]
+    return np.sin(2 * np.pi * k * f0 * np.arange(n) / rate + walk).sum(0)
+
+
+@pytest.mark.parametrize("rate, seconds, pitches", [(8000, 0.5, (60, 65, 71, 90)),
+                                                    (16000, 4.0, (24, 48, 84, 97))])
+def test_steady_notes_are_coherent_whatever_their_tuning_and_level(rate, seconds, pitches):
+    for pitch in pitches:
+        for off in (-30, 0, 30):                                    # cents
+            note = harmonic_note(hertz(pitch + off / 100), rate, seconds)
+            found = metrics.phase_coherence([note, 1e-4 * note], [pitch] * 2, rate)
+            assert 0.99 < found[0] <= 1 and abs(found[0] - found[1]) < 1e-6, (pitch, off)
+    assert metrics.phase_coherence(sine(hertz(110.3)), [110], 16000) > 0.99     # one harmonic fits
+
+
+@pytest.mark.parametrize("s", [0.25, 0.5, 1.0, 1.5])
+def test_coherence_of_diffusing_phases_is_the_closed_form(s):
+    """The advance is Gaussian, of standard deviation s, and so has mean exp(-s^2 / 2)."""
+    notes = [diffusing_note(hertz(84), s, seed=seed) for seed in range(10)]
+    R_squared = metrics.phase_coherence(notes, [84] * 10, 16000) ** 2       # it is what is unbiased
+    assert abs(math.sqrt(R_squared.mean()) - math.exp(-s ** 2 / 2)) < 0.03
+
+
+def test_phases_drawn_anew_and_white_noise_have_no_coherence():
+    random = np.random.RandomState(0)
+    time, frame = np.arange(64000) / 16000, np.arange(64000) // 512
+    k = np.arange(1, 6)[:, None]
+    jumps = random.uniform(0, 2 * np.pi, (5, 125))[:, frame]
+    note = np.sin(2 * np.pi * k * hertz(72) * time + jumps).sum(0)
+    assert metrics.phase_coherence([note], [72], 16000)[0] < 0.2
+    long = metrics.phase_coherence(random.randn(120, 64000), 24 + np.arange(120) % 61, 16000)
+    short = metrics.phase_coherence(random.randn(120, 4000), 60 + np.arange(120) % 12, 8000)
+    assert long.mean() < 0.03 and short.mean() < 0.07               # measured: 0.02 and 0.05
+    # No bias is left before the root: about half of the means were below 0 and clipped.
+    assert 0.3 < np.mean(long == 0) < 0.7 and 0.3 < np.mean(short == 0) < 0.7
+
+
+def test_a_harmonic_counts_as_far_as_it_is_heard():
+    """One steady and one random, of amplitudes 1 and a: the mean R_k^2 is 1 / (1 + a)."""
+    time = np.arange(64000) / 16000
+    steady = np.sin(2 * np.pi * hertz(84) * time)
+    random = np.random.RandomState(0).uniform(0, 2 * np.pi, 250)[np.arange(64000) // 256]
+    for a in (0.1, 0.5, 1.0):
+        note = steady + a * np.sin(4 * np.pi * hertz(84) * time + random)
+        found = metrics.phase_coherence([note], [84], 16000)[0]
+        assert abs(found - (1 + a) ** -0.5) < 0.03, a
+
+
+def test_what_has_died_away_does_not_count():
+    time = np.arange(64000) / 16000
+    decay = np.exp(-8 * time)             # 60 dB in 0.9 s, and the rest is noise
+    note = harmonic_note(hertz(60), 16000, 4.0) * decay
+    noise = 1e-4 * np.random.RandomState(0).randn(64000)
+    assert metrics.phase_coherence([note + noise], [60], 16000)[0] > 0.99
+    assert metrics.phase_coherence([noise], [60], 16000)[0] < 0.2
+
+
+@pytest.mark.parametrize("hires, most", [(False, 0.25), (True, 0.6)])
+def test_a_real_note_keeps_its_coherence_through_if_but_not_without_its_phase(hires, most):
+    spectrum = Spectrum.derive("if", hires)
+    picture = spectrum.encode(clip())
+    noise = torch.rand(picture[:, 1].shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    blurred = spectrum.decode(torch.stack([picture[:, 0], noise], dim=1))
+    waves = torch.cat([clip(), spectrum.decode(picture), blurred]).numpy()
+    real, back, blurred = metrics.phase_coherence(waves, [76] * 3, 16000)
+    assert real > 0.9 and abs(back - real) < 0.01 and blurred < most
+
+
+def test_coherence_where_there_is_nothing_to_measure():
+    random = np.random.RandomState(0)
+    assert metrics.phase_coherence(np.zeros((1, 4000)), [60], 8000) == [0]
+    assert np.isnan(metrics.phase_coherence(random.randn(2, 4000), [108, 127], 8000)).all()
+    assert np.isnan(metrics.phase_coherence(random.randn(1, 1000), [24], 8000)).all()
+
+
+@pytest.mark.parametrize("rate, pitch, off", [(16000, 60, 0), (16000, 60, 30), (16000, 24, -30),
+                                              (16000, 84, 10), (8000, 71, 20)])
+def test_cycles_of_a_steady_note_fall_on_each_other_and_those_of_noise_do_not(rate, pitch, off):
+    note = harmonic_note(hertz(pitch + off / 100), rate, seconds=1.0, slope=2.0)
+    noise = np.random.RandomState(0).randn(rate)
+    pictures = [metrics.phase_picture(wave, pitch, rate) for wave in (note, noise)]
+    assert pictures[0].shape == pictures[1].shape and pictures[0].shape[0] == 2 * 192 + 4
+    assert (pictures[0][196:] == spectral.rainbowgram(note, rate)).all()
+    steady, blurred = (picture[:192, :, 0] / 255.0 for picture in pictures)
+    # Light squared is the share of cycles, so that its sum over a column is a stroke's height.
+    assert np.median((steady > 0.1).sum(0)) < 6 < 12 < np.median((blurred > 0.1).sum(0))
+    assert np.median(steady.max(0)) > 0.9
+    # The line is the note's own waveform: one cycle, from half the cycles before the middle.
+    period = rate / hertz(pitch + off / 100)
+    cycles = math.ceil(1028 / period)
+    when = rate / 2 + (np.linspace(0, 1, steady.shape[1]) - cycles / 2) * period
+    y = np.interp(when, np.arange(rate), note)
+    line = 95.5 - 0.5 * 192 * 0.9 * y / np.abs(note).max()
+    found = (steady ** 2 * np.arange(192)[:, None]).sum(0) / (steady ** 2).sum(0)
+    assert np.median(np.abs(found - line)) < 1.5
+
+
+def test_phase_pictures_of_silence_and_of_a_note_shorter_than_a_period():
+    line = metrics.phase_picture(np.zeros(8000), 60, 8000)[:192, :, 0]
+    assert (line.argmax(0) // 2 == 95 // 2).all() and not line[:90].any()
+    assert metrics.phase_picture(np.ones(100), 24, 8000).shape[0] == 388
+
+
+# ---- metrics.py, the paper's measures ----
+
+def gaussian_features(mean, cov, n, seed=0):
+    """(n, D) whose sample mean and covariance are exactly these."""
+    x = np.random.RandomState(seed).randn(n, len(mean))
+    x -= x.mean(0)
+    x = x @ np.linalg.inv(np.linalg.cholesky(np.cov(x.T))).T
+    return x @ np.linalg.cholesky(cov).T + mean
+
+
+def other_tools_data():
+    """What the values of other tools below were computed on: two sets of features, and a third."""
+    r = np.random.RandomState(7)
+    a = r.randn(300, 6) @ r.randn(6, 6) + 1
+    b = r.randn(200, 6) @ r.randn(6, 6) - 0.5
+    heaps = np.concatenate([r.randn(50, 3) + 3 * r.randn(3) for _ in range(8)])
+    return a, b, heaps
+
+
+def test_fid_between_gaussians_is_the_closed_form():
+    a = gaussian_features(np.array([0.0, 1, 2]), np.diag([1.0, 4, 9]), 50)
+    b = gaussian_features(np.array([1.0, 1, 0]), np.diag([4.0, 4, 1]), 70, seed=1)
+    # covariances that commute: the squared distance of their roots
+    assert metrics.frechet_distance(a, b) == pytest.approx(1 + 4 + (1 + 0 + 4), rel=1e-9)
+    assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert metrics.frechet_distance(a[:, :1], b[:, :1]) == pytest.approx(1 + 1, rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [400, 12])                            # fewer rows than features
+def test_fid_agrees_with_scipys_root_of_a_matrix(n):
+    r = np.random.RandomState(n)
+    a, b = r.randn(n, 20) @ r.randn(20, 20), r.randn(n, 20) @ r.randn(20, 20) + 1
+    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+    trace = np.trace(scipy.linalg.sqrtm(cov_a @ cov_b)).real
+    theirs = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b) - 2 * trace
+    assert metrics.frechet_distance(a, b) == pytest.approx(theirs, rel=1e-5)
+
+
+def test_fid_equals_pytorch_fids():
+    a, b, _ = other_tools_data()
+    assert metrics.frechet_distance(a, b) == pytest.approx(29.460871165908884, rel=1e-9)    # 0.3.0
+
+
+def test_fid_moves_when_only_the_second_batch_changes():
+    a, b = np.random.RandomState(0).randn(2, 256, 8)
+    c = b.copy()
+    c[128:] += 0.1                        # the release scored the first 128 only
+    assert abs(metrics.frechet_distance(a, b) - metrics.frechet_distance(a, c)) > 1e-3
+
+
+@pytest.mark.parametrize("features, says", [
+    (np.zeros((1, 4)), "two rows"), (np.zeros(4), "two rows"), (np.full((3, 4), np.nan), "NaN"),
+    (np.zeros((3, 5)), "4 and 5 dimensions")])
+def test_fid_refuses(features, says):
+    with pytest.raises(metrics.MetricError, match=says):
+        metrics.frechet_distance(np.zeros((3, 4)), features)
+
+
+def test_inception_score_from_one_to_the_number_of_classes():
+    assert metrics.inception_score(np.zeros((10, 61))) == pytest.approx(1)
+    one_hot = 1e3 * np.eye(61)[np.arange(610) % 61]
+    assert metrics.inception_score(one_hot) == pytest.approx(61)
+    counts = np.array(nsynth.RELEASE_COUNTS)                        # the ceiling of the paper's IS
+    ceiling = metrics.inception_score(1e3 * np.eye(61)[np.repeat(np.arange(61), counts // 5)])
+    assert ceiling == pytest.approx(58.9, abs=0.05)
+    logits = np.random.RandomState(0).randn(50, 7)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    divergence = [scipy.stats.entropy(row, p.mean(0)) for row in p]
+    assert metrics.inception_score(logits) == pytest.approx(np.exp(np.mean(divergence)))
+    assert metrics.inception_score(logits + 1e4) == pytest.approx(np.exp(np.mean(divergence)))
+
+
+def test_pitch_entropy_is_in_nats():
+    assert metrics.pitch_entropy(np.zeros((3, 128))) == pytest.approx(math.log(128))
+    assert metrics.pitch_entropy(1e3 * np.eye(128)) == pytest.approx(0)
+    logits = np.random.RandomState(0).randn(9, 128)
+    theirs = scipy.stats.entropy(scipy.special.softmax(logits, axis=1), axis=1).mean()
+    assert metrics.pitch_entropy(logits) == pytest.approx(theirs)
+
+
+def test_pitch_accuracy_is_exact_or_within_a_semitone():
+    logits = np.eye(128)[[60, 61, 62, 63, 24]]
+    pitch = np.array([60, 60, 60, 60, 24])
+    assert metrics.pitch_accuracy(logits, pitch) == pytest.approx(2 / 5)
+    assert metrics.pitch_accuracy(logits, pitch, within=1) == pytest.approx(3 / 5)
+
+
+def test_ndb_of_two_halves_of_one_set_is_what_chance_gives():
+    found = []
+    for seed in range(8):
+        x = np.random.RandomState(seed).randn(6000, 4)
+        result = metrics.ndb(x[:3000], x[3000:], seed=seed)
+        assert result.expected == 2.5 and len(result.p) == 50
+        assert result.train.sum() == pytest.approx(1) and result.samples.sum() == pytest.approx(1)
+        found.append(result.number)
+    assert 1 < np.mean(found) < 4.5       # 2.5 of 50; the mean of 8 has a deviation of 0.5
+    assert metrics.ndb(x, x).js == 0
+
+
+@pytest.mark.parametrize("dims", [8, 1200])             # beyond 1000, clusters are sought in some
+def test_ndb_flags_a_removed_cluster(dims):
+    r = np.random.RandomState(0)
+    centres = 20 * r.randn(10, dims)
+    train, samples = (np.concatenate([c + r.randn(60, dims) for c in some])
+                      for some in (centres, centres[:-1]))
+    result = metrics.ndb(train, samples, k=10)
+    gone = result.samples == 0
+    assert gone.sum() == 1 and result.p[gone] < 1e-6 and result.train[gone] == pytest.approx(0.1)
+    assert result.number == 1             # 60 of 540 beside 60 of 600 is no difference
+    assert result.train.tolist() == sorted(result.train, reverse=True)
+
+
+def test_ndbs_test_and_divergence_agree_with_other_tools():
+    train = np.repeat([[0.0], [9.0]], [30, 370], axis=0)
+    samples = np.repeat([[0.0], [9.0]], [18, 132], axis=0)
+    result = metrics.ndb(train, samples, k=2)
+    np.testing.assert_allclose(result.p, 0.09584945909066096, rtol=1e-9)    # statsmodels 0.15.0
+    js = scipy.spatial.distance.jensenshannon(result.train, result.samples) ** 2
+    assert result.js == pytest.approx(js) and result.number == 0
+    chi2 = scipy.stats.chi2_contingency([[30, 370], [18, 132]], correction=False)
+    np.testing.assert_allclose(result.p, chi2.pvalue, rtol=1e-9)    # z squared
+
+
+def test_k_means_is_as_good_as_scikit_learns():
+    *_, heaps = other_tools_data()
+    cost = []
+    for seed in range(10):
+        cells = metrics.k_means(heaps, 8, seed)
+        cost.append(sum(np.square(heaps[cells == c] - heaps[cells == c].mean(0)).sum()
+                        for c in range(8)))
+        centres = np.stack([heaps[cells == c].mean(0) for c in range(8)])
+        assert (scipy.spatial.distance.cdist(heaps, centres).argmin(1) == cells).all()
+    # the best of twenty starts of sklearn.cluster.KMeans 1.9.1
+    assert min(cost) == pytest.approx(1025.3766608351402, rel=1e-6)
+    assert np.median(cost) < 1.2 * min(cost)
+    assert metrics.k_means(np.zeros((9, 2)), 3).tolist() == [0] * 9
+
+
+def test_ndb_refuses():
+    x = np.random.RandomState(0).randn(60, 3)
+    for real, fake, says in ((x[:49], x, "49 training notes"), (x, x[:9], "9 samples"),
+                             (x, x * np.nan, "NaN")):
+        with pytest.raises(metrics.MetricError, match=says):
+            metrics.ndb(real, fake)
+
+
+# ---- metrics.py, the classifier ----
+
+def test_the_classifier_sees_what_scipys_spectrogram_shows():
+    wave = harmonic_note(440.0, rate=16000, seconds=4.0).astype(np.float32)
+    ours = metrics.log_spectrogram(torch.from_numpy(np.stack([wave, wave / 50])), 16000)
+    assert ours.shape == (2, 1, 512, 256)                           # paper, appendix
+    assert ours.min() == 0 and ours.amax(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1])
+    assert (ours[0] - ours[1]).abs().max() < 0.01                   # the level does not tell
+    padded = np.pad(wave, (2304, 0))      # as in spectral.stft
+    _, _, S = scipy.signal.stft(padded, 16000, nperseg=1024, noverlap=768, padded=False,
+                                boundary=None, scaling="spectrum")
+    decibels = 20 * np.log10(np.abs(S[1:]) / np.abs(S[1:]).max() + 1e-12)
+    np.testing.assert_allclose(ours[0, 0], np.clip(1 + decibels / 80, 0, 1), atol=2e-3)
+    assert metrics.log_spectrogram(torch.zeros(1, 4096), 8000).shape == (1, 1, 256, 32)
+    assert metrics.log_spectrogram(torch.zeros(1, 4096), 8000).max() == 0
+
+
+def test_the_full_classifier_is_the_papers():
+    classifier = metrics.Classifier(16000, 128).eval()
+    shapes = [tuple(conv.conv.weight.shape) for conv in classifier.convs]
+    widths = [1, 128, 128, 128, 256, 256, 256, 512, 512, 512]
+    assert shapes == [(b, a, k, k) for a, b, k in zip(widths, widths[1:], [5] + [4] * 8)]
+    x, sizes = torch.zeros(1, 1, 512, 256), []
+    for conv, width in zip(classifier.convs, widths):
+        x = conv(x[:, :1].expand(1, width, -1, -1))
+        sizes.append(tuple(x.shape[2:]))
+    assert sizes == [(256, 128), (128, 64), (64, 32), (32, 16), (16, 8), (8, 4), (4, 2), (2, 1),
+                     (1, 1)]
+    features, logits = classifier(torch.zeros(2, 64000))
+    assert features.shape == (2, 512) and classifier.hidden.out_features == 1024
+    assert {name: y.shape[1] for name, y in logits.items()} == {
+        "pitch": 128, "qualities": 10, "family": 11, "source": 3}
+
+
+@pytest.mark.parametrize("n, kernel, stride, before", [
+    (8, 5, 2, 1), (8, 4, 2, 1), (7, 4, 2, 1), (1, 4, 2, 1), (5, 4, 1, 1), (1, 4, 1, 1)])
+def test_strided_convolutions_pad_as_tensorflows(n, kernel, stride, before):
+    conv = metrics.StridedConv(1, 1, kernel, (stride, stride)).eval()
+    x = torch.randn(1, 1, n, n)
+    last = (math.ceil(n / stride) - 1) * stride + kernel            # what the last window reaches
+    wide = np.pad(x[0, 0], [(before, last - n - before)] * 2)
+    weight = conv.conv.weight[0, 0].detach().numpy()
+    ours = conv(x)[0, 0].detach().numpy()
+    for i, j in itertools.product(range(ours.shape[0]), repeat=2):
+        window = wide[i * stride:i * stride + kernel, j * stride:j * stride + kernel]
+        assert ours[i, j] == pytest.approx((window * weight).sum(), rel=1e-3, abs=1e-5)
+    assert ours.shape == (math.ceil(n / stride),) * 2
+
+
+def test_what_is_not_told_does_not_count_in_the_loss():
+    logits = {name: torch.randn(6, k) for name, k in metrics.HEADS.items()}
+    target = {"pitch": torch.arange(60, 66), "family": torch.tensor([0, -1, 3, -1, 10, 2]),
+              "source": torch.full((6,), -1), "qualities": torch.full((6, 10), -1)}
+    target["qualities"][2] = torch.arange(10) % 2
+    told = target["family"] >= 0
+    theirs = (F.cross_entropy(logits["pitch"], target["pitch"])
+              + F.cross_entropy(logits["family"][told], target["family"][told])
+              + F.binary_cross_entropy_with_logits(logits["qualities"][2],
+                                                   target["qualities"][2].float()))
+    torch.testing.assert_close(metrics.classifier_loss(logits, target), theirs)
+
+SHORT = metrics.Setting(length=2048, sample_rate=8000, pitch_low=60, pitch_high=63)
+
+
+@pytest.fixture(scope="module")
+def classified(tmp_path_factory):
+    """A folder in which a classifier of SHORT was trained, its file, and itself."""
+    folder = tmp_path_factory.mktemp("classified")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        notes, held_out = SHORT.notes()
+        classifier, accuracy = metrics.make_classifier(SHORT, notes, held_out, 16, 1600, "cpu")
+    assert accuracy > 0.9                 # chance is a quarter
+    return folder, folder / metrics.classifier_path(SHORT, notes), classifier
+
+
+def short_run(out, **more):
+    """A run of SHORT's notes, as good as untrained."""
+    form = {f: getattr(SHORT, f) for f in ("length", "sample_rate", "pitch_low", "pitch_high")}
+    return tiny_run(out, **form, images=8, **more)
+
+
+def write_notes(folder, waves, pitches, rate=8000):
+    folder.mkdir()
+    for i, (wave, pitch) in enumerate(zip(waves, pitches)):
+        nsynth.write_wav(folder / f"{i:03}-{pitch:03}.wav", torch.as_tensor(wave).float(), rate)
+    return folder
+
+
+def measured(capsys, *argv):
+    """The tables of one command, from its JSON."""
+    capsys.readouterr()
+    metrics.main([*map(str, argv), "--json", "--device", "cpu"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_classifier_on_disk_is_the_one_trained(classified, monkeypatch):
+    folder, path, classifier = classified
+    monkeypatch.chdir(folder)
+    again, accuracy = metrics.load_classifier(path, SHORT, "cpu")
+    waves = torch.randn(3, 2048)
+    for ours, theirs in zip(again(waves)[1].values(), classifier(waves)[1].values()):
+        assert torch.equal(ours, theirs)
+    contents = gansynth.load_checkpoint(path)
+    assert metrics.Setting(**contents["setting"]) == SHORT and contents["accuracy"] == accuracy
+    assert "8000Hz-2048-pitch-60-63" in path.name
+
+
+def test_a_classifier_that_does_not_fit_is_refused(classified, tmp_path):
+    _, path, _ = classified
+    for other in (replace(SHORT, length=4096), replace(SHORT, sample_rate=16000),
+                  replace(SHORT, pitch_high=64)):
+        with pytest.raises(metrics.MetricError, match="2,048 samples at 8,000 Hz, pitches 60-63"):
+            metrics.load_classifier(path, other, "cpu")
+    metrics.load_classifier(path, replace(SHORT, pitch_high=62), "cpu")
+    with pytest.raises(CheckpointError, match="lacks classifier"):
+        metrics.load_classifier(tiny_checkpoint(tmp_path / "gan.pt"), SHORT, "cpu")
+    contents = gansynth.load_checkpoint(path)
+    gansynth.save_checkpoint(tmp_path / "wide.pt", {**contents, "width": 17})
+    with pytest.raises(CheckpointError, match="do not fit its settings"):
+        metrics.load_classifier(tmp_path / "wide.pt", SHORT, "cpu")
+
+
+def test_one_command_one_table(classified, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(classified[0])
+    run = short_run(tmp_path / "run")
+    notes, held_out = SHORT.notes()
+    real = write_notes(tmp_path / "copies", notes.waves(range(80)), notes.pitch[:80])
+    argv = [run, real, "--samples", "60", "--controls"]
+    table, = measured(capsys, *argv, "--out", tmp_path / "out")
+    rows = {entry["name"]: entry["values"] for entry in table["rows"]}
+    assert list(rows) == ["real: held out of orchestra", "run, 8 examples", str(real),
+                          "control: white noise", "control: one note repeated",
+                          "control: shuffled pitches"]
+    truth, fake, copies, noise, one, shuffled = rows.values()
+    assert truth["notes"] == len(held_out) and fake["notes"] == copies["notes"] == 60
+    assert truth["PA"] > 0.9 and copies["PA"] > 0.9 and truth["in tune"] == 1
+    assert truth["PE"] < fake["PE"] and truth["FID"] < fake["FID"] and copies["FID"] < fake["FID"]
+    assert fake["NDB"] > copies["NDB"] and truth["NDB"] is None     # fewer notes than cells
+    # each failure is caught by one measure at least, and not by others
+    assert noise["PA"] < 0.5 and noise["FID"] > truth["FID"] and noise["steady"] < 0.5
+    assert one["PA"] > 0.9 and one["IS"] < 1.1 and one["variety"] < 0.1 and one["JS"] > 0.5
+    assert shuffled["PA"] < 0.5 and shuffled["FID"] == pytest.approx(truth["FID"])
+    assert [entry["paper"] for entry in table["rows"][:3]] == ["Real data", "IF", None]
+    again, = measured(capsys, *argv, "--out", tmp_path / "again")
+    assert again == table                 # the same seed gives the same row
+
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    pictures = sorted((tmp_path / "out").glob("*.png"))
+    assert all(f'src="{picture.name}"' in page for picture in pictures) and len(pictures) == 10
+    markdown = (tmp_path / "out" / "table.md").read_text(encoding="utf-8").splitlines()
+    assert json.loads((tmp_path / "out" / "table.json").read_text()) == [table]
+    cells = [cell.strip() for cell in markdown[4].strip("|").split("|")]
+    assert cells[:2] == ["real: held out of orchestra", str(len(held_out))]
+    assert f"{truth['PA']:.1%}" in cells and markdown[5].startswith("| paper: Real data | 12,800 |")
+
+
+def test_each_setting_has_a_table_and_real_notes_of_its_own(classified, tmp_path, monkeypatch,
+                                                            capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(metrics, "make_classifier", lambda setting, *rest: (
+        metrics.Classifier(setting.sample_rate, 16).eval().requires_grad_(False), 0.5))
+    runs = [short_run(tmp_path / "a"), tiny_run(tmp_path / "b", images=8)]
+    metrics.main([*map(str, runs), "--samples", "8", "--device", "cpu"])
+    text = capsys.readouterr().out
+    assert text.count("real: held out of orchestra") == 2 + text.count("of real: held out")
+    assert "2,048 samples at 8,000 Hz, pitches 60-63; NDB and FID beside 8 training" in text
+    assert "256 samples at 2,000 Hz, pitches 60-62; NDB and FID beside 8 training" in text
+    assert (tmp_path / "runs" / "metrics-0001" / "index.html").exists()
+    assert "no more notes than the 64 features" in text and "notes, and as many training" in text
+
+
+def test_the_classifier_is_trained_on_first_use_and_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = short_run(tmp_path / "run")
+    metrics.main([str(run), "--train-classifier", "--examples", "64", "--device", "cpu"])
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert "held-out notes named right; 2,048 samples at 8,000 Hz, pitches 60-63" in line
+    monkeypatch.setattr(metrics, "train_classifier", None)          # never again
+    table, = measured(capsys, run, "--samples", "4")
+    assert table["classifier"]["width"] == 16
+    assert table["classifier"]["accuracy"] == pytest.approx(float(line.split()[1][:-1]) / 100,
+                                                            abs=1e-3)
+
+
+def test_a_row_of_the_paper_belongs_to_every_kind_of_run():
+    def name(**more):
+        return metrics.paper_name({**asdict(train.Config()), **more})
+
+    found = {name(rep=rep, hires=hires) for rep in spectral.REPRESENTATIONS
+             for hires in (False, True) if rep != "waveform"}
+    assert found == {"Phase", "Phase + H", "IF", "IF + H", "IF-Mel", "IF-Mel + H"}
+    assert found <= set(metrics.PAPER)
+    assert metrics.PAPER[name()] == {"notes": 12_800, "NDB": 29.3, "FID": 167, "IS": 38.1,
+                                     "PA": 0.979, "PE": 0.40}
+
+
+@pytest.mark.parametrize("prepare, says", [
+    (lambda f: f.mkdir(), "neither a run nor a folder of WAVs"),
+    (lambda f: write_notes(f, np.zeros((1, 9)), [60]).joinpath("000-060.wav").rename(f / "a.wav"),
+     "a.wav tells no pitch"),
+    (lambda f: (f.mkdir(), scipy.io.wavfile.write(f / "n-060.wav", 8000,
+                                                  np.full(99, np.nan, np.float32))),
+     "n-060.wav holds NaN"),
+    (lambda f: (f.mkdir(), (f / "n-060.wav").write_bytes(b"RIFF")), "n-060.wav is no WAV file"),
+    (lambda f: write_notes(f, np.full((12, 2048), 0.1), [72] * 12), "none of its 12 notes"),
+    (lambda f: write_notes(f, np.full((1, 2048), 0.1), [60]), "notes: one note only"),
+    (lambda f: write_notes(f, [harmonic_note(hertz(p), seconds=0.3) for p in [60, 61] * 6],
+                           [60, 61] * 6, rate=10079), r"4.0 semitones beside .* 0.79 times"),
+])
+def test_wavs_that_cannot_be_measured_are_one_sentence(classified, tmp_path, monkeypatch, capsys,
+                                                       prepare, says):
+    monkeypatch.chdir(classified[0])
+    prepare(tmp_path / "notes")
+    before = set(Path("runs").glob("*"))
     with pytest.raises(SystemExit) as stop:
-        metrics.main([str(run), "--samples", "0"])
-    assert stop.value.code == 2
+        metrics.main([str(tmp_path / "notes"), "--length", "2048", "--sample-rate", "8000",
+                      "--pitches", "60-63", "--samples", "12", "--device", "cpu"])
+    assert re.search(says, str(stop.value)) and str(stop.value).startswith("metrics.py: ")
+    assert set(Path("runs").glob("*")) == before        # nothing was written
+
+
+def test_silent_notes_and_those_out_of_range_are_told(classified, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(classified[0])
+    waves = np.stack([harmonic_note(hertz(60), seconds=0.256)] * 3 + [np.zeros(2048)] * 2)
+    folder = write_notes(tmp_path / "notes", waves, [60, 60, 90, 61, 62])
+    metrics.main([str(folder), "--length", "2048", "--sample-rate", "8000", "--pitches", "60-63",
+                  "--device", "cpu", "--out", str(tmp_path / "out")])
+    out, err = capsys.readouterr()
+    assert "1 of 5 notes are left out: their pitches are not 60-63" in err
+    assert "notes: 2 of 4 notes are silent" in out
+
+
+@pytest.mark.parametrize("argv", [
+    [], ["run", "--samples", "1"], ["run", "--samples", "x"], ["run", "--pitches", "84-24"],
+    ["run", "--width", "wide"], ["run", "--listening-test"], ["run", "--device", "abacus"],
+    ["--listening-test", "--data", "x"]])
+def test_metrics_usage(argv, capsys):
+    with pytest.raises(SystemExit) as stop:
+        metrics.main(argv)
+    assert stop.value.code == 2 and "usage:" in capsys.readouterr().err
+
+
+def test_metrics_without_a_run_is_one_sentence(tmp_path):
+    run = subprocess.run([sys.executable, HERE / "metrics.py", "nowhere"], cwd=tmp_path,
+                         capture_output=True, text=True)
+    assert run.returncode == 1 and run.stdout == ""
+    assert run.stderr == ("metrics.py: nowhere: no checkpoint there: expected a run's folder with "
+                          "checkpoint-*.pt files, or one such file\n")
+
+
+# ---- metrics.py, human evaluation ----
+
+
+def listening_models(names=("model-alpha", "model-beta", "model-gamma"), n=20, length=400):
+    """Noise at levels from 0.001 to 0.1, pitches 60 to 63 in turn."""
+    random = np.random.RandomState(len(names))
+    return {name: (random.randn(n, length) * np.geomspace(0.001, 0.1, n)[:, None],
+                   60 + np.arange(n) % 4) for name in names}
+
+
+def listening_page(path):
+    """What the page embeds: pairs [A, B, pitch], the names of A and B, and notes as int16."""
+    text = path.read_text(encoding="utf-8")
+    test = json.loads(re.search(r"^const test = (.*);", text, re.M)[1])
+    wavs = [scipy.io.wavfile.read(io.BytesIO(base64.b64decode(note))) for note in test["notes"]]
+    assert {rate for rate, _ in wavs} == {8000}
+    return test, json.loads(base64.b64decode(test["key"])), np.stack([wave for _, wave in wavs])
+
+
+def test_a_listening_test_is_balanced_and_blind_and_uses_each_note_once(tmp_path):
+    models = listening_models()
+    path = metrics.write_listening_test(models, 8000, tmp_path / "test", pairs=28, seed=3)
+    assert path == tmp_path / "test" / "index.html" and os.listdir(tmp_path) == ["test"]
+    text = path.read_text(encoding="utf-8")
+    assert not any(name in text for name in models) and "://" not in text
+    test, key, notes = listening_page(path)
+    assert len(test["pairs"]) == len(key) == 28
+    meetings = {pair: [tuple(k) for k in key if set(k) == set(pair)]
+                for pair in itertools.combinations(models, 2)}
+    assert sorted(map(len, meetings.values())) == [9, 9, 10]
+    for (a, b), met in meetings.items():
+        assert abs(met.count((a, b)) - met.count((b, a))) <= 1
+    # 56 places, 60 notes: none comes twice
+    assert sorted(i for pair in test["pairs"] for i in pair[:2]) == list(range(56))
+    assert len(np.unique(notes, axis=0)) == len(notes)
+    for (i, j, pitch), names in zip(test["pairs"], key):            # each is what the key says
+        for k, name in zip((i, j), names):
+            waves, pitches = models[name]
+            alike = waves @ notes[k] / np.linalg.norm(waves, axis=1) / np.linalg.norm(notes[k])
+            assert alike.max() > 0.9 and pitches[alike.argmax()] == pitch
+    again = metrics.write_listening_test(models, 8000, tmp_path / "again", pairs=28, seed=3)
+    assert again.read_bytes() == path.read_bytes()
+    other = metrics.write_listening_test(models, 8000, tmp_path / "other", pairs=28, seed=4)
+    assert listening_page(other)[0]["id"] != test["id"]
+
+
+def test_few_notes_repeat_evenly_but_never_in_the_same_pair():
+    pitches = {"a": np.array([60, 60, 60, 61]), "b": np.array([60, 60, 61, 62])}
+    drawn = metrics.draw_pairs(pitches, 7, 0)                       # 3 x 2 + 1 x 1: all there are
+    assert len({frozenset(pair) for pair in drawn}) == 7
+    drawn = [note for pair in metrics.draw_pairs(pitches, 3, 0) for note in pair]
+    assert len(set(drawn)) == 6           # 2 pairs of 60 and one of 61 repeat no note
+
+
+def test_notes_are_matched_in_level_and_cut_ends_faded(tmp_path):
+    waves = metrics.level_notes(listening_models()["model-alpha"][0], 8000) / 32768
+    rms = np.sqrt(np.mean(waves ** 2, axis=1))
+    assert np.ptp(20 * np.log10(rms)) < 0.01                        # dB
+    assert abs(np.abs(waves).max() - 0.9) < 1e-3
+    cut, whole = np.ones(800), np.sin(np.pi * np.arange(800) / 799)
+    cut, whole = metrics.level_notes([cut, whole], 8000).astype(float)
+    assert cut[0] == cut[-1] == 0 and np.all(np.diff(cut[:40]) > 0)  # 5 ms
+    assert np.ptp(cut[40:-40]) == 0
+    assert np.corrcoef(whole, np.sin(np.pi * np.arange(800) / 799))[0, 1] > 1 - 1e-7
+
+
+def test_notes_that_no_listening_test_can_be_made_of_are_refused(tmp_path):
+    a, b = listening_models(("a", "b")).values()
+    silent, broken = (a[0].copy(), a[1]), (a[0].copy(), a[1])
+    silent[0][3] = 0
+    broken[0][2, 7] = np.nan
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    for models, changes, message in [
+            ({"a": a}, {}, "two models or more"),
+            ({"a": a, "b": silent}, {}, "note 3 of b is silent"),
+            ({"a": broken, "b": b}, {}, "note 2 of a holds NaN"),
+            ({"a": a, "b": (b[0][:, :300], b[1])}, {}, "400 samples and those of b 300"),
+            ({"a": a, "b": (b[0], b[1] + 30)}, {}, "have notes for 0 pairs of one pitch"),
+            ({"a": a, "b": (b[0], b[1][:5])}, {}, "expected (N, L)"),
+            ({"a": a, "b": b}, {"pairs": 0}, "0 pairs are too few"),
+            ({"a": a, "b": b}, {"pairs": 101}, "for 100 pairs of one pitch, and 101 are"),
+            ({"a": a, "b": b}, {"out": tmp_path / "full"}, "name a new one")]:
+        with pytest.raises(metrics.ListeningError, match=re.escape(message)):
+            metrics.write_listening_test(models, 8000, **{"out": tmp_path / "new"} | changes)
+        assert os.listdir(tmp_path) == ["full"]
+
+
+def answers_file(path, ratings, rater="Ann", **changes):
+    """ratings: [(A, B, 1 to 5), ...]"""
+    answers = [{"pair": i, "A": a, "B": b, "pitch": 60, "rating": rating}
+               for i, (a, b, rating) in enumerate(ratings, 1)]
+    path.write_text(json.dumps({"format": "gansynth-listening-answers", "version": 1, "test": "t",
+                                "rater": rater, "answers": answers} | changes))
+    return path
+
+
+def test_wins_ties_and_losses_are_counted_from_both_sides(tmp_path):
+    ann = [("x", "y", 1), ("y", "x", 5), ("x", "z", 3), ("z", "y", 4), ("y", "z", 2)]
+    ben = [(a, b, r) for (a, b, _), r in zip(ann, (2, 1, 4, 3, 5))]
+    result = metrics.score_test([answers_file(tmp_path / "1", ann),
+                                 answers_file(tmp_path / "2", ben, "Ben")])
+    assert result["ratings"] == 10 and result["raters"] == ["Ann", "Ben"]
+
+    def count(wins, ties, losses):
+        return {"ratings": wins + ties + losses, "wins": wins, "ties": ties, "losses": losses}
+
+    assert result["models"]["x"] == count(3, 1, 2)      # against y: 1, 5, 2, 1; z: 3, 4
+    assert result["models"]["y"] == count(3, 1, 4)      # x: from the other side; z: 4, 2, 3, 5
+    assert result["models"]["z"] == count(2, 2, 2)
+    assert list(result["models"]) == ["x", "y", "z"]    # 3/6, 3/8, 2/6
+    xy, xz, yz = (result["pairs"][pair] for pair in (("x", "y"), ("x", "z"), ("y", "z")))
+    assert (xy["wins"], xy["ties"], xy["losses"]) == (3, 0, 1)
+    assert (xz["wins"], xz["ties"], xz["losses"]) == (0, 1, 1)
+    assert (yz["wins"], yz["ties"], yz["losses"]) == (2, 1, 1)
+    kruskal = scipy.stats.kruskal([2, 2, 1, -2, 0, -1], [-2, -2, -1, 2, 1, 1, 0, -2],
+                                  [0, 1, -1, -1, 0, 2])
+    assert list(result["kruskal"].values()) == pytest.approx(list(kruskal))
+    text = metrics.format_scores(result)
+    assert re.search(r"^x +6 +3 +50\.0% +1 +16\.7% +2 +33\.3%$", text, re.M)
+    assert "Too few ratings in 3 of the pairs: 7 that" in text      # 3 x 2^-6 < 0.05 < 3 x 2^-5
+
+
+def test_all_neutral_ratings_are_no_evidence(tmp_path):
+    result = metrics.score_test([answers_file(tmp_path / "1", [("x", "y", 3)] * 8)])
+    assert result["kruskal"] == {"H": 0.0, "p": 1.0}
+    assert result["pairs"]["x", "y"]["p"] == result["pairs"]["x", "y"]["p_holm"] == 1.0
+    assert "0   0.0%" in metrics.format_scores(result)
+
+
+def test_signed_rank_p_is_that_of_all_signs_tried_and_scipys():
+    random = np.random.RandomState(0)
+    for n in range(1, 11):                                          # with ties: brute force
+        d = random.choice([-2, -1, 1, 2], n)
+        ranks = scipy.stats.rankdata(np.abs(d))
+        sums = np.array(list(itertools.product([0, 1], repeat=n))) @ ranks
+        plus = ranks[d > 0].sum()
+        p = min(1, 2 * min(np.mean(sums <= plus), np.mean(sums >= plus)))
+        assert metrics.signed_rank([*d, 0, 0]) == pytest.approx(p)
+        assert metrics.signed_rank(np.ones(n)) == pytest.approx(min(1, 2.0 ** (1 - n)))
+    d = random.randn(40) + 0.3                                      # without: scipy's exact table
+    assert metrics.signed_rank(d) == pytest.approx(scipy.stats.wilcoxon(d, method="exact").pvalue)
+    d = random.choice([-2, -1, 0, 1, 2], 150, p=[0.1, 0.2, 0.2, 0.3, 0.2])
+    assert metrics.signed_rank(d) == scipy.stats.wilcoxon(d).pvalue
+    assert metrics.signed_rank(d[:120]) == pytest.approx(scipy.stats.wilcoxon(d[:120]).pvalue, 0.05)
+
+
+def test_holm_is_the_worked_example_and_the_closure_of_bonferroni():
+    assert np.allclose(metrics.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    p = np.random.RandomState(1).rand(6) ** 3
+    sets = [s for k in range(1, 7) for s in itertools.combinations(range(6), k)]
+    closed = [max(min(1, len(s) * p[list(s)].min()) for s in sets if i in s) for i in range(6)]
+    assert np.allclose(metrics.holm(p), closed)
+
+
+def test_needed_ratings_are_the_least_and_have_the_power_they_promise():
+    assert metrics.least_ratings(1) == 6 and metrics.least_ratings(36) == 11    # 2^-5, 36 x 2^-10
+    for tests in (1, 3, 36):              # the exact sign test has that power, but for its steps
+        n = metrics.ratings_for_power(tests)
+        needed = scipy.stats.binom.isf(0.05 / tests / 2, n, 0.5) + 1
+        assert abs(scipy.stats.binom.sf(needed - 1, n, 0.6) - 0.8) < 0.04
+
+
+def test_answers_that_cannot_be_counted_are_refused(tmp_path):
+    good = answers_file(tmp_path / "good", [("x", "y", 1)])
+    (tmp_path / "text").write_text("hello")
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "list").write_text("[1]")
+    copy = shutil.copy(good, tmp_path / "copy")
+
+    def file(ratings=(("x", "y", 1),), rater="Ben", **changes):
+        return answers_file(tmp_path / "bad", list(ratings), rater, **changes)
+
+    for paths, message in [
+            (lambda: [], "no answers"),
+            (lambda: [tmp_path / "none"], "cannot be read"),
+            (lambda: [tmp_path / "text"], "not JSON"),
+            (lambda: [tmp_path / "bytes"], "not JSON"),
+            (lambda: [tmp_path / "list"], "no answers of a listening test"),
+            (lambda: [file(format="else")], "no answers of a listening test"),
+            (lambda: [file(version=2)], "a listening test (version 1)"),
+            (lambda: [file(rater=None)], "lacks its test, rater or answers"),
+            (lambda: [file(answers=[])], "lacks its test, rater or answers"),
+            (lambda: [file([("x", "x", 1)])], "answer 1 does not name"),
+            (lambda: [file(answers=[{"pair": 2, "A": "x", "B": "y", "rating": 1}])], "answer 1"),
+            (lambda: [file([("x", "y", 1), ("x", "y", 6)])], "answer 2 has the rating 6"),
+            (lambda: [file([("x", "y", True)])], "has the rating True"),
+            (lambda: [good, copy], "the same answers"),
+            (lambda: [good, file(rater="Ann", answers=[
+                {"pair": 1, "A": "x", "B": "y", "pitch": 60, "rating": 2}])], "both by 'Ann'"),
+            (lambda: [good, file(test="u")], "different tests (u, t)"),
+            (lambda: [good, file([("y", "x", 1)])], "other pairs of models"),
+            (lambda: [good, file([("x", "y", 1)] * 2)], "other pairs of models")]:
+        with pytest.raises(metrics.ListeningError, match=re.escape(message)):
+            metrics.score_test(paths())
+
+
+class Chromium:
+    """A headless browser, spoken to in the DevTools protocol over a pipe: JSON ended by NUL."""
+
+    def __init__(self, program, folder):
+        import fcntl                      # not on Windows
+
+        (read, self.write), (self.read, write) = os.pipe(), os.pipe()
+        # The browser reads from 3 and writes to 4: the ends to copy there stay clear of them.
+        ends = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (read, write)]
+        self.process = subprocess.Popen(
+            [program, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
+             "--no-first-run", "--mute-audio", f"--user-data-dir={folder / 'profile'}"],
+            preexec_fn=lambda: (os.dup2(ends[0], 3), os.dup2(ends[1], 4)), pass_fds=(3, 4),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for fd in (read, write, *ends):
+            os.close(fd)
+        self.watchdog = threading.Timer(120, self.process.kill)     # if it hangs, reads end
+        self.watchdog.start()
+        self.number, self.rest, self.session = 0, b"", {}
+
+    def open_page(self, folder):
+        page = self("Target.createTarget", url="about:blank")
+        self.session = self("Target.attachToTarget", flatten=True, **page)
+        self("Page.enable")
+        self("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+
+    def send(self, method, **params):
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": params} | self.session
+        os.write(self.write, json.dumps(message).encode() + b"\0")
+        return self.number
+
+    def __call__(self, method, **params):
+        number = self.send(method, **params)
+        while True:
+            while b"\0" not in self.rest:
+                more = os.read(self.read, 1 << 16)
+                if not more:
+                    raise OSError("the browser has ended")
+                self.rest += more
+            message, _, self.rest = self.rest.partition(b"\0")
+            message = json.loads(message)
+            if message.get("method") == "Page.javascriptDialogOpening":
+                self.send("Page.handleJavaScriptDialog", accept=True)
+            if message.get("id") == number:
+                return message.get("result", {})
+
+    def js(self, expression):
+        """What it gives; None where it fails, as between two pages."""
+        result = self("Runtime.evaluate", expression=expression, returnByValue=True)
+        return result.get("result", {}).get("value")
+
+    def wait(self, expression):
+        while not self.js(expression):    # the watchdog ends it
+            time.sleep(0.02)
+
+    def key(self, key):
+        code = {"Enter": 13, "Backspace": 8, "ArrowRight": 39, "ArrowLeft": 37}.get(key) or ord(key)
+        text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
+        self("Input.dispatchKeyEvent", type="keyDown", key=key, text=text,
+             windowsVirtualKeyCode=code)
+        self("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
+
+    def close(self):
+        self.watchdog.cancel()
+        self.process.kill()
+        self.process.wait()
+        os.close(self.read)
+        os.close(self.write)
+
+
+@pytest.fixture
+def chromium(tmp_path):
+    pytest.importorskip("fcntl")
+    programs = map(shutil.which, ("chromium", "google-chrome", "chrome"))
+    program = next(filter(None, programs), None)
+    if program is None:
+        pytest.skip("needs Chromium or Chrome")
+    browser = Chromium(program, tmp_path)
+    try:
+        try:
+            browser.open_page(tmp_path)
+        except OSError:
+            pytest.skip(f"{program} does not start here")
+        yield browser
+    finally:
+        browser.close()
+
+
+def test_a_rater_goes_through_the_page_by_keys_and_is_scored(tmp_path, chromium):
+    names = ("model-alpha", "model-beta", "model-gamma")
+    path = metrics.write_listening_test(listening_models(names), 8000, tmp_path / "test", pairs=4)
+    test, key, _ = listening_page(path)
+    chromium("Page.navigate", url=path.as_uri())
+    chromium.wait("!page.start.hidden")
+    shown = "page.count.textContent"
+    chromium.js("page.name.value = 'Zoë B.'; page.form.requestSubmit()")
+    assert chromium.js(shown) == "Pair 1 of 4"
+
+    def listen():
+        for side, play in zip("AB", ("a", "ArrowRight")):
+            chromium.key("2")                           # too early: it does not count
+            assert chromium.js("page.next.disabled && scale.every(button => button.disabled)")
+            chromium.key(play)
+            chromium.wait(f"heard.{side}")
+        assert not chromium.js("scale.some(button => button.disabled)")
+
+    given = {}                                          # ratings by pair, as the page orders them
+    for at, rating in enumerate("1542"):
+        assert chromium.js(shown) == f"Pair {at + 1} of 4"
+        listen()
+        chromium.key("3")
+        chromium.key(rating)                            # revised at once
+        given[chromium.js("pair()")] = int(rating)
+        assert chromium.js("document.activeElement.id") == "next"
+        if at == 1:                                     # back, and revised
+            chromium.key("Backspace")
+            assert chromium.js(shown) == "Pair 1 of 4"
+            chromium.key("4")
+            given[chromium.js("pair()")] = 4
+            chromium.key("Enter")
+        if at == 2:                                     # closed and opened again: goes on here
+            chromium.js("window.old = true")
+            chromium("Page.reload")
+            chromium.wait("!window.old && (!page.start.hidden || !page.rate.hidden)")
+            assert chromium.js(shown) == "Pair 3 of 4" and chromium.js("page.bar.value") == 3
+            chromium.js("page.next.focus()")
+        chromium.key("Enter" if at else " ")
+    assert chromium.js("page.rate.hidden && !page.end.hidden")
+    answers = tmp_path / "answers-Zoë-B-.json"
+    while not (answers.exists() and answers.read_text(encoding="utf-8").endswith("}")):
+        chromium.wait("!page.end.hidden")               # fails if the browser has ended
+    result = metrics.score_test([answers])
+    assert (result["test"], result["raters"], result["ratings"]) == (test["id"], ["Zoë B."], 4)
+    saved = json.loads(answers.read_text(encoding="utf-8"))["answers"]
+    assert [a["rating"] for a in saved] == [given[i] for i in range(4)]
+    assert [[a["A"], a["B"]] for a in saved] == key
+    assert [a["pitch"] for a in saved] == [pair[2] for pair in test["pairs"]]
+    chromium.js("page.fresh.click()")                   # the next rater finds nothing of the last
+    chromium.wait("!page.start.hidden")
+    assert chromium.js("localStorage.length === 0 && page.name.value === ''")
