@@ -1253,7 +1253,8 @@ def test_a_crop_is_foretold_as_in_its_note_once_its_past_is_known(offset):
 
 
 @pytest.mark.parametrize("more", [
-    {}, dict(output="mol16", mixtures=3), dict(filter=2, hold=0.05), dict(filter=4, stacks=1, layers=1)])
+    {}, dict(output="mol16", mixtures=3), dict(filter=2, hold=0.05),
+    dict(filter=4, stacks=1, layers=1)])
 def test_cached_sampling_equals_a_forward_pass_for_every_sample(more):
     net, pitch, done = tiny_wavenet(**more), torch.tensor([1, 0, 2]), []
     cached, naive = (
