@@ -2659,6 +2659,20 @@ def test_real_soundfont_is_in_tune(tmp_path):
         assert abs(cents(period_pitch(x[4000:12000], 16000), pitch)) < 50, name
 
 
+def test_soundfont_command(tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(nsynth, "render_soundfont", lambda *argv: (
+        asked.append(argv) or {"silent": 2}))
+    argv = ["--soundfont", "a.sf2", "--out", "b", "--instruments", "reed", "--pitches", "60-62"]
+    assert nsynth.main([*argv, "--velocities", "50,100"]) == 0 and nsynth.main(argv) == 0
+    assert asked == [("a.sf2", "b", "reed", (60, 62), (50, 100)),
+                     ("a.sf2", "b", "reed", (60, 62), (100,))]
+    assert capsys.readouterr().out == "2 silent in b\n" * 2
+    with pytest.raises(SystemExit) as stop:
+        nsynth.main([*argv, "--velocities", "loud"])
+    assert stop.value.code == 2
+
+
 def test_soundfont_table():
     table = {i.program: i for i in nsynth._instruments()}
     assert len(table) == len(list(nsynth._instruments())) == 87  # each program in one line
