@@ -41,7 +41,6 @@ import itertools
 import json
 import math
 import re
-import shutil
 import sys
 import zlib
 from collections import Counter
@@ -128,7 +127,11 @@ def pitch_accuracy(logits, pitch, within=0):
 
     paper: exact.  code: counts a semitone's error as right (within=1).  Class k is MIDI pitch k.
     """
-    return float(np.mean(np.abs(_finite(logits, "logits").argmax(1) - np.asarray(pitch)) <= within))
+    heard, pitch = _finite(logits, "logits").argmax(1), np.asarray(pitch)
+    if pitch.shape != heard.shape:
+        raise MetricError(f"pitches of shape {pitch.shape}: expected one for each of "
+                          f"{len(heard)} notes")
+    return float(np.mean(np.abs(heard - pitch) <= within))
 
 
 def pitch_entropy(logits):
@@ -143,23 +146,31 @@ def pitch_entropy(logits):
 class NDB(NamedTuple):
     """What `ndb` found.  Shares and p are (K,), cells from the fullest with real notes on."""
     number: int           # of cells whose share differs
-    expected: float       # how many would if both sets were of one kind
+    expected: float       # how many would by chance, if both sets were of one kind
     js: float             # Jensen-Shannon divergence of the two sets of shares, in nats
     train: np.ndarray     # share of the training notes in each cell
     samples: np.ndarray   # share of the samples
     p: np.ndarray         # of the two-proportion z-test
 
 
-def ndb(train, samples, k=50, seed=0, level=0.05):
+NDB_LEVEL = 0.05                          # of significance in each cell
+
+
+def ndb(train, samples, k=50, seed=0, level=NDB_LEVEL):
     """Number of statistically different bins (Richardson and Weiss 2018), (N, D) and (M, D) rows.
 
     The space is cut into k cells around the k-means of `train`.  In each a z-test of two
     proportions (pooled) asks whether the samples fall there as often as the training notes do.
-    Of one kind, level x k = 2.5 of 50 cells differ by chance; real test notes scored 2.2.
+    Of one kind, level x k = 2.5 of 50 cells are expected to differ by chance; paper's real test
+    notes: 2.2.  As the cells are fitted to `train` it can be more where rows have many dimensions
+    of their own (36 of 50 for 500 of pure noise), so that real notes are the yardstick.
     As the authors do, clusters are sought on a random sixth of the dimensions where there are more
     than 1000, and centred in all of them.  Both sets are then sorted in by the nearest centre.
     """
     train, samples = np.asarray(train, np.float32), np.asarray(samples, np.float32)
+    if train.ndim != 2 or samples.ndim != 2 or train.shape[1] != samples.shape[1]:
+        raise MetricError(f"NDB of arrays of shapes {train.shape} and {samples.shape}: expected "
+                          "(N, D) and (M, D)")
     for rows, name in ((train, "training notes"), (samples, "samples")):
         if len(rows) < k:
             raise MetricError(f"{len(rows)} {name} for the {k} cells of NDB: expected at least "
@@ -257,9 +268,9 @@ def fundamental(wave, sample_rate, low=25.0, high=2000.0):
 
 def tuning(waves, pitches, sample_rate):
     """How far each note is from its pitch, in cents; (N,)."""
-    high = max(2000.0, 2.2 * frequency(np.max(pitches)))
-    found = np.array([fundamental(wave, sample_rate, high=high) for wave in waves])
-    return cents(found, frequency(pitches))
+    found = [fundamental(wave, sample_rate, low=min(25.0, f0 / 1.5), high=max(2000.0, 2.2 * f0))
+             for wave, f0 in zip(waves, frequency(pitches))]
+    return cents(np.array(found), frequency(pitches))
 
 
 def harmonic_share(waves, pitches, sample_rate):
@@ -545,12 +556,23 @@ def train_classifier(notes, held_out, width, examples=0, seed=0, device="cpu", b
     classifier.eval().requires_grad_(False)
     heard = [classifier(waves.to(device))[1]["pitch"].argmax(1).cpu()
              for waves, _ in batches(held_out, range(len(held_out)))]
-    return classifier, np.mean(torch.cat(heard).numpy() == held_out.pitch)
+    return classifier, float(np.mean(torch.cat(heard).numpy() == held_out.pitch))
 
 
-# A classifier on disk: the parts of its checkpoint.
+# A classifier on disk
+
+
+class Trained(NamedTuple):
+    """A classifier, and what is known of it."""
+
+    classifier: Classifier
+    accuracy: float       # share of the held-out notes whose pitch it names
+    held_out: int         # how many those were
+    mark: int             # of the notes it was trained on
+
+
 CLASSIFIER_PARTS = {"classifier": dict, "width": int, "setting": dict, "accuracy": float,
-                    "mark": int}
+                    "held_out": int, "mark": int}
 
 
 def mark(setting, notes):
@@ -559,51 +581,51 @@ def mark(setting, notes):
     return zlib.crc32(f"{form} {sorted(zip(notes.name.tolist(), notes.pitch.tolist()))}".encode())
 
 
-def classifier_path(setting, notes):
+def classifier_path(setting, notes, width):
     """Where a classifier of these training notes is kept."""
     name = re.sub(r"[^\w.-]", "_", Path(setting.data).resolve().name)
     return Path("classifiers") / (f"{name}-{setting.sample_rate}Hz-{setting.length}-pitch-"
-                                  f"{setting.pitch_low}-{setting.pitch_high}-"
+                                  f"{setting.pitch_low}-{setting.pitch_high}-width-{width}-"
                                   f"{mark(setting, notes):08x}.pt")
 
 
 def make_classifier(setting, train, held_out, width, examples, device):
-    """Train a classifier and keep it for later; -> (classifier, its accuracy)."""
-    path = classifier_path(setting, train)
+    """Train a classifier and keep it for later; -> Trained."""
+    path = classifier_path(setting, train, width)
+    path.parent.mkdir(exist_ok=True)
     print(f"training a classifier for {setting}, on {len(train):,} notes of {setting.data}, to be "
           f"kept in {path}", file=sys.stderr, flush=True)
     classifier, accuracy = train_classifier(train, held_out, width, examples, device=device)
-    path.parent.mkdir(exist_ok=True)
-    gansynth.save_checkpoint(path, {
-        "classifier": classifier.state_dict(), "width": width, "setting": asdict(setting),
-        "accuracy": float(accuracy), "mark": mark(setting, train)})
-    return classifier, float(accuracy)
+    trained = Trained(classifier, accuracy, len(held_out), mark(setting, train))
+    gansynth.save_checkpoint(path, {**trained._asdict(), "classifier": classifier.state_dict(),
+                                    "width": width, "setting": asdict(setting)})
+    return trained
 
 
 def load_classifier(path, setting, device):
-    """The classifier in a file, for notes of this setting; -> (classifier, its accuracy).
+    """The classifier in a file, for notes of this setting; -> Trained.
 
-    MetricError where it was trained on notes of another form.
+    MetricError where it cannot be read, or was trained on notes of another form.
     """
-    contents = gansynth.load_checkpoint(path, device, CLASSIFIER_PARTS)
     try:
+        contents = gansynth.load_checkpoint(path, device, CLASSIFIER_PARTS)
         own = Setting(**contents["setting"])
         classifier = Classifier(own.sample_rate, contents["width"])
         classifier.load_state_dict(contents["classifier"])
-    except (TypeError, ValueError, RuntimeError):
-        raise gansynth.CheckpointError(f"{path}: the classifier's weights do not fit its settings: "
-                                       "train it again with --train-classifier") from None
+    except (gansynth.CheckpointError, TypeError, ValueError, RuntimeError):
+        raise MetricError(f"{path}: no classifier that can be read: train one with "
+                          "--train-classifier") from None
     if ((own.length, own.sample_rate) != (setting.length, setting.sample_rate)
             or not own.pitch_low <= setting.pitch_low <= setting.pitch_high <= own.pitch_high):
         raise MetricError(f"{path} is a classifier for {own}: it does not fit notes of {setting}; "
                           "leave --classifier out, or give another")
-    classifier.to(device, memory_format=torch.channels_last)
-    return classifier.eval().requires_grad_(False), contents["accuracy"]
+    classifier.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return Trained(classifier, *(contents[part] for part in Trained._fields[1:]))
 
 
 def find_classifier(setting, train, held_out, args):
     """The classifier of this setting: the one named, or kept from before, or trained now."""
-    path = args.classifier or classifier_path(setting, train)
+    path = args.classifier or classifier_path(setting, train, args.width)
     if args.classifier or path.exists() and not args.train_classifier:
         return load_classifier(path, setting, args.device)
     return make_classifier(setting, train, held_out, args.width, args.examples, args.device)
@@ -637,9 +659,9 @@ def real_run(name, notes, setting, most, seed):
     return Run(name, setting, len(chosen), lambda: batches(notes, chosen), "Real data")
 
 
-def checkpoint_run(path, args):
+def checkpoint_run(run, args):
     """Fresh notes of a checkpoint, at pitches as often as it was trained on them."""
-    path = gansynth.find_checkpoint(path)
+    path = gansynth.find_checkpoint(run)
     G, contents = gansynth.load_generator(path, args.device)
     try:
         setting = Setting.of_run(contents["config"], **({"data": args.data} if args.data else {}))
@@ -661,36 +683,38 @@ def checkpoint_run(path, args):
                                                "went astray: use an earlier checkpoint")
             yield waves, np.array(pitch[i:i + 32])
 
-    name = f"{path.resolve().parent.name}, {contents['images']:,} examples"
+    name = f"{run}, {contents['images']:,} examples"
     return Run(name, setting, count, fresh, paper_name(contents["config"]))
 
 
 def folder_run(folder, args, settings):
     """The WAVs of a folder, whoever made them; their pitches are in their names.
 
-    Their form is that of the first of `settings` with their rate, or what the flags say; else that
-    of the first file.
+    Their form is that of the first of `settings` with their rate, or what the flags say; else what
+    most of them have.
     """
-    files = [(file, nsynth.pitch_of(file.stem)) for file in sorted(folder.glob("*.wav"))]
+    files = [(file, nsynth.pitch_of(file.stem)) for file in sorted(folder.iterdir())
+             if file.suffix.lower() == ".wav"]
     if not files:
         raise MetricError(f"{folder}: neither a run nor a folder of WAVs: expected checkpoint-*.pt "
                           "or files such as note-060.wav in it")
-    for file, pitch in files:
+    forms = Counter()
+    for file, pitch in nsynth.progress_bar(files, "files looked at"):
         if pitch is None:
             raise MetricError(f"{file} tells no pitch: expected a name such as note_060.wav, "
                               "note_C4.wav or note-060-100.wav")
-    x, rate = nsynth.read_sound(files[0][0])
-    own = Setting(args.data or "orchestra", args.length or len(x), args.sample_rate or rate,
-                  *args.pitches)
-    setting = next((s for s in settings if s.sample_rate == rate), own)
+        x, rate = nsynth.read_sound(file)
+        forms[len(x), rate] += 1
+    setting = form_of(folder, forms, args, settings)
+    span = f"{setting.pitch_low}-{setting.pitch_high}"
     inside = [(file, pitch) for file, pitch in files
               if setting.pitch_low <= pitch <= setting.pitch_high]
-    if inside and len(inside) < len(files):
-        print(f"{folder}: {len(files) - len(inside):,} of {len(files):,} notes are left out: their "
-              f"pitches are not {setting.pitch_low}-{setting.pitch_high}", file=sys.stderr)
     if not inside:
-        raise MetricError(f"{folder}: none of its {len(files):,} notes is of pitch "
-                          f"{setting.pitch_low}-{setting.pitch_high}: say which with --pitches")
+        raise MetricError(f"{folder}: none of its {len(files):,} notes is of pitch {span}: measure "
+                          "it by itself, and say which with --pitches")
+    if len(inside) < len(files):
+        print(f"{folder}: {len(files) - len(inside):,} of {len(files):,} notes are left out: their "
+              f"pitches are not {span}", file=sys.stderr)
     order = np.random.default_rng(args.seed).permutation(len(inside))
     inside = [inside[i] for i in order[:args.samples or default_samples(setting)]]
     wish = nsynth.Wish(setting.length, setting.sample_rate)
@@ -703,6 +727,26 @@ def folder_run(folder, args, settings):
                    np.array([pitch for _, pitch in some]))
 
     return Run(str(folder), setting, len(inside), read, claims=True)
+
+
+def form_of(folder, forms, args, settings):
+    """The setting of a folder's notes; forms: how many files have each (length, rate)."""
+    (length, rate), _ = forms.most_common(1)[0]
+    setting = next((s for s in settings if s.sample_rate == rate), None)
+    if setting is None:
+        data = args.data or next((s.data for s in settings), None)
+        if data is None:
+            raise MetricError(f"{folder}: say which real notes to compare it with: --data DATA")
+        setting = Setting(data, args.length or length, args.sample_rate or rate,
+                          *args.pitches or (24, 84))
+    if setting.length < setting.sample_rate // 10:
+        raise MetricError(f"{folder}: notes of {setting.length:,} samples are too short: expected "
+                          "a tenth of a second or more; say how long with --length")
+    other = forms.total() - forms[setting.length, setting.sample_rate]
+    if other:
+        print(f"{folder}: {other:,} of {forms.total():,} notes are cut, padded or resampled to "
+              f"{setting.length:,} samples at {setting.sample_rate:,} Hz", file=sys.stderr)
+    return setting
 
 
 def controls(train, held_out, setting, count, seed):
@@ -742,6 +786,7 @@ class Heard(NamedTuple):
     steady: np.ndarray        # (N,)
     waves: np.ndarray         # (n, L)
     waves_pitch: np.ndarray   # (n,)
+    waves_steady: np.ndarray  # (n,)
 
 
 CELLS = 50                                # K of NDB
@@ -750,7 +795,7 @@ SILENT = 1e-3                             # a peak below it: -60 dB of full scal
 
 
 def hear(run, classifier, device="cpu", alone=True):
-    """Go through a run's notes in batches, so that any number fit in memory; -> Heard.
+    """Go through a run's notes in batches: 12,800 take half a gigabyte, whatever their length.
 
     alone: whether the run is measured for itself, and not only there to be compared with.
     """
@@ -771,7 +816,7 @@ def hear(run, classifier, device="cpu", alone=True):
         own = [measure(waves, pitch, rate) if alone else pitch
                for measure in (tuning, harmonic_share, phase_coherence)]
         columns.append([features.cpu(), logits["pitch"].cpu(), pictures.cpu(), pitch,
-                        np.abs(waves).max(1), *own, waves[few], pitch[few]])
+                        np.abs(waves).max(1), *own, waves[few], pitch[few], own[2][few]])
     return Heard(*map(np.concatenate, zip(*columns)))
 
 
@@ -798,37 +843,50 @@ def row(heard, reference):
     return {name: None if value != value else value for name, value in values.items()}, cells
 
 
-def remarks(heard, reference):
-    """What one should know to read rows, {name: Heard}, in sentences."""
+def remarks(counts, reference):
+    """What one should know to read rows of so many notes, {name: n}, in sentences."""
     many, features = reference.features.shape
-    count = {name: len(notes.pitch) for name, notes in heard.items()}
-    few = [name for name, n in count.items() if min(n, many) <= features]
-    if few:
-        yield (f"FID of {'; '.join(few)}: no more notes than the {features} features, so that the "
-               "covariance lacks rank and the distance comes out too large")
-    few = [name for name, n in count.items() if CELLS <= min(n, many) < 10 * CELLS]
-    if few:
-        yield (f"NDB of {'; '.join(few)}: fewer than {10 * CELLS:,} notes, so that the test sees "
-               "only large differences")
-    few = [name for name, n in count.items() if min(n, many) < CELLS]
-    if few:
-        yield f"NDB of {'; '.join(few)}: {CELLS} notes, and as many training notes, are needed"
-    for name, notes in heard.items():
-        silent = int((notes.peak < SILENT).sum())
-        if silent:
-            yield f"{name}: {silent:,} of {count[name]:,} notes are silent, and count all the same"
+    for low, high, sentence in (
+            (0, features, f"FID: no more notes than the {features} features, so that the "
+             "covariance lacks rank and the distance comes out too large"),
+            (features, 10 * features, "FID: fewer than ten notes a feature, so that the distance "
+             "comes out too large"),
+            (0, CELLS - 1, f"NDB: {CELLS} notes, and as many training notes, are needed"),
+            (CELLS - 1, 10 * CELLS, f"NDB: no more than {10 * CELLS} notes, so that the test sees "
+             "only large differences")):
+        few = [name for name, n in counts.items() if low < min(n, many) <= high]
+        if few:
+            yield f"{sentence} ({'; '.join(few)})"
 
 
-def check_rate(run, heard):
-    """MetricError for WAVs that all sound alike beside their pitches: of a rate not as said."""
-    shift = np.median(heard.off)
-    agree = np.mean(np.abs(heard.off - shift) <= QUARTER_TONE)
-    if abs(shift) > 2 * QUARTER_TONE and agree > 0.75 and len(heard.off) >= 10:
-        rate = run.setting.sample_rate / 2 ** (shift / 1200)
-        raise MetricError(f"{run.name}: {agree:.0%} of its notes sound {shift / 100:+.1f} "
-                          "semitones beside the pitches in their names: if their rate is not what "
-                          f"the files claim but {rate / run.setting.sample_rate:.2f} times that, "
-                          "write them with the right one; else name them as they sound (C4 is 60)")
+def check_sound(run, heard):
+    """What is wrong with the notes themselves, in sentences.
+
+    MetricError for silence only, and for WAVs that all sound alike beside their pitches: of a rate
+    not as said.  An octave may also be a habit of naming, or the model's fault.
+    """
+    sounding = heard.peak >= SILENT
+    if not sounding.any():
+        raise MetricError(f"{run.name}: all of its {len(sounding):,} notes are silent: nothing to "
+                          "measure")
+    if not sounding.all():
+        yield (f"{run.name}: {(~sounding).sum():,} of {len(sounding):,} notes are silent, and "
+               "count all the same")
+    off = heard.off[sounding & (np.abs(heard.off) < 12_000)]        # those with a fundamental
+    if not run.claims or len(off) < 10:
+        return
+    shift = np.median(off)
+    agree = np.mean(np.abs(off - shift) <= QUARTER_TONE)
+    if abs(shift) <= 2 * QUARTER_TONE or agree <= 0.75:
+        return
+    says = (f"{run.name}: {agree:.0%} of its notes sound {shift / 100:+.1f} semitones beside the "
+            "pitches in their names")
+    if abs((shift + 600) % 1200 - 600) <= QUARTER_TONE:
+        yield f"{says}: are they named by other octaves (C4 is 60)?"
+    else:
+        raise MetricError(f"{says}: if their rate is not what the files claim but "
+                          f"{2 ** (-shift / 1200):.2f} times that, write them with the right one; "
+                          "else name them as they sound (C4 is 60)")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -870,61 +928,76 @@ def paper_name(config):
     return names[rep] + " + H" * config["hires"]
 
 
-def cells_of(name, values):
-    """A row's texts, the name first."""
-    return [name] + [form.format(values[column]) if values.get(column) is not None else "-"
-                     for column, form in COLUMNS.items()]
+def table_rows(table):
+    """A table (see `measure`) as rows of texts, a heading first; the paper's are beneath ours."""
+    named = []
+    for entry in table["rows"]:
+        named.append((entry["name"], entry["values"]))
+        if entry["paper"]:
+            named.append((f"  paper: {entry['paper']}", PAPER[entry["paper"]]))
+    return [["", *COLUMNS]] + [
+        [name] + [form.format(values[column]) if values.get(column) is not None else "-"
+                  for column, form in COLUMNS.items()] for name, values in named]
 
 
 def format_table(table, markdown=False):
-    """A table (see `measure`) as lines of text: each row, and the paper's beneath it."""
-    rows = [["", *COLUMNS]]
-    for entry in table["rows"]:
-        rows.append(cells_of(entry["name"], entry["values"]))
-        if entry["paper"]:
-            rows.append(cells_of(f"  paper: {entry['paper']}", PAPER[entry["paper"]]))
+    """A table as lines of text."""
+    rows = table_rows(table)
     if markdown:
-        lines = ["| " + " | ".join(cell.strip() for cell in cells) + " |" for cells in rows]
+        lines = ["| " + " | ".join(cell.strip().replace("|", "\\|") for cell in cells) + " |"
+                 for cells in rows]
         return [lines[0], "| --- " + "| ---: " * len(COLUMNS) + "|", *lines[1:]]
     widths = [max(map(len, column)) for column in zip(*rows)]
     return [cells[0].ljust(widths[0]) + "".join(cell.rjust(width + 2) for cell, width
                                                 in zip(cells[1:], widths[1:])) for cells in rows]
 
 
-def measure(setting, runs, args, pictures):
-    """Measure runs of one setting beside its real notes; -> a table, a dict fit for JSON.
+def measure(setting, runs, args):
+    """Measure runs of one setting beside its real notes.
 
-    pictures: a dict to be filled with what there is to look at, {name: (H, W, 3) uint8}.
+    -> a table, a dict fit for JSON; and what there is to look at, a list of (caption, (H, W, 3)).
     """
     train, held_out = setting.notes()
-    classifier, accuracy = find_classifier(setting, train, held_out, args)
+    trained = find_classifier(setting, train, held_out, args)
     most = args.samples or default_samples(setting)
-    reference = hear(real_run("training notes", train, setting, most, args.seed), classifier,
-                     args.device, alone=False)
-    real = real_run(f"real: held out of {setting.data}", held_out, setting, most, args.seed)
+    reference = hear(real_run("training notes", train, setting, most, args.seed),
+                     trained.classifier, args.device, alone=False)
     table = {"setting": asdict(setting), "seed": args.seed, "reference": len(reference.pitch),
              "title": f"{setting}; NDB and FID beside {len(reference.pitch):,} training notes of "
                       f"{setting.data}",
-             "classifier": {"width": classifier.width, "accuracy": accuracy}, "rows": [],
-             "remarks": [f"the classifier, {classifier.width} channels wide, names the pitch of "
-                         f"{accuracy:.1%} of {len(held_out):,} held-out notes",
-                         "IS is at most "
-                         f"{np.exp(scipy.stats.entropy(np.bincount(train.pitch))):.1f} for these "
-                         f"pitches; NDB of notes of one kind is {0.05 * CELLS} of {CELLS}"]}
+             "classifier": {"width": trained.classifier.width, "accuracy": trained.accuracy,
+                            "held_out": trained.held_out},
+             "rows": [], "remarks": [*about_classifier(trained, setting, train)]}
+    pictures, counts, faults = [], {}, []
+    real = real_run(f"real: held out of {setting.data}", held_out, setting, most, args.seed)
     if args.controls:
         runs = [*runs, *controls(train, held_out, setting, most, args.seed)]
-    heard = {}
     for run in (real, *runs):
-        heard[run.name] = notes = hear(run, classifier, args.device)
-        if run.claims:
-            check_rate(run, notes)
-        values, cells = row(notes, reference)
+        heard = hear(run, trained.classifier, args.device)
+        faults += check_sound(run, heard)
+        values, cells = row(heard, reference)
+        counts[run.name] = values["notes"]
         table["rows"].append({"name": run.name, "paper": run.paper, "values": values})
         if cells:
-            pictures[f"{run.name}: NDB"] = ndb_picture(cells)
-        pictures[f"{run.name}: phase"] = phase_example(notes, setting.sample_rate)
-    table["remarks"] += remarks(heard, reference)
-    return table
+            pictures.append((f"{run.name}: NDB", ndb_picture(cells)))
+        pictures.append((f"{run.name}: phase", phase_example(heard, setting.sample_rate)))
+    table["remarks"] += [*remarks(counts, reference), *faults]
+    return table, pictures
+
+
+def about_classifier(trained, setting, train):
+    """What one should know of the classifier, in sentences."""
+    yield (f"the classifier, {trained.classifier.width} channels wide, names the pitch of "
+           f"{trained.accuracy:.1%} of {trained.held_out:,} held-out notes")
+    if trained.accuracy < 0.9:
+        yield ("that is too few for PA, PE, IS and FID to mean much: train it on more notes, or "
+               "for longer, with --train-classifier")
+    if trained.mark != mark(setting, train):
+        yield ("it was trained on other notes than those of this table: held-out ones may be among "
+               "them")
+    ceiling = np.exp(scipy.stats.entropy(np.bincount(train.pitch)))
+    yield (f"IS of the training notes, were all recognised: {ceiling:.1f}; NDB expected of notes "
+           f"of one kind: {NDB_LEVEL * CELLS} of {CELLS}")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -938,8 +1011,8 @@ def ndb_picture(cells, height=160, bar=4):
     picture = np.zeros((height, step * len(cells.p), 3), np.uint8)
     for i, (a, b, p) in enumerate(zip(cells.train, cells.samples, cells.p)):
         left = step * i + 2
-        for share, x, colour in ((a, left, (150, 150, 160)),
-                                 (b, left + bar, (230, 70, 60) if p < 0.05 else (80, 190, 110))):
+        ours = (230, 70, 60) if p < NDB_LEVEL else (80, 190, 110)
+        for share, x, colour in ((a, left, (150, 150, 160)), (b, left + bar, ours)):
             picture[height - max(1, round(share / most * (height - 4))):, x:x + bar] = colour
     return picture
 
@@ -948,8 +1021,7 @@ def phase_example(heard, rate):
     """`phase_picture` (the paper's Fig. 3) of a note near middle C that is as steady as most."""
     off = np.abs(heard.waves_pitch - 60)
     near = np.flatnonzero(off == off.min())
-    steady = phase_coherence(heard.waves[near], heard.waves_pitch[near], rate)
-    i = near[np.argsort(steady)[len(near) // 2]]
+    i = near[np.argsort(heard.waves_steady[near])[len(near) // 2]]
     return phase_picture(heard.waves[i], heard.waves_pitch[i], rate)
 
 
@@ -973,47 +1045,39 @@ figure { display: inline-block; margin: 1rem 1rem 0 0; }
 figure img { display: block; max-width: 100%; }
 </style>
 <h1>Measures</h1>
-$tables
-<h2>Pictures</h2>
-<p class="soft">NDB: of each of the $cells cells of real spectrograms, the share of training notes
-(grey) beside that of the run (green, or red where the two differ by more than chance). Phase: a
-note near middle C, its cycles drawn over each other (a steady note draws one line) above its
-rainbowgram (a steady overtone is a streak of one colour).</p>
-$figures
+<p class="soft">The pictures below each table: NDB, of each of the $cells cells of real spectrograms
+the share of training notes (grey) beside that of the run (green, or red where the two differ by
+more than chance); and phase, a note near middle C, its cycles drawn over each other (a steady note
+draws one line) above its rainbowgram (a steady overtone is a streak of one colour).</p>
+$body
 </html>
 """)
 
 
-def write_page(out, tables, pictures):
-    """Tables and pictures as one folder: index.html, table.md, table.json and PNGs."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    part.mkdir()
-    try:
-        html_tables, figures, markdown = [], [], []
-        for table in tables:
-            lines = format_table(table, markdown=True)
-            markdown += [table["title"], "", *lines, "", *table["remarks"], ""]
-            body = "".join("<tr" + ' class="paper"' * ("paper: " in line) + "><td>" + "<td>".join(
-                map(html.escape, line.strip("| ").split(" | "))) for line in lines[2:])
-            html_tables.append(
-                f"<h2>{html.escape(table['title'])}</h2><div class=wide><table><tr><th>"
-                + "<th>".join(["", *COLUMNS]) + f"{body}</table></div>"
-                + "".join(f'<p class="soft">{html.escape(line)}' for line in table["remarks"]))
-        for i, (name, rgb) in enumerate(pictures.items()):
-            spectral.write_png(part / f"{i:02}.png", rgb)
-            figures.append(f'<figure><img src="{i:02}.png" alt=""><figcaption>{html.escape(name)}'
-                           "</figcaption></figure>")
-        (part / "table.md").write_text("\n".join(markdown), encoding="utf-8")
-        (part / "table.json").write_text(json.dumps(tables, indent=1), encoding="utf-8")
-        (part / "index.html").write_text(
-            PAGE.substitute(tables="\n".join(html_tables), figures="\n".join(figures),
-                            cells=CELLS), encoding="utf-8")
-        if out.exists():
-            out.rmdir()                   # empty: not every system renames onto a folder
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+def write_page(folder, tables, pictures):
+    """Tables, and each one's pictures, in a folder: index.html, table.md, table.json and PNGs."""
+    body, markdown, number = [], [], 0
+    for table, shown in zip(tables, pictures):
+        markdown += [table["title"], "", *format_table(table, markdown=True), "",
+                     *(f"- {remark}" for remark in table["remarks"]), ""]
+        heading, *rows = table_rows(table)
+        body += [f"<h2>{html.escape(table['title'])}</h2><div class=wide><table><tr>"
+                 + "".join(f"<th>{column}" for column in heading)]
+        body += ["<tr" + ' class="paper"' * cells[0].startswith("  paper: ") + ">"
+                 + "".join(f"<td>{html.escape(cell)}" for cell in cells) for cells in rows]
+        body += ["</table></div>"]
+        body += [f'<p class="soft">{html.escape(remark)}' for remark in table["remarks"]]
+        body += ["<div>"]
+        for caption, rgb in shown:
+            spectral.write_png(folder / f"{number:02}.png", rgb)
+            body += [f'<figure><img src="{number:02}.png" alt=""><figcaption>'
+                     f"{html.escape(caption)}</figcaption></figure>"]
+            number += 1
+        body += ["</div>"]
+    (folder / "table.md").write_text("\n".join(markdown), encoding="utf-8")
+    (folder / "table.json").write_text(json.dumps(tables, indent=1), encoding="utf-8")
+    (folder / "index.html").write_text(PAGE.substitute(body="\n".join(body), cells=CELLS),
+                                       encoding="utf-8", errors="replace")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1023,28 +1087,24 @@ ANSWERS, ANSWERS_VERSION = "gansynth-listening-answers", 1
 LEVEL = 0.05                              # of significance, after Holm's correction
 
 
-class ListeningError(ValueError):
-    """Notes no test can be made of, or answers that cannot be counted; the message says why."""
-
-
 def check_notes(models):
-    """{name: (waves, pitches)} as arrays; ListeningError for shapes, NaN, silence, two lengths."""
+    """{name: (waves, pitches)} as arrays; MetricError for shapes, NaN, silence, two lengths."""
     models = {name: tuple(map(np.asarray, notes)) for name, notes in models.items()}
     lengths = {}
     for name, (waves, pitch) in models.items():
         if waves.ndim != 2 or 0 in waves.shape or pitch.shape != waves.shape[:1]:
-            raise ListeningError(f"{name}: waves of shape {waves.shape} with pitches {pitch.shape}:"
+            raise MetricError(f"{name}: waves of shape {waves.shape} with pitches {pitch.shape}:"
                                  " expected (N, L) with (N,)")
         peak = np.abs(waves).max(axis=1)
         for bad, fault in ((~np.isfinite(peak), "holds NaN or infinity"),
                            (peak < 1 / 32768, "is silent")):
             if bad.any():
-                raise ListeningError(f"note {bad.argmax()} of {name} {fault} ({bad.sum()} of its "
+                raise MetricError(f"note {bad.argmax()} of {name} {fault} ({bad.sum()} of its "
                                      f"{len(bad)} notes): leave such notes out")
         lengths[waves.shape[1]] = name
     if len(lengths) > 1:
         (l0, a), (l1, b) = list(lengths.items())[:2]
-        raise ListeningError(f"notes of {a} have {l0} samples and those of {b} {l1}, which would "
+        raise MetricError(f"notes of {a} have {l0} samples and those of {b} {l1}, which would "
                              "tell them apart: cut them to one length")
     return models
 
@@ -1054,14 +1114,14 @@ def draw_pairs(pitches, pairs, seed):
 
     pitches: {name: (N,) MIDI}.  The two of a pair have one pitch and different models.  All pairs
     of models come equally often, to within one, and so does each of the two as A.  No two notes
-    meet twice, and the notes used least come first.  ListeningError where there are too few.
+    meet twice, and the notes used least come first.  MetricError where there are too few.
     """
     random = Random(seed)
     contests = [random.sample(pair, 2) for pair in itertools.combinations(pitches, 2)]
     if not contests:
-        raise ListeningError("a listening test compares two models or more: name another one")
+        raise MetricError("a listening test compares two models or more: name another one")
     if pairs < len(contests):
-        raise ListeningError(f"{pairs} pairs are too few: {len(pitches)} models meet in "
+        raise MetricError(f"{pairs} pairs are too few: {len(pitches)} models meet in "
                              f"{len(contests)} ways, so ask for {len(contests)} pairs or more")
     at = {name: {p: [(name, i) for i in np.flatnonzero(pitch == p).tolist()]
                  for p in np.unique(pitch).tolist()} for name, pitch in pitches.items()}
@@ -1069,7 +1129,7 @@ def draw_pairs(pitches, pairs, seed):
             for a, b in contests}         # meetings left, by pitch
     for (a, b), left in free.items():
         if sum(left.values()) < -(-pairs // len(contests)):
-            raise ListeningError(f"{a} and {b} have notes for {sum(left.values())} pairs of one "
+            raise MetricError(f"{a} and {b} have notes for {sum(left.values())} pairs of one "
                                  f"pitch, and {-(-pairs // len(contests))} are needed: give both "
                                  "more notes of the same pitches, or ask for fewer pairs")
     random.shuffle(contests)              # the first ones come once more where it does not divide
@@ -1122,10 +1182,7 @@ def write_listening_test(models, sample_rate, out, pairs=40, seed=0):
     """
     models = check_notes(models)
     drawn = draw_pairs({name: pitch for name, (_, pitch) in models.items()}, pairs, seed)
-    try:
-        out = sample.out_folder(Path(out), None)
-    except sample.SampleError as error:
-        raise ListeningError(str(error)) from None
+    out = sample.out_folder(Path(out), None)
     notes = list(dict.fromkeys(note for pair in drawn for note in pair))    # each once
     waves = level_notes([models[name][0][i] for name, i in notes], sample_rate)
     sounds = []
@@ -1139,74 +1196,69 @@ def write_listening_test(models, sample_rate, out, pairs=40, seed=0):
             "key": base64.b64encode(key.encode()).decode()}
     test["id"] = hashlib.sha256(json.dumps(test).encode()).hexdigest()[:16]
     minutes = pairs * (2 * waves.shape[1] / sample_rate + 4) / 60
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
-        part.mkdir()
-        (part / "index.html").write_text(LISTENING_PAGE.substitute(
-            test=json.dumps(test), pairs=pairs, minutes=max(1, round(minutes))), encoding="utf-8")
-        if out.exists():
-            out.rmdir()                   # empty: not every system renames onto a folder
-        part.rename(out)
+        with sample.whole_folder(out) as part:
+            (part / "index.html").write_text(LISTENING_PAGE.substitute(
+                test=json.dumps(test), pairs=pairs, minutes=max(1, round(minutes))),
+                encoding="utf-8")
     except OSError as error:
-        raise ListeningError(f"{out} cannot be written ({error.strerror}): name another folder"
-                             ) from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        raise MetricError(f"{out} cannot be written ({error.strerror}): name another folder"
+                          ) from None
     return out / "index.html"
 
 
 def read_answers(path):
-    """One rater's answers, as `write_listening_test` describes them; ListeningError if not."""
+    """One rater's answers, as `write_listening_test` describes them; MetricError if not."""
     try:
         contents = json.loads(Path(path).read_text(encoding="utf-8"))
         known = contents["format"] == ANSWERS and contents["version"] == ANSWERS_VERSION
     except OSError as error:
-        raise ListeningError(f"{path}: cannot be read ({error.strerror})") from None
+        raise MetricError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, RecursionError):
-        raise ListeningError(f"{path}: not JSON: give the answers*.json that the page saves"
+        raise MetricError(f"{path}: not JSON: give the answers*.json that the page saves"
                              ) from None
     except (TypeError, KeyError):
         known = False
     if not known:
-        raise ListeningError(f"{path}: no answers of a listening test (version {ANSWERS_VERSION}):"
+        raise MetricError(f"{path}: no answers of a listening test (version {ANSWERS_VERSION}):"
                              " give the answers*.json that the page saves")
     answers = contents.get("answers")
     if not (isinstance(answers, list) and answers
             and all(isinstance(contents.get(name), str) for name in ("test", "rater"))):
-        raise ListeningError(f"{path}: lacks its test, rater or answers: save it again")
+        raise MetricError(f"{path}: lacks its test, rater or answers: save it again")
     for i, answer in enumerate(answers, 1):
         if not (isinstance(answer, dict) and answer.get("pair") == i and answer.get("A") !=
                 answer.get("B") and all(isinstance(answer.get(side), str) for side in "AB")):
-            raise ListeningError(f"{path}: answer {i} does not name pair {i} and its two models: "
+            raise MetricError(f"{path}: answer {i} does not name pair {i} and its two models: "
                                  "save it again")
         if type(answer.get("rating")) is not int or not 1 <= answer["rating"] <= 5:
-            raise ListeningError(f"{path}: answer {i} has the rating {answer.get('rating')!r}: "
+            raise MetricError(f"{path}: answer {i} has the rating {answer.get('rating')!r}: "
                                  "expected a whole number from 1 to 5")
     return contents
 
 
 def read_raters(paths):
-    """The answers of different raters to one test, a list; ListeningError says what is wrong."""
+    """The answers of different raters to one test, a list; MetricError says what is wrong."""
     files = {}
     for path in paths:
         new = read_answers(path)
         for other, old in files.items():
             if new == old:
-                raise ListeningError(f"{path} and {other} are the same answers: give them once")
+                raise MetricError(f"{path} and {other} are the same answers: give them once")
             if new["test"] != old["test"]:
-                raise ListeningError(f"{path} and {other} are answers to different tests "
+                raise MetricError(f"{path} and {other} are answers to different tests "
                                      f"({new['test']}, {old['test']}): score each test alone")
             if new["rater"] == old["rater"]:
-                raise ListeningError(f"{path} and {other} are both by {new['rater']!r}: give one "
+                raise MetricError(f"{path} and {other} are both by {new['rater']!r}: give one "
                                      "of them, or name two raters apart inside the files")
             asked, before = ([(answer["A"], answer["B"]) for answer in contents["answers"]]
                              for contents in (new, old))
             if asked != before:
-                raise ListeningError(f"{path} and {other} name one test but other pairs of models:"
+                raise MetricError(f"{path} and {other} name one test but other pairs of models:"
                                      " one was changed by hand, so save it again")
         files[path] = new
     if not files:
-        raise ListeningError("no answers: give the answers*.json that the page saves")
+        raise MetricError("no answers: give the answers*.json that the page saves")
     return list(files.values())
 
 
@@ -1262,7 +1314,7 @@ def score_test(paths):
 
     models: wins, ties and losses by name, the best first; pairs: the same from the first one's
     side, with Wilcoxon's p and Holm's correction of it; kruskal: H and p of all models' ratings,
-    each rating counting for both its models.  ListeningError says what is wrong with the files.
+    each rating counting for both its models.  MetricError says what is wrong with the files.
     """
     def count(scores):
         sign = np.sign(scores)
@@ -1319,6 +1371,189 @@ def format_scores(result):
                  f"{ratings_for_power(tests)}\nratings of it that are not neutral (sign test at "
                  f"{LEVEL} / {tests}; all ratings taken as independent).")
     return "\n".join(lines)
+
+
+# ---------------------------------------------------------------------------------------------
+# Command line
+
+
+def default_samples(setting):
+    """paper: 12,800 a measure; 1,000 of notes shorter than its 4 s at 16 kHz."""
+    return 12_800 if setting.length >= 64_000 else 1_000
+
+
+def span(text):
+    """A type for argparse: "24-84" -> (24, 84)."""
+    match = re.fullmatch(r"(\d{1,3})-(\d{1,3})", text)
+    if not match or not int(match[1]) <= int(match[2]) <= 127:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected MIDI pitches such as 24-84")
+    return int(match[1]), int(match[2])
+
+
+def parse(argv):
+    parser = argparse.ArgumentParser(description="Measure runs as the paper does, beside real "
+                                     "notes and the paper's own rows.")
+    add = parser.add_argument
+    add("runs", nargs="*", type=Path, metavar="RUN",
+        help="run folders, checkpoints, or folders of WAVs with the pitch in each name")
+    add("--data", help="real notes to compare with (default: each run's own)")
+    add("--samples", type=sample.at_least(2), metavar="N",
+        help="notes a row (default: 12,800 of 4 s, the paper's; 1,000 of shorter ones)")
+    add("--seed", type=sample.at_least(0), default=1, help="of latents and choices (default 1)")
+    add("--mel-inverse", choices=spectral.MEL_INVERSES, default="pseudo",
+        help="from mel bands back to frequencies, for if-mel (default: pseudo)")
+    add("--device", type=sample.device, default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    add("--controls", action="store_true", help="add three deliberate failures: white noise, one "
+        "note repeated, real notes with shuffled pitches")
+    add("--markdown", action="store_true", help="print Markdown")
+    add("--json", action="store_true", help="print JSON")
+    add("--out", type=Path, metavar="DIR", help="a new or empty folder for the page and pictures "
+        "(default: runs/metrics-0001, ...), or for the listening test")
+
+    group = parser.add_argument_group("the classifier (trained on first use, and kept)")
+    group.add_argument("--train-classifier", action="store_true",
+                       help="train it, print how good it is, and stop; for the paper's notes, "
+                       "for those of the runs given, or as these say:")
+    group.add_argument("--length", type=sample.at_least(1), metavar="N", help="samples a note")
+    group.add_argument("--sample-rate", type=sample.at_least(1000), metavar="HZ")
+    group.add_argument("--pitches", type=span, metavar="LOW-HIGH")
+    group.add_argument("--width", choices=WIDTHS, help="full: the paper's, 128 channels and more "
+                       "(default with a GPU); thin: 16 (default without)")
+    group.add_argument("--examples", type=sample.at_least(1), default=0, metavar="N",
+                       help="to train on, with --train-classifier (default: each note 8 times, "
+                       "but at least 16,000)")
+    group.add_argument("--classifier", type=Path, metavar="FILE",
+                       help="one trained before (default: the one of these notes)")
+
+    group = parser.add_argument_group("people's ears (paper 4.1)")
+    group.add_argument("--listening-test", action="store_true",
+                       help="write a page of blind pairs of the runs' notes to --out")
+    group.add_argument("--pairs", type=sample.at_least(1), default=40, help="of it (default 40)")
+    group.add_argument("--score-test", nargs="+", type=Path, metavar="FILE",
+                       help="what answers*.json, saved by that page, say")
+    args = parser.parse_args(argv)
+    args.width = WIDTHS[args.width or ("full" if args.device.type == "cuda" else "thin")]
+    check_usage(parser, args)
+    return args
+
+
+def is_run(path):
+    """Whether a path means a checkpoint, rather than a folder of WAVs."""
+    return not path.is_dir() or gansynth.newest_checkpoint(path) is not None
+
+
+def check_usage(parser, args):
+    """Refuse flags that contradict each other, or would do nothing."""
+    actions = [args.train_classifier, args.listening_test, bool(args.score_test)]
+    if sum(actions) > 1 or args.score_test and args.runs:
+        parser.error("--train-classifier, --listening-test and --score-test (which takes no runs) "
+                     "are done one at a time")
+    if not (args.runs or args.data or args.train_classifier or args.score_test):
+        parser.error("name a run: a folder that train.py wrote, a checkpoint, or a folder of WAVs; "
+                     "or --data alone, for the row of real notes")
+    if args.listening_test and not (args.runs and args.out):
+        parser.error("--listening-test needs runs to compare, and --out DIR, a new folder")
+    if args.train_classifier and args.classifier:
+        parser.error("--train-classifier trains one, and --classifier names another: leave one out")
+    if args.examples and not args.train_classifier:
+        parser.error("--examples goes with --train-classifier")
+    if (args.length or args.sample_rate or args.pitches) and any(map(is_run, args.runs)):
+        parser.error("--length, --sample-rate and --pitches say what notes are like where no run "
+                     "does: leave them out")
+
+
+def gather(args):
+    """The runs named, each once, in their order; folders of WAVs take the form of the others'."""
+    paths = list(dict.fromkeys(args.runs))
+    own = {path: checkpoint_run(path, args) for path in paths if is_run(path)}
+    first = {}                            # runs that differ in their seed only share one split
+    for run in own.values():
+        run.setting = first.setdefault(replace(run.setting, seed=0), run.setting)
+    settings = [run.setting for run in own.values()]
+    return [own.get(path) or folder_run(path, args, settings) for path in paths]
+
+
+def settings_of(runs, args):
+    """Those of the runs, each once; of none, the paper's but for what the flags say."""
+    asked = Setting(args.data or "orchestra", args.length or 64_000, args.sample_rate or 16_000,
+                    *args.pitches or (24, 84))
+    return list(dict.fromkeys([run.setting for run in runs] or [asked]))
+
+
+def train_classifiers(runs, args):
+    """--train-classifier: one for each setting, with a line on how good it is."""
+    for setting in settings_of(runs, args):
+        train, held_out = setting.notes()
+        trained = find_classifier(setting, train, held_out, args)
+        print(f"{classifier_path(setting, train, args.width)}: {trained.accuracy:.1%} of "
+              f"{trained.held_out:,} held-out notes named right; {setting}")
+
+
+def print_tables(runs, args):
+    """Each setting's table: its real notes, its runs, and the paper's rows."""
+    out, tables, pictures = sample.out_folder(args.out, Path("runs"), "metrics"), [], []
+    with sample.whole_folder(out) as part:
+        for setting in settings_of(runs, args):
+            table, shown = measure(setting, [r for r in runs if r.setting == setting], args)
+            tables.append(table)
+            pictures.append(shown)
+            if not args.json:
+                print("", table["title"], "", *format_table(table, args.markdown), "",
+                      *table["remarks"], sep="\n", flush=True)
+        if args.json:
+            print(json.dumps(tables, indent=1))
+        write_page(part, tables, pictures)
+    print(f"\nlook at {out / 'index.html'}", file=sys.stderr)
+
+
+def listening_test(runs, args):
+    """--listening-test: the runs' notes, and with --data real ones, on a page of blind pairs."""
+    sample.out_folder(args.out, None)     # now, and not after minutes of work
+    if args.data:
+        setting = runs[0].setting
+        runs = [real_run("real notes", setting.notes()[1], setting, args.samples, args.seed), *runs]
+    forms = {(run.setting.length, run.setting.sample_rate): run for run in runs}
+    if len(forms) > 1:
+        raise MetricError("the runs' notes differ: " + ", but ".join(
+            f"{length:,} samples at {rate:,} Hz in {run.name}"
+            for (length, rate), run in forms.items()) + "; listeners would tell them apart by that")
+    models = {}
+    for run in runs:
+        heard = nsynth.progress_bar(run.batches(), f"notes ({run.name})", each=32,
+                                    total=math.ceil(run.count / 32))
+        waves, pitch = map(np.concatenate, zip(*heard))
+        sounding = np.abs(waves).max(1) >= SILENT
+        if not sounding.all():
+            print(f"{run.name}: {(~sounding).sum():,} silent notes are left out", file=sys.stderr)
+        models[run.name] = waves[sounding], pitch[sounding]
+    write_listening_test(models, runs[0].setting.sample_rate, args.out, args.pairs, args.seed)
+    print(f"open {args.out / 'index.html'} in a browser; when people have rated, score what it "
+          "saved with: python metrics.py --score-test answers*.json")
+
+
+def main(argv=None):
+    args = parse(argv)
+    if args.listening_test:
+        args.samples = args.samples or 200              # of each run, to choose pairs from
+    try:
+        if args.score_test:
+            return print(format_scores(score_test(args.score_test)))
+        runs = gather(args)
+        action = (listening_test if args.listening_test else
+                  train_classifiers if args.train_classifier else print_tables)
+        action(runs, args)
+    except (MetricError, sample.SampleError, gansynth.CheckpointError,
+            nsynth.NoteError, spectral.SpectrumError, OSError) as error:
+        sys.exit(f"metrics.py: {error}")
+    except KeyboardInterrupt:
+        print("metrics.py: stopped before it was done; classifiers trained before are kept",
+              file=sys.stderr)
+        sys.exit(130)
+
+
+# ---------------------------------------------------------------------------------------------
+# The listening test's page
 
 
 LISTENING_PAGE = Template(r"""<!DOCTYPE html>
@@ -1556,154 +1791,6 @@ requestAnimationFrame(() => setTimeout(() => {
 </script>
 </html>
 """)
-
-
-# ---------------------------------------------------------------------------------------------
-# Command line
-
-
-def default_samples(setting):
-    """paper: 12,800 a measure; 1,000 of notes shorter than its 4 s at 16 kHz."""
-    return 12_800 if setting.length >= 64_000 else 1_000
-
-
-def span(text):
-    """A type for argparse: "24-84" -> (24, 84)."""
-    low, high = map(int, text.split("-"))
-    if not 0 <= low <= high <= 127:
-        raise ValueError
-    return low, high
-
-
-def parse(argv):
-    parser = argparse.ArgumentParser(description="Measure runs as the paper does, beside real "
-                                     "notes and the paper's own rows.")
-    add = parser.add_argument
-    add("runs", nargs="*", type=Path, metavar="RUN",
-        help="run folders, checkpoints, or folders of WAVs with the pitch in each name")
-    add("--data", help="real notes to compare with (default: each run's own)")
-    add("--samples", type=sample.at_least(2), metavar="N",
-        help="notes a row (default: 12,800 of 4 s, the paper's; 1,000 of shorter ones)")
-    add("--seed", type=sample.at_least(0), default=1, help="of latents and choices (default 1)")
-    add("--mel-inverse", choices=spectral.MEL_INVERSES, default="pseudo",
-        help="from mel bands back to frequencies, for if-mel (default: pseudo)")
-    add("--device", type=sample.device, default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    add("--controls", action="store_true", help="add three deliberate failures: white noise, one "
-        "note repeated, real notes with shuffled pitches")
-    add("--markdown", action="store_true", help="print Markdown")
-    add("--json", action="store_true", help="print JSON")
-    add("--out", type=Path, metavar="DIR", help="a new or empty folder for the page and pictures "
-        "(default: runs/metrics-0001, ...), or for the listening test")
-
-    group = parser.add_argument_group("the classifier (trained on first use, and kept)")
-    group.add_argument("--train-classifier", action="store_true",
-                       help="train it, print how good it is, and stop; for the paper's notes, "
-                       "for those of the runs given, or as these say:")
-    group.add_argument("--length", type=sample.at_least(1), metavar="N", help="samples a note")
-    group.add_argument("--sample-rate", type=sample.at_least(1000), metavar="HZ")
-    group.add_argument("--pitches", type=span, default=(24, 84), metavar="LOW-HIGH")
-    group.add_argument("--width", choices=WIDTHS, help="full: the paper's, 128 channels and more "
-                       "(default with a GPU); thin: 16 (default without)")
-    group.add_argument("--examples", type=sample.at_least(1), default=0, metavar="N",
-                       help="to train on (default: each note 8 times, but at least 16,000)")
-    group.add_argument("--classifier", type=Path, metavar="FILE",
-                       help="one trained before (default: the one of these notes)")
-
-    group = parser.add_argument_group("people's ears (paper 4.1)")
-    group.add_argument("--listening-test", action="store_true",
-                       help="write a page of blind pairs of the runs' notes to --out")
-    group.add_argument("--pairs", type=sample.at_least(1), default=40, help="of it (default 40)")
-    group.add_argument("--score-test", nargs="+", type=Path, metavar="FILE",
-                       help="what answers*.json, saved by that page, say")
-    args = parser.parse_args(argv)
-    args.width = WIDTHS[args.width or ("full" if args.device.type == "cuda" else "thin")]
-    if not (args.runs or args.data or args.train_classifier or args.score_test):
-        parser.error("name a run: a folder that train.py wrote, a checkpoint, or a folder of WAVs; "
-                     "or --data alone, for the row of real notes")
-    if args.listening_test and not args.runs:
-        parser.error("--listening-test needs the runs to compare")
-    if args.listening_test and not args.out:
-        parser.error("--listening-test needs --out DIR, a new folder for its page")
-    return args
-
-
-def gather(args):
-    """The runs named, in their order; folders of WAVs take the form of the others' notes."""
-    own = {path: checkpoint_run(path, args) for path in args.runs
-           if not path.is_dir() or gansynth.newest_checkpoint(path)}
-    settings = [run.setting for run in own.values()]
-    return [own.get(path) or folder_run(path, args, settings) for path in args.runs]
-
-
-def settings_of(runs, args):
-    """Those of the runs, each once; of none, the paper's but for what the flags say."""
-    asked = Setting(args.data or "orchestra", args.length or 64_000, args.sample_rate or 16_000,
-                    *args.pitches)
-    return list(dict.fromkeys([run.setting for run in runs] or [asked]))
-
-
-def train_classifiers(runs, args):
-    """--train-classifier: one for each setting, with a line on how good it is."""
-    for setting in settings_of(runs, args):
-        train, held_out = setting.notes()
-        _, accuracy = find_classifier(setting, train, held_out, args)
-        print(f"{classifier_path(setting, train)}: {accuracy:.1%} of {len(held_out):,} held-out "
-              f"notes named right; {setting}")
-
-
-def print_tables(runs, args):
-    """Each setting's table: its real notes, its runs, and the paper's rows."""
-    out = sample.out_folder(args.out, Path("runs"), "metrics")
-    tables, pictures = [], {}
-    for setting in settings_of(runs, args):
-        table = measure(setting, [run for run in runs if run.setting == setting], args, pictures)
-        tables.append(table)
-        if not args.json:
-            print("", table["title"], "", *format_table(table, args.markdown), "",
-                  *table["remarks"], sep="\n", flush=True)
-    if args.json:
-        print(json.dumps(tables, indent=1))
-    write_page(out, tables, pictures)
-    print(f"\nlook at {out / 'index.html'}", file=sys.stderr)
-
-
-def listening_test(runs, args):
-    """--listening-test: the runs' notes, and with --data real ones, on a page of blind pairs."""
-    if args.data:
-        setting = runs[0].setting
-        runs = [real_run("real notes", setting.notes()[1], setting, args.samples, args.seed), *runs]
-    rates = sorted({run.setting.sample_rate for run in runs})
-    if len(rates) > 1:
-        raise MetricError(f"the runs have rates of {' and '.join(map(str, rates))} Hz: expected "
-                          "one, as listeners would tell them apart by that")
-    models = {}
-    for run in runs:
-        heard = list(nsynth.progress_bar(run.batches(), f"notes ({run.name})", each=32,
-                                         total=math.ceil(run.count / 32)))
-        models[run.name] = tuple(map(np.concatenate, zip(*heard)))
-    write_listening_test(models, rates[0], args.out, args.pairs, args.seed)
-    print(f"open {args.out / 'index.html'} in a browser; when people have rated, score what it "
-          "saved with: python metrics.py --score-test answers*.json")
-
-
-def main(argv=None):
-    args = parse(argv)
-    if args.listening_test:
-        args.samples = args.samples or 200              # of each run, to choose pairs from
-    try:
-        if args.score_test:
-            return print(format_scores(score_test(args.score_test)))
-        runs = gather(args)
-        action = (listening_test if args.listening_test else
-                  train_classifiers if args.train_classifier else print_tables)
-        action(runs, args)
-    except (MetricError, ListeningError, sample.SampleError, gansynth.CheckpointError,
-            nsynth.NoteError, spectral.SpectrumError, OSError) as error:
-        sys.exit(f"metrics.py: {error}")
-    except KeyboardInterrupt:
-        print("metrics.py: stopped; nothing was written", file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -874,7 +874,8 @@ def read_sound(path):
     except OSError as error:
         raise NoteError(f"{path} cannot be read ({error.strerror or error})") from None
     except Exception as error:            # scipy raises many kinds for a damaged file
-        raise NoteError(f"{path} is no WAV file that can be read ({error})") from None
+        reason = error if isinstance(error, ValueError) else "it breaks off"
+        raise NoteError(f"{path} is no WAV file that can be read ({reason})") from None
     if data.size == 0 or not 0 < rate <= 10 ** 6:
         raise NoteError(f"{path} holds no sound ({data.size} samples at {rate} Hz)")
     x = data.astype(np.float32)

@@ -18,6 +18,7 @@ C4), apart from the labels 0..P-1 that the networks use: MIDI numbers less the l
 
 import argparse
 import base64
+import contextlib
 import csv
 import html
 import math
@@ -184,35 +185,41 @@ def out_folder(out, beside, kind="samples"):
     return out
 
 
-def write_all(out, waves, z, pitch, sample_rate, origin, page):
-    """Fill a folder beside `out`, then rename it: there is never half of one.
-
-    waves (N, L), z (N, latent), pitch a list of N MIDI numbers; origin: what else latents.npz
-    holds; page: what `render_page` is told besides the notes.
-    """
+@contextlib.contextmanager
+def whole_folder(out):
+    """Make `out`, a new or empty folder, whole or not at all: -> a folder beside it to fill, which
+    is renamed in the end."""
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     part.mkdir(parents=True)
     try:
-        digits = max(3, len(str(len(pitch) - 1)))
-        names = [f"{i:0{digits}}-{note_name(p).replace('#', 's')}-{p:03}"
-                 for i, p in enumerate(pitch)]
-        for i, (name, wave) in enumerate(zip(names, waves)):
-            nsynth.write_wav(part / f"{name}.wav", wave, sample_rate)
-            spectral.write_png(part / f"{name}.png", spectral.rainbowgram(wave, sample_rate))
-            count_up(i + 1, len(names), "notes written")
-        np.savez(part / "latents.npz", z=z.numpy(), pitch=np.array(pitch), **origin)
-        with open(part / "notes.csv", "w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["file", "pitch", "note", *(f"z{i}" for i in range(z.shape[1]))])
-            for name, p, row in zip(names, pitch, z.tolist()):      # nine digits are exact
-                table.writerow([f"{name}.wav", p, note_name(p), *(f"{x:.9g}" for x in row)])
-        (part / "index.html").write_text(render_page(part, names, pitch, **page),
-                                         encoding="utf-8", errors="replace")
+        yield part
         if out.exists():
             out.rmdir()                   # empty: not every system renames onto a folder
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def write_all(part, waves, z, pitch, sample_rate, origin, page):
+    """Fill the folder `part`.
+
+    waves (N, L), z (N, latent), pitch a list of N MIDI numbers; origin: what else latents.npz
+    holds; page: what `render_page` is told besides the notes.
+    """
+    digits = max(3, len(str(len(pitch) - 1)))
+    names = [f"{i:0{digits}}-{note_name(p).replace('#', 's')}-{p:03}" for i, p in enumerate(pitch)]
+    for i, (name, wave) in enumerate(zip(names, waves)):
+        nsynth.write_wav(part / f"{name}.wav", wave, sample_rate)
+        spectral.write_png(part / f"{name}.png", spectral.rainbowgram(wave, sample_rate))
+        count_up(i + 1, len(names), "notes written")
+    np.savez(part / "latents.npz", z=z.numpy(), pitch=np.array(pitch), **origin)
+    with open(part / "notes.csv", "w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["file", "pitch", "note", *(f"z{i}" for i in range(z.shape[1]))])
+        for name, p, row in zip(names, pitch, z.tolist()):          # nine digits are exact
+            table.writerow([f"{name}.wav", p, note_name(p), *(f"{x:.9g}" for x in row)])
+    (part / "index.html").write_text(render_page(part, names, pitch, **page),
+                                     encoding="utf-8", errors="replace")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -475,8 +482,8 @@ likely the cached sampler's: the naive one's arithmetic alone takes 70 ms on tha
 def at_least(low):
     """A type for argparse: whole numbers from `low` on that a seed can hold."""
     def whole_number(text):
-        if not low <= int(text) < 2 ** 63:
-            raise ValueError
+        if not re.fullmatch(r"\s*[0-9]{1,18}\s*", text) or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least {low}")
         return int(text)
     return whole_number
 
@@ -552,8 +559,9 @@ def sample(args):
         waves /= peak
         print(f"The loudest note peaks at {peak:.3g}: all were divided by it, so as not to clip.")
     page = describe(args, path, contents, spectrum, pitch)
-    write_all(out, waves, z, pitch, spectrum.sample_rate,
-              {"seed": args.seed, "checkpoint": path.name}, page)
+    with whole_folder(out) as part:
+        write_all(part, waves, z, pitch, spectrum.sample_rate,
+                  {"seed": args.seed, "checkpoint": path.name}, page)
     return out / "index.html", page["title"]
 
 

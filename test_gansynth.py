@@ -3937,6 +3937,14 @@ def test_fundamentals_of_harmonic_notes_are_found_to_three_cents(rate, pitches):
             assert abs(metrics.tuning([note], [pitch], rate)[0] - off) < 3, (pitch, off)
 
 
+def test_a_notes_tuning_does_not_depend_on_its_neighbours():
+    notes = [harmonic_note(hertz(p), 16000, seconds=1.0) for p in (12, 45, 96)]
+    together = metrics.tuning(notes, [12, 45, 96], 16000)
+    assert np.abs(together).max() < 5
+    for note, pitch, off in zip(notes, (12, 45, 96), together):
+        assert metrics.tuning([note], [pitch], 16000)[0] == off
+
+
 def test_a_weak_fundamental_does_not_move_the_pitch():
     note = harmonic_note(220.0) - 0.29 * np.sin(2 * np.pi * 220 * np.arange(4000) / 8000 + 1)
     assert abs(metrics.cents(metrics.fundamental(note, 8000), 220.0)) < 5
@@ -4163,6 +4171,9 @@ def test_pitch_accuracy_is_exact_or_within_a_semitone():
     pitch = np.array([60, 60, 60, 60, 24])
     assert metrics.pitch_accuracy(logits, pitch) == pytest.approx(2 / 5)
     assert metrics.pitch_accuracy(logits, pitch, within=1) == pytest.approx(3 / 5)
+    for wrong in (60, pitch[:4], pitch[:, None]):
+        with pytest.raises(metrics.MetricError, match="expected one for each of 5"):
+            metrics.pitch_accuracy(logits, wrong)
 
 
 def test_ndb_of_two_halves_of_one_set_is_what_chance_gives():
@@ -4177,7 +4188,24 @@ def test_ndb_of_two_halves_of_one_set_is_what_chance_gives():
     assert metrics.ndb(x, x).js == 0
 
 
-@pytest.mark.parametrize("dims", [8, 1200])             # beyond 1000, clusters are sought in some
+def test_ndb_of_one_kind_is_small_in_many_dimensions_that_move_together():
+    r = np.random.RandomState(0)
+    x = (r.randn(4000, 6) @ r.randn(6, 600)).astype(np.float32)
+    assert metrics.ndb(x[:2000], x[2000:]).number <= 7  # as spectrograms, and unlike pure noise
+
+
+def test_ndb_seeks_clusters_in_a_sixth_of_many_dimensions(monkeypatch):
+    seen, k_means = [], metrics.k_means
+    monkeypatch.setattr(metrics, "k_means", lambda x, *rest: seen.append(x) or k_means(x, *rest))
+    r = np.random.RandomState(0)
+    for dims, used in ((1000, 1000), (1200, 200)):
+        train = r.randn(60, dims).astype(np.float32)
+        metrics.ndb(train, train, k=5)
+        columns = {tuple(column) for column in train.T}
+        assert seen[-1].shape == (60, used) and {tuple(c) for c in seen[-1].T} <= columns
+
+
+@pytest.mark.parametrize("dims", [8, 1200])
 def test_ndb_flags_a_removed_cluster(dims):
     r = np.random.RandomState(0)
     centres = 20 * r.randn(10, dims)
@@ -4219,7 +4247,8 @@ def test_k_means_is_as_good_as_scikit_learns():
 def test_ndb_refuses():
     x = np.random.RandomState(0).randn(60, 3)
     for real, fake, says in ((x[:49], x, "49 training notes"), (x, x[:9], "9 samples"),
-                             (x, x * np.nan, "NaN")):
+                             (x, x * np.nan, "NaN"), (x, x[:, :2], "shapes .60, 3. and .60, 2."),
+                             (x[0], x, "shapes")):
         with pytest.raises(metrics.MetricError, match=says):
             metrics.ndb(real, fake)
 
@@ -4295,9 +4324,9 @@ def classified(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         notes, held_out = SHORT.notes()
-        classifier, accuracy = metrics.make_classifier(SHORT, notes, held_out, 16, 1600, "cpu")
-    assert accuracy > 0.9                 # chance is a quarter
-    return folder, folder / metrics.classifier_path(SHORT, notes), classifier
+        trained = metrics.make_classifier(SHORT, notes, held_out, 16, 1600, "cpu")
+    assert trained.accuracy > 0.9         # chance is a quarter
+    return folder, folder / metrics.classifier_path(SHORT, notes, 16), trained
 
 
 def short_run(out, **more):
@@ -4321,15 +4350,16 @@ def measured(capsys, *argv):
 
 
 def test_a_classifier_on_disk_is_the_one_trained(classified, monkeypatch):
-    folder, path, classifier = classified
+    folder, path, trained = classified
     monkeypatch.chdir(folder)
-    again, accuracy = metrics.load_classifier(path, SHORT, "cpu")
+    again = metrics.load_classifier(path, SHORT, "cpu")
     waves = torch.randn(3, 2048)
-    for ours, theirs in zip(again(waves)[1].values(), classifier(waves)[1].values()):
+    for ours, theirs in zip(again.classifier(waves)[1].values(),
+                            trained.classifier(waves)[1].values()):
         assert torch.equal(ours, theirs)
-    contents = gansynth.load_checkpoint(path)
-    assert metrics.Setting(**contents["setting"]) == SHORT and contents["accuracy"] == accuracy
-    assert "8000Hz-2048-pitch-60-63" in path.name
+    assert again[1:] == trained[1:] and again.held_out == len(SHORT.notes()[1])
+    assert metrics.Setting(**gansynth.load_checkpoint(path)["setting"]) == SHORT
+    assert "8000Hz-2048-pitch-60-63-width-16" in path.name
 
 
 def test_a_classifier_that_does_not_fit_is_refused(classified, tmp_path):
@@ -4339,12 +4369,13 @@ def test_a_classifier_that_does_not_fit_is_refused(classified, tmp_path):
         with pytest.raises(metrics.MetricError, match="2,048 samples at 8,000 Hz, pitches 60-63"):
             metrics.load_classifier(path, other, "cpu")
     metrics.load_classifier(path, replace(SHORT, pitch_high=62), "cpu")
-    with pytest.raises(CheckpointError, match="lacks classifier"):
-        metrics.load_classifier(tiny_checkpoint(tmp_path / "gan.pt"), SHORT, "cpu")
     contents = gansynth.load_checkpoint(path)
     gansynth.save_checkpoint(tmp_path / "wide.pt", {**contents, "width": 17})
-    with pytest.raises(CheckpointError, match="do not fit its settings"):
-        metrics.load_classifier(tmp_path / "wide.pt", SHORT, "cpu")
+    (tmp_path / "cut.pt").write_bytes(path.read_bytes()[:1000])
+    tiny_checkpoint(tmp_path / "gan.pt")
+    for name in ("wide.pt", "cut.pt", "gan.pt", "nowhere.pt"):
+        with pytest.raises(metrics.MetricError, match=f"{name}: no classifier that can be read"):
+            metrics.load_classifier(tmp_path / name, SHORT, "cpu")
 
 
 def test_one_command_one_table(classified, tmp_path, monkeypatch, capsys):
@@ -4355,7 +4386,7 @@ def test_one_command_one_table(classified, tmp_path, monkeypatch, capsys):
     argv = [run, real, "--samples", "60", "--controls"]
     table, = measured(capsys, *argv, "--out", tmp_path / "out")
     rows = {entry["name"]: entry["values"] for entry in table["rows"]}
-    assert list(rows) == ["real: held out of orchestra", "run, 8 examples", str(real),
+    assert list(rows) == ["real: held out of orchestra", f"{run}, 8 examples", str(real),
                           "control: white noise", "control: one note repeated",
                           "control: shuffled pitches"]
     truth, fake, copies, noise, one, shuffled = rows.values()
@@ -4370,30 +4401,43 @@ def test_one_command_one_table(classified, tmp_path, monkeypatch, capsys):
     assert [entry["paper"] for entry in table["rows"][:3]] == ["Real data", "IF", None]
     again, = measured(capsys, *argv, "--out", tmp_path / "again")
     assert again == table                 # the same seed gives the same row
+    other, = measured(capsys, run, "--samples", "60", "--seed", "2")
+    assert other["rows"][1]["values"] != table["rows"][1]["values"]
+    assert table["remarks"][0].endswith(f"{truth['PA']:.1%} of {len(held_out)} held-out notes")
+    assert not any("other notes" in remark or "too few" in remark for remark in table["remarks"])
 
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     pictures = sorted((tmp_path / "out").glob("*.png"))
     assert all(f'src="{picture.name}"' in page for picture in pictures) and len(pictures) == 10
     markdown = (tmp_path / "out" / "table.md").read_text(encoding="utf-8").splitlines()
     assert json.loads((tmp_path / "out" / "table.json").read_text()) == [table]
+    metrics.main([*map(str, argv[:4]), "--markdown", "--out", str(tmp_path / "third")])
+    assert markdown[2:7] == capsys.readouterr().out.splitlines()[3:8]
     cells = [cell.strip() for cell in markdown[4].strip("|").split("|")]
     assert cells[:2] == ["real: held out of orchestra", str(len(held_out))]
     assert f"{truth['PA']:.1%}" in cells and markdown[5].startswith("| paper: Real data | 12,800 |")
 
 
-def test_each_setting_has_a_table_and_real_notes_of_its_own(classified, tmp_path, monkeypatch,
-                                                            capsys):
+def test_each_setting_has_its_own_table_and_real_notes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(metrics, "make_classifier", lambda setting, *rest: (
-        metrics.Classifier(setting.sample_rate, 16).eval().requires_grad_(False), 0.5))
-    runs = [short_run(tmp_path / "a"), tiny_run(tmp_path / "b", images=8)]
-    metrics.main([*map(str, runs), "--samples", "8", "--device", "cpu"])
-    text = capsys.readouterr().out
-    assert text.count("real: held out of orchestra") == 2 + text.count("of real: held out")
-    assert "2,048 samples at 8,000 Hz, pitches 60-63; NDB and FID beside 8 training" in text
-    assert "256 samples at 2,000 Hz, pitches 60-62; NDB and FID beside 8 training" in text
-    assert (tmp_path / "runs" / "metrics-0001" / "index.html").exists()
-    assert "no more notes than the 64 features" in text and "notes, and as many training" in text
+    monkeypatch.setattr(metrics, "make_classifier", lambda setting, train, *rest: metrics.Trained(
+        metrics.Classifier(setting.sample_rate, 16).eval().requires_grad_(False), 0.5, 7, 0))
+    seeds = [short_run(tmp_path / "a"), short_run(tmp_path / "b", seed=3)]  # these share a table
+    first, second = measured(capsys, *seeds, tiny_run(tmp_path / "c", images=8), seeds[0],
+                             "--samples", "8")
+    assert [row["name"] for row in first["rows"]] == [
+        "real: held out of orchestra", *[f"{run}, 8 examples" for run in seeds]]
+    assert len(second["rows"]) == 2
+    for table, form in ((first, "2,048 samples at 8,000 Hz, pitches 60-63"),
+                        (second, "256 samples at 2,000 Hz, pitches 60-62")):
+        assert table["title"].startswith(f"{form}; NDB and FID beside 8 training notes")
+        remarks = "\n".join(table["remarks"])
+        for says in ("50.0% of 7 held-out notes", "too few for PA", "trained on other notes",
+                     "no more notes than the 64 features", "NDB: 50 notes, and as many"):
+            assert says in remarks
+    out = tmp_path / "runs" / "metrics-0001"
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert page.count("<figure>") == len(list(out.glob("*.png"))) == 5  # no NDB of eight notes
 
 
 def test_the_classifier_is_trained_on_first_use_and_kept(tmp_path, monkeypatch, capsys):
@@ -4402,11 +4446,51 @@ def test_the_classifier_is_trained_on_first_use_and_kept(tmp_path, monkeypatch, 
     metrics.main([str(run), "--train-classifier", "--examples", "64", "--device", "cpu"])
     line = capsys.readouterr().out.splitlines()[-1]
     assert "held-out notes named right; 2,048 samples at 8,000 Hz, pitches 60-63" in line
-    monkeypatch.setattr(metrics, "train_classifier", None)          # never again
+    trained = []
+    monkeypatch.setattr(metrics, "train_classifier", lambda notes, held_out, width, *rest, **more:
+                        trained.append(width) or (
+                            metrics.Classifier(8000, 16).eval().requires_grad_(False), 0.5))
     table, = measured(capsys, run, "--samples", "4")
-    assert table["classifier"]["width"] == 16
+    assert table["classifier"]["width"] == 16 and not trained       # the kept one
     assert table["classifier"]["accuracy"] == pytest.approx(float(line.split()[1][:-1]) / 100,
                                                             abs=1e-3)
+    measured(capsys, run, "--samples", "4", "--width", "full")
+    assert trained == [128]               # another width is another classifier
+
+
+def test_a_row_holds_the_measures_of_its_notes():
+    r = np.random.RandomState(0)
+    heard, reference = (metrics.Heard(
+        r.randn(n, 3), r.randn(n, 128), r.rand(n, 40).astype(np.float32), r.randint(40, 80, n),
+        np.ones(n), 200 * r.randn(n), r.rand(n), r.rand(n), r.randn(4, 600), np.full(4, 60),
+        np.ones(4)) for n in (60, 80))
+    heard.logits[np.arange(50), heard.pitch[:50] + 1] = 99          # fifty are a semitone off
+    values, cells = metrics.row(heard, reference)
+    assert values["PA +-1"] - values["PA"] > 0.5
+    assert values["FID"] == metrics.frechet_distance(reference.features, heard.features)
+    assert values["FID"] == pytest.approx(metrics.frechet_distance(heard.features,
+                                                                   reference.features))
+    assert values["IS"] == metrics.inception_score(heard.logits) and values["notes"] == 60
+    assert values["NDB"] == cells.number == metrics.ndb(reference.pictures, heard.pictures).number
+    assert values["in tune"] == np.mean(np.abs(heard.off) <= 50)
+    assert values["steady"] == heard.steady.mean() and values["clean"] == heard.clean.mean()
+
+
+def test_ndb_looks_at_all_frequencies_and_sixteen_stretches_of_time():
+    setting, rate = metrics.Setting(), 16000
+    wave = torch.from_numpy(np.sin(2 * np.pi * 1000 * np.arange(64000) / rate)).float()
+    run = metrics.Run("sine", setting, 2, lambda: [(wave.repeat(2, 1), np.array([83, 83]))])
+    classifier = metrics.Classifier(rate, 16).eval().requires_grad_(False)
+    heard = metrics.hear(run, classifier)
+    assert heard.pictures.shape == (2, 8192) and heard.waves.shape == (2, 64000)
+    loudest = heard.pictures[0].reshape(512, 16).argmax(0)
+    assert (loudest == 1000 / rate * 1024 - 1).all()                # bin 0 is dropped
+    # FID's features are those before the activation: what follows gives the logits
+    features = torch.from_numpy(heard.features)
+    hidden = F.leaky_relu(classifier.hidden(F.leaky_relu(features, 0.2)), 0.2)
+    np.testing.assert_allclose(classifier.heads["pitch"](hidden), heard.logits, atol=1e-4)
+    assert metrics.default_samples(setting) == 12_800               # the paper's
+    assert metrics.default_samples(SHORT) == 1_000
 
 
 def test_a_row_of_the_paper_belongs_to_every_kind_of_run():
@@ -4414,9 +4498,11 @@ def test_a_row_of_the_paper_belongs_to_every_kind_of_run():
         return metrics.paper_name({**asdict(train.Config()), **more})
 
     found = {name(rep=rep, hires=hires) for rep in spectral.REPRESENTATIONS
-             for hires in (False, True) if rep != "waveform"}
+             for hires in (False, True)}
     assert found == {"Phase", "Phase + H", "IF", "IF + H", "IF-Mel", "IF-Mel + H"}
-    assert found <= set(metrics.PAPER)
+    found |= {name(model="wavegan"), name(rep="waveform"), name(rep="waveform", progressive=False),
+              name(model="wavenet"), name(model="wavenet", output="mol16"), "Real data"}
+    assert found == set(metrics.PAPER)
     assert metrics.PAPER[name()] == {"notes": 12_800, "NDB": 29.3, "FID": 167, "IS": 38.1,
                                      "PA": 0.979, "PE": 0.40}
 
@@ -4433,38 +4519,73 @@ def test_a_row_of_the_paper_belongs_to_every_kind_of_run():
     (lambda f: write_notes(f, np.full((1, 2048), 0.1), [60]), "notes: one note only"),
     (lambda f: write_notes(f, [harmonic_note(hertz(p), seconds=0.3) for p in [60, 61] * 6],
                            [60, 61] * 6, rate=10079), r"4.0 semitones beside .* 0.79 times"),
+    (lambda f: write_notes(f, np.zeros((12, 2048)), [60] * 12), "all of its 12 notes are silent"),
 ])
-def test_wavs_that_cannot_be_measured_are_one_sentence(classified, tmp_path, monkeypatch, capsys,
-                                                       prepare, says):
+def test_wavs_that_cannot_be_measured_are_one_sentence(classified, tmp_path, monkeypatch, prepare,
+                                                       says):
     monkeypatch.chdir(classified[0])
     prepare(tmp_path / "notes")
     before = set(Path("runs").glob("*"))
     with pytest.raises(SystemExit) as stop:
         metrics.main([str(tmp_path / "notes"), "--length", "2048", "--sample-rate", "8000",
-                      "--pitches", "60-63", "--samples", "12", "--device", "cpu"])
+                      "--pitches", "60-63", "--data", "orchestra", "--device", "cpu"])
     assert re.search(says, str(stop.value)) and str(stop.value).startswith("metrics.py: ")
     assert set(Path("runs").glob("*")) == before        # nothing was written
 
 
-def test_silent_notes_and_those_out_of_range_are_told(classified, tmp_path, monkeypatch, capsys):
+def test_a_folder_of_wavs_says_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = write_notes(tmp_path / "notes", np.full((3, 300), 0.1), [60] * 3)
+    for argv, says in (([], "say which real notes"),
+                       (["--data", "orchestra"], "300 samples are too short")):
+        with pytest.raises(SystemExit) as stop:
+            metrics.main([str(folder), *argv])
+        assert says in str(stop.value)
+    assert not (tmp_path / "classifiers").exists()
+
+
+def test_what_is_odd_about_notes_is_told(classified, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(classified[0])
-    waves = np.stack([harmonic_note(hertz(60), seconds=0.256)] * 3 + [np.zeros(2048)] * 2)
-    folder = write_notes(tmp_path / "notes", waves, [60, 60, 90, 61, 62])
+    waves = [harmonic_note(hertz(60 + 12 * (i < 12)), seconds=0.2) for i in range(13)]
+    folder = write_notes(tmp_path / "notes", waves + [np.zeros(1600)] * 2, [60] * 12 + [90, 61, 62])
+    (folder / "000-060.wav").rename(folder / "000-060.WAV")
     metrics.main([str(folder), "--length", "2048", "--sample-rate", "8000", "--pitches", "60-63",
-                  "--device", "cpu", "--out", str(tmp_path / "out")])
+                  "--data", "orchestra", "--device", "cpu", "--out", str(tmp_path / "out")])
     out, err = capsys.readouterr()
-    assert "1 of 5 notes are left out: their pitches are not 60-63" in err
-    assert "notes: 2 of 4 notes are silent" in out
+    assert "1 of 15 notes are left out: their pitches are not 60-63" in err
+    assert "15 of 15 notes are cut, padded or resampled to 2,048 samples at 8,000 Hz" in err
+    assert "notes: 2 of 14 notes are silent, and count all the same" in out
+    assert "+12.0 semitones beside the pitches in their names: are they named by other" in out
 
 
-@pytest.mark.parametrize("argv", [
-    [], ["run", "--samples", "1"], ["run", "--samples", "x"], ["run", "--pitches", "84-24"],
-    ["run", "--width", "wide"], ["run", "--listening-test"], ["run", "--device", "abacus"],
-    ["--listening-test", "--data", "x"]])
-def test_metrics_usage(argv, capsys):
+@pytest.mark.parametrize("argv, says", [
+    ([], "name a run"), (["run", "--samples", "1"], "'1': expected a whole number of at least 2"),
+    (["run", "--samples", "x"], "'x': expected"), (["run", "--pitches", "84-24"], "such as 24-84"),
+    (["run", "--pitches", "24-84"], "where no run does"), (["run", "--width", "wide"], "wide"),
+    (["run", "--listening-test"], "--out DIR"), (["run", "--device", "abacus"], "abacus"),
+    (["--listening-test", "--data", "x", "--out", "y"], "needs runs"),
+    (["run", "--examples", "9"], "--train-classifier"), (["run", "--score-test", "a"], "at a time"),
+    (["run", "--train-classifier", "--classifier", "a.pt"], "leave one out")])
+def test_metrics_usage(argv, says, capsys):
     with pytest.raises(SystemExit) as stop:
         metrics.main(argv)
-    assert stop.value.code == 2 and "usage:" in capsys.readouterr().err
+    assert stop.value.code == 2 and says in capsys.readouterr().err
+
+
+def test_a_listening_test_of_runs_and_real_notes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run, other = short_run(tmp_path / "a"), tiny_run(tmp_path / "b", images=8)
+    argv = ["--listening-test", "--data", "orchestra", "--pairs", "6", str(run)]
+    metrics.main([*argv, "--out", "page"])
+    assert "open page/index.html" in capsys.readouterr().out
+    page = Path("page/index.html").read_text(encoding="utf-8")
+    assert page.count("UklGR") >= 12 and str(run) not in page       # each WAV once, no names
+    for more, says in (([str(other), "--out", "new"], "2,048 samples at 8,000 Hz in"),
+                       (["--out", "page"], "page is there already")):
+        with pytest.raises(SystemExit) as stop:
+            metrics.main([*argv, *more])
+        assert says in str(stop.value)
+    assert not Path("new").exists()
 
 
 def test_metrics_without_a_run_is_one_sentence(tmp_path):
@@ -4558,7 +4679,7 @@ def test_notes_that_no_listening_test_can_be_made_of_are_refused(tmp_path):
             ({"a": a, "b": b}, {"pairs": 0}, "0 pairs are too few"),
             ({"a": a, "b": b}, {"pairs": 101}, "for 100 pairs of one pitch, and 101 are"),
             ({"a": a, "b": b}, {"out": tmp_path / "full"}, "name a new one")]:
-        with pytest.raises(metrics.ListeningError, match=re.escape(message)):
+        with pytest.raises((metrics.MetricError, sample.SampleError), match=re.escape(message)):
             metrics.write_listening_test(models, 8000, **{"out": tmp_path / "new"} | changes)
         assert os.listdir(tmp_path) == ["full"]
 
@@ -4668,7 +4789,7 @@ def test_answers_that_cannot_be_counted_are_refused(tmp_path):
             (lambda: [good, file(test="u")], "different tests (u, t)"),
             (lambda: [good, file([("y", "x", 1)])], "other pairs of models"),
             (lambda: [good, file([("x", "y", 1)] * 2)], "other pairs of models")]:
-        with pytest.raises(metrics.ListeningError, match=re.escape(message)):
+        with pytest.raises(metrics.MetricError, match=re.escape(message)):
             metrics.score_test(paths())
 
 
