@@ -1041,8 +1041,9 @@ class WaveNet(nn.Module):
     Where the papers leave it open: the wave comes in as one number a sample (its mu-law code over
     [-1, 1], or its 16-bit value) through a first causal convolution; the residual and skip 1x1s
     have no biases, which those of the next gates and of the head would only repeat; the head is
-    ReLU, 1x1, ReLU, 1x1.  The conditioning stack has ReLUs and looks both ways in time: when
-    the pitch goes on and off is known beforehand, so that it need not be causal.
+    ReLU, 1x1, ReLU, 1x1.  The layers of the conditioning stack have ReLUs and, but for the first,
+    add to what they are given; the stack looks both ways in time: when the pitch goes on and off
+    is known beforehand, so that it need not be causal.
     """
 
     def __init__(self, arch):
@@ -1062,10 +1063,11 @@ class WaveNet(nn.Module):
         self.skip = nn.ModuleList([nn.Conv1d(C, S, 1, bias=False) for _ in range(depth)])
         self.skip_bias = nn.Parameter(torch.zeros(S))
         self.head = nn.ModuleList([nn.Conv1d(S, S, 1), nn.Conv1d(S, arch.outputs, 1)])
-        # torch's start halves the signal with every ReLU, and the pitch would be lost on its way
-        # through the stack; He's keeps it.  At the first layer one of the P inputs is not zero.
+        # He's start, and small beside what each layer adds to: eight ReLUs in a row would make all
+        # pitches nearly alike.  At the first layer one of the P inputs is not zero.
         for i, conv in enumerate(self.conditioning):
-            nn.init.normal_(conv.weight, std=math.sqrt(2 / taps / (inputs[i] if i else 1)))
+            fan_in = taps * (inputs[i] * len(self.conditioning) if i else 1)
+            nn.init.normal_(conv.weight, std=math.sqrt(2 / fan_in))
             nn.init.zeros_(conv.bias)
 
         # A note's conditioning hardly ever changes: `condition` makes the columns that differ, for
@@ -1094,8 +1096,10 @@ class WaveNet(nn.Module):
         on = self.skip_bias.new_zeros(columns + self.span)
         on[self.before:self.before + self.short_hold] = 1           # the note begins at `before`
         x = F.one_hot(pitch, self.arch.pitches)[:, :, None] * on    # (N, P, columns + span)
-        for conv in self.conditioning:
-            x = F.relu(conv(x))
+        for i, conv in enumerate(self.conditioning):
+            y = F.relu(conv(x))                                     # shorter than x at both ends
+            cut = (x.shape[2] - y.shape[2]) // 2
+            x = y + x[..., cut:cut + y.shape[2]] if i else y
         return x
 
     def column(self, t):

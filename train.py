@@ -206,8 +206,10 @@ BASELINES = {
     "wavenet": {
         "paper": dict(channels=512, batch=32, lr=2e-4, lr_decay=0.1, ema=0.9999, images=4_800_000,
                       tick_images=32_000, snapshot_images=480_000, checkpoint_images=96_000),
-        "workshop": dict(channels=64, stacks=1, layers=9, crop=1024, batch=4, lr=2e-3,
-                         lr_decay=0.05, ema=0.998, images=48_000, tick_images=2_000,
+        # Short: two periods of a note are all it sees.  With a longer past (2^8, 1,025 samples) it
+        # learns to go on with what it hears, the pitch asked for or not, and by heart.
+        "workshop": dict(channels=64, stacks=1, layers=5, crop=1024, batch=8, lr=2e-3,
+                         lr_decay=0.05, ema=0.998, images=72_000, tick_images=2_000,
                          snapshot_images=8_000, checkpoint_images=8_000),
     },
 }
