@@ -1063,8 +1063,9 @@ class WaveNet(nn.Module):
         self.skip = nn.ModuleList([nn.Conv1d(C, S, 1, bias=False) for _ in range(depth)])
         self.skip_bias = nn.Parameter(torch.zeros(S))
         self.head = nn.ModuleList([nn.Conv1d(S, S, 1), nn.Conv1d(S, arch.outputs, 1)])
-        # He's start, and small beside what each layer adds to: eight ReLUs in a row would make all
-        # pitches nearly alike.  At the first layer one of the P inputs is not zero.
+        # He's start, made small beside what each layer adds to.  (With nothing to add to, eight
+        # layers in a row, a short run never learnt to heed the pitch.)  At the first layer one of
+        # the P inputs is not zero.
         for i, conv in enumerate(self.conditioning):
             fan_in = taps * (inputs[i] * len(self.conditioning) if i else 1)
             nn.init.normal_(conv.weight, std=math.sqrt(2 / fan_in))
