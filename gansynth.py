@@ -85,7 +85,7 @@ class Architecture:
         return self.frames // shrink[0], self.bins // shrink[1]
 
     def factor(self, steps):
-        """How many times longer and wider pictures are so many blocks on: 2^steps both ways."""
+        """How many times longer and wider pictures are so many blocks on."""
         return self.growth[0] ** steps, self.growth[1] ** steps
 
     def multiply_adds(self, blocks):
@@ -366,35 +366,6 @@ class Discriminator(nn.Module):
         modules = [*self.from_picture[:blocks], *self.conv0[:blocks], *self.conv1[:blocks - 1],
                    self.dense, self.score, self.pitch]
         return [p for m in modules for p in m.parameters()]
-
-
-@torch.no_grad()
-def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None, generator=None):
-    """Latents and pitch labels -> notes: what one does with a trained G, of whichever model.
-
-    z (N, latent), pitch (N,) labels 0..P-1; `spectrum` decodes pictures (spectral.Spectrum).  At an
-    early progress the small picture is stretched to full size first.  `batch` notes at a time, and
-    `show(done)` after each.  A WaveNet, which has no latents, draws its samples from `generator`,
-    and shows parts of notes.  -> (N, L) float32 on the CPU; waves may exceed [-1, 1].
-    """
-    device, waves = next(G.parameters()).device, []
-    for i in range(0, len(z), batch):
-        z_few, pitch_few = z[i:i + batch].to(device), pitch[i:i + batch].to(device)
-        if isinstance(G, Generator):
-            picture = G(z_few, pitch_few, progress)
-            picture = upsample(picture, G.arch.factor(                          # (n, 2, T, F)
-                G.arch.resolutions - active_blocks(progress)))
-        elif isinstance(G, WaveGANGenerator):
-            picture = G(z_few, pitch_few)[:, None, :, None]                     # (n, 1, T, 1)
-        else:
-            length = G.arch.length
-            picture = wavenet_generate(                                         # (n, 1, L, 1)
-                G, pitch_few, length, generator,
-                lambda done: done < length and show(i + len(z_few) * done / length)
-            )[:, None, :, None]
-        waves.append(spectrum.decode(picture).cpu())                            # (n, L)
-        show(i + len(z_few))
-    return torch.cat(waves)
 
 
 def blend(picture, progress, resolutions, growth=(2, 2)):
@@ -896,7 +867,8 @@ class WaveGANGenerator(nn.Module):
     def __init__(self, arch):
         super().__init__()
         self.arch = arch
-        widths, padding = arch.widths()[::-1], (arch.kernel - 3) // 2
+        widths = arch.widths()[::-1]
+        padding = (arch.kernel - 3) // 2                            # so that 1 sample becomes 4
         self.dense = nn.Linear(arch.latent + arch.pitches, 16 * widths[0])
         self.up = nn.ModuleList([
             nn.ConvTranspose1d(a, b, arch.kernel, stride=4, padding=padding,
@@ -955,7 +927,7 @@ def phase_shuffle(x, shift):
     return x.gather(2, place[:, None].expand_as(x))
 
 
-def wavegan_generator_loss(G, D, z, pitch, shift, weights=LossWeights(drift=0.0)):
+def wavegan_generator_loss(G, D, z, pitch, shift, weights=LossWeights()):
     """G's loss on fresh fakes: (loss, named terms)."""
     score, logits = D(G(z, pitch), shift)
     terms = {"G_score": -score.mean(), "G_pitch": F.cross_entropy(logits, pitch)}
@@ -963,8 +935,9 @@ def wavegan_generator_loss(G, D, z, pitch, shift, weights=LossWeights(drift=0.0)
 
 
 def wavegan_discriminator_loss(D, x_real, pitch_real, x_fake, mix, shifts,
-                               weights=LossWeights(drift=0.0)):
-    """D's loss (WGAN-GP, Gulrajani et al. 2017; pitch on real notes only): (loss, named terms).
+                               weights=LossWeights()):
+    """D's loss (WGAN-GP, Gulrajani et al. 2017; pitch on real notes only, no drift): (loss, named
+    terms).
 
     x_real, x_fake (N, length); mix (N, 1) uniform in [0, 1]; shifts: three of
     `draw_phase_shuffle`, for the passes of real, fake and mixed waves.  WaveGAN takes five such
@@ -975,11 +948,11 @@ def wavegan_discriminator_loss(D, x_real, pitch_real, x_fake, mix, shifts,
     x_hat = (x_real + mix * (x_fake - x_real)).detach().requires_grad_()
     score, _ = D(x_hat, shifts[2])
     gradient, = torch.autograd.grad(score.sum(), x_hat, create_graph=True)
-    terms = {"D_real": -real.mean(), "D_fake": fake.mean(), "D_drift": real.square().mean(),
+    terms = {"D_real": -real.mean(), "D_fake": fake.mean(),
              "D_pitch": F.cross_entropy(logits, pitch_real),
              "D_penalty": (gradient.norm(dim=1) - 1).square().mean()}
-    return (terms["D_real"] + terms["D_fake"] + weights.drift * terms["D_drift"]
-            + weights.pitch * terms["D_pitch"] + weights.penalty * terms["D_penalty"]), terms
+    return (terms["D_real"] + terms["D_fake"] + weights.pitch * terms["D_pitch"]
+            + weights.penalty * terms["D_penalty"]), terms
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1188,10 +1161,10 @@ def to_16_bits(x):
 
 
 def _mixture(parameters):
-    """(N, 3 M, ...) -> logits, means and log scales, each (N, M, ...).  A scale of e^-14 is far
-    below a step of the 16-bit values: a lesser one would change nothing."""
+    """(N, 3 M, ...) -> logits, means and log scales, each (N, M, ...).  Scales from e^-14, far
+    below a step of the 16-bit values, to e^14, far above their range: beyond, nothing changes."""
     logits, mean, log_scale = parameters.chunk(3, dim=1)
-    return logits, mean, log_scale.clamp(min=-14)
+    return logits, mean, log_scale.clamp(-14, 14)
 
 
 def mol_log_likelihood(parameters, x):
@@ -1231,9 +1204,8 @@ def draw_index(logits, generator=None):
 
 
 def _uniform(like, generator):
-    """One random number in [0, 1) for each row, from the generator's device: (N, 1)."""
-    device = generator.device if generator else like.device
-    return torch.rand(len(like), 1, generator=generator, device=device).to(like)
+    """One random number in [0, 1) for each row: (N, 1)."""
+    return torch.rand(len(like), 1, generator=generator, device=like.device, dtype=like.dtype)
 
 
 # Sampling: fast, with every layer's past at hand, and naive
@@ -1260,7 +1232,10 @@ def wavenet_generate_naive(net, pitch, length=None, generator=None, show=None):
 
 def _generate(net, notes, length, generator, show, parameters):
     """u[:, t] is the sample before t: column 0 stands for the silence before the note."""
-    length = length or net.arch.length
+    length, device = length or net.arch.length, net.skip_bias.device
+    if generator and generator.device != device:        # no copy from the CPU for every sample
+        seed = int(torch.randint(2 ** 62, (), generator=generator, device=generator.device))
+        generator = torch.Generator(device).manual_seed(seed)
     u = net.skip_bias.new_zeros(notes, length + 2)
     for t in range(length):
         u[:, t + 1] = net.draw(parameters(u, t), generator)
@@ -1353,6 +1328,39 @@ class Ring:
     def turned(self, t):
         """The weights in the order of `past` (f C, outputs)."""
         return self.turns[t // self.d % self.f]
+
+
+# ---------------------------------------------------------------------------------------------
+# Notes from a trained network, of whichever model
+
+
+@torch.no_grad()
+def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None, generator=None):
+    """Latents and pitch labels -> notes: what one does with a trained G.
+
+    z (N, latent), pitch (N,) labels 0..P-1; `spectrum` decodes pictures (spectral.Spectrum).  At an
+    early progress the small picture is stretched to full size first.  `batch` notes at a time, and
+    `show(done)` after each.  A WaveNet, which has no latents, draws its samples from `generator`,
+    and shows parts of notes.  -> (N, L) float32 on the CPU; waves may exceed [-1, 1].
+    """
+    device, waves = next(G.parameters()).device, []
+    for i in range(0, len(z), batch):
+        z_few, pitch_few = z[i:i + batch].to(device), pitch[i:i + batch].to(device)
+        if isinstance(G, Generator):
+            picture = G(z_few, pitch_few, progress)
+            picture = upsample(picture, G.arch.factor(                          # (n, 2, T, F)
+                G.arch.resolutions - active_blocks(progress)))
+        elif isinstance(G, WaveGANGenerator):
+            picture = G(z_few, pitch_few)[:, None, :, None]                     # (n, 1, T, 1)
+        else:
+            length = G.arch.length
+            picture = wavenet_generate(                                         # (n, 1, L, 1)
+                G, pitch_few, length, generator,
+                lambda done: done < length and show(i + len(z_few) * done / length)
+            )[:, None, :, None]
+        waves.append(spectrum.decode(picture).cpu())                            # (n, L)
+        show(i + len(z_few))
+    return torch.cat(waves)
 
 
 # ---------------------------------------------------------------------------------------------

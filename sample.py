@@ -397,9 +397,10 @@ def describe(args, path, contents, spectrum, pitch):
     return {"title": title, "intro": intro, "piano": args.scale, "facts": {
         "Checkpoint": f"{path.resolve().parent.name}/{path.name}",
         "Examples trained": f"{contents['images']:,}",
-        "Model": {"wavegan": "WaveGAN", "wavenet": "WaveNet", "gansynth": "GANSynth, "
+        "Model": {"wavegan": "WaveGAN", "wavenet": "WaveNet", "gansynth":
+                  f"{'Waveform GAN' if spectrum.rep == spectral.WAVEFORM else 'GANSynth'}, "
                   f"{gansynth.active_blocks(contents['progress'])} of {blocks} blocks"}[model],
-        "Latents": args.latents.name if args.latents else f"seed {args.seed}",
+        "Drawn from": args.latents.name if args.latents else f"seed {args.seed}",
         "Representation": contents["architecture"].get("output", spectrum.rep),
         "Sound": f"{spectrum.length / spectrum.sample_rate:g} s at {spectrum.sample_rate:,} Hz"}}
 
@@ -451,9 +452,14 @@ def bench(device, budget=20.0, arch=gansynth.Architecture(), spectrum=spectral.S
     net = gansynth.WaveNet(wavenet).to(device)
     for n in (1, 8):
         cache, u = gansynth.CachedWaveNet(net, of_one.repeat(n)), torch.zeros(n, device=device)
-        for _ in range(net.before + 1):   # while the pitch goes on, a sample costs more
-            cache.step(u)
-        step = seconds(lambda: [net.draw(cache.step(u)) for _ in range(16)], device, budget) / 16
+
+        def draw(samples):
+            nonlocal u
+            for _ in range(samples):
+                u = net.draw(cache.step(u))
+
+        draw(net.before + 1)              # while the pitch goes on, a sample costs more
+        step = seconds(lambda: draw(16), device, budget) / 16
         add("WaveNet, cached", n, step * wavenet.length, "extrapolated from "
             f"{step * 1e3:.3g} ms a sample")
     past = min(wavenet.receptive_field, wavenet.length)
@@ -465,14 +471,15 @@ def bench(device, budget=20.0, arch=gansynth.Architecture(), spectrum=spectral.S
 
 
 # Which sampler took the paper's 1077.53 s, 16.8 ms a sample?  A column of its WaveNet at our sizes
-# is 63M multiply-adds.  The naive one needs a receptive field of 6,141 columns a sample, 0.8 TFLOP:
-# 0.07 s at the very best on a Titan X (7 to 11 TFLOP/s), four times too long.  The cached one reads
+# is 63M multiply-adds.  The naive one needs a receptive field of 6,141 columns a sample, 0.8 TFLOP,
+# or about half of that where columns that no longer matter are left out: 35 to 70 ms at a Titan X's
+# 11 TFLOP/s, two to four times too long.  The cached one reads
 # 250 MB of weights a sample, less than 1 ms at that card's 340 to 480 GB/s, and launches a few
 # hundred kernels one after another at some 10 us each in TensorFlow, beside a call from Python:
 # milliseconds in all.  So the cached one, as in the sampler that NSynth's authors released.
 PAPER_LATENCY = """\
 paper, Titan X: GANSynth 0.020 s, WaveNet 1077.53 s a note, 53,880 x.  Those 16.8 ms a sample are
-likely the cached sampler's: the naive one's arithmetic alone takes 70 ms on that card."""
+likely the cached sampler's: the naive one's arithmetic alone takes 35 to 70 ms on that card."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -527,7 +534,8 @@ def parse(argv):
     args = parser.parse_args(argv)
     if args.bench == (args.checkpoint is not None):
         parser.error("expected either a checkpoint to listen to, or --bench")
-    if args.bench and (args.pitch or args.count or args.latents or args.out):
+    if args.bench and (args.pitch or args.count or args.latents or args.out or args.seed
+                       or args.mel_inverse != "pseudo"):
         parser.error("of the other flags, --bench goes with --device only")
     if args.scale and args.count:
         parser.error("--count does not go with --scale: it plays every pitch once")

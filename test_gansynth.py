@@ -1254,6 +1254,15 @@ def test_a_crop_is_foretold_as_in_its_note_once_its_past_is_known(offset):
     np.testing.assert_allclose([loss, terms["nats"], terms["bits"] * np.log(2)], nats)
 
 
+def test_cached_sampling_remembers_as_far_back_as_the_papers_dilations():
+    net, pitch = tiny_wavenet(stacks=1, layers=10, channels=2), torch.tensor([1, 2])
+    x = torch.rand(2, 2300, generator=torch.Generator().manual_seed(0)).double() * 2 - 1
+    assert net.arch.receptive_field == 2049
+    cache, before = gansynth.CachedWaveNet(net, pitch), net.compress(x)
+    steps = [cache.step(torch.zeros(2).double())] + [cache.step(u) for u in before.t()[:-1]]
+    torch.testing.assert_close(torch.stack(steps, dim=2), net(x, pitch), rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("more", [
     {}, dict(output="mol16", mixtures=3), dict(filter=2, hold=0.05),
     dict(filter=4, stacks=1, layers=1)])
@@ -1297,7 +1306,8 @@ MIXTURES = {                                                        # logits, me
                torch.linspace(-0.9, 0.8, 4), torch.tensor([-8.0, -3.0, -5.0, -1.0])),
     "sharp": (torch.zeros(3), torch.tensor([-1.0, 0.3, 1.0]), torch.tensor([-14.0, -200.0, -11.0])),
     "beyond": (torch.tensor([0.0, 30.0]), torch.tensor([-5.0, 7.0]), torch.tensor([-9.0, -2.0])),
-    "flat": (torch.tensor([0.0, -3.0]), torch.tensor([0.0, 100.0]), torch.tensor([12.0, 3.0]))}
+    "flat": (torch.tensor([0.0, -3.0]), torch.tensor([0.0, 100.0]), torch.tensor([12.0, 3.0])),
+    "flatter": (torch.tensor([0.0, 9.0]), torch.tensor([0.0, 0.5]), torch.tensor([200.0, 80.0]))}
 
 
 @pytest.mark.parametrize("kind", MIXTURES)
@@ -3417,7 +3427,7 @@ def tiny_baseline(model, out, **more):
 
 
 @pytest.mark.parametrize("model, more, terms", [
-    ("wavegan", {}, {"G_score", "G_pitch", "D_real", "D_fake", "D_drift", "D_pitch", "D_penalty"}),
+    ("wavegan", {}, {"G_score", "G_pitch", "D_real", "D_fake", "D_pitch", "D_penalty"}),
     ("wavenet", {}, {"nats", "bits"}), ("wavenet", {"output": "mol16"}, {"nats", "bits"})])
 def test_baselines_train_resume_bit_for_bit_and_are_heard(
         tmp_path, monkeypatch, capsys, model, more, terms):
@@ -3450,8 +3460,49 @@ def test_baselines_train_resume_bit_for_bit_and_are_heard(
     run_sample(run, tmp_path / "same", "--scale")
     assert (tmp_path / "notes" / wavs[2]).read_bytes() == (tmp_path / "same" / wavs[2]).read_bytes()
     monkeypatch.chdir(tmp_path)           # where a classifier is kept
-    metrics.main([str(run), "--samples", "6", "--examples", "64", "--device", "cpu"])
-    assert "48 examples" in capsys.readouterr().out
+    metrics.main([str(run), "--train-classifier", "--examples", "64", "--device", "cpu"])
+    table, = measured(capsys, run, "--samples", "6")
+    assert table["rows"][1]["name"] == f"{run}, 48 examples"
+    assert table["rows"][1]["paper"] == {"wavegan": "WaveGAN", "wavenet": "WaveNet 8-bit"}.get(
+        model if not more else "", "WaveNet 16-bit")
+
+
+@pytest.mark.parametrize("model, betas", [("wavegan", (0.5, 0.9)), ("wavenet", (0.9, 0.999))])
+def test_a_baselines_optimiser_has_its_own_betas_and_a_rate_that_falls(model, betas):
+    cfg = train.Config(**tiny_baseline(model, "", lr=1e-3, lr_decay=0.1, images=40))
+    state = train.STATES[model](cfg, torch.ones(3), "cpu")
+    batch = state.examples(nsynth.orchestra(250, 2000, (60, 62)))([0, 1, 2, 3])
+    for step in range(9):
+        state.step(batch, torch.tensor([0, 1, 2, 0]))
+        for name in state.TRAINED:
+            group, = getattr(state, f"adam_{name}").param_groups
+            assert tuple(group["betas"]) == betas
+            if name == state.TRAINED[-1]:               # WaveGAN's G does not always step
+                assert group["lr"] == pytest.approx(1e-3 * (1 - 0.9 * step * 4 / 40))
+
+
+def test_every_pass_of_wavegans_d_has_shifts_of_its_own(monkeypatch):
+    cfg = train.Config(**tiny_baseline("wavegan", "", critic_steps=1, length=4096))
+    state, seen = train.WaveGANState(cfg, torch.ones(3), "cpu"), []
+    forward = state.D.forward
+    monkeypatch.setattr(state.D, "forward", lambda wave, shift=None: (
+        seen.append(shift), forward(wave, shift))[1])
+    batch = state.examples(nsynth.orchestra(4096, 2000, (60, 62)))([0, 1, 2, 3])
+    state.step(batch, torch.tensor([0, 1, 2, 0]))
+    assert len(seen) == 4                                           # G's; D's real, fake and mixed
+    assert all(shift.shape == (3, 4) and 0 < shift.abs().max() <= 2 for shift in seen)
+    assert len({tuple(shift.flatten().tolist()) for shift in seen}) == 4
+
+
+def test_a_wavenets_pitch_is_on_for_three_seconds():
+    def hold(**more):
+        cfg = train.Config(model="wavenet", **more)
+        return cfg.architecture().hold * cfg.length
+
+    assert hold(data="notes") == 3 * 16000 and hold() == 3 * 16000
+    assert hold(data="notes", length=32000) == 32000
+    assert hold(data="notes", length=80000) == pytest.approx(3 * 16000)
+    assert hold(length=4096) == 0.75 * 4096                         # the orchestra's
 
 
 @pytest.mark.parametrize("critic_steps", [1, 3])
@@ -3890,13 +3941,13 @@ def test_bench_prints_a_row_for_every_way_to_make_a_note(monkeypatch, capsys):
     for *_, taken, times in rows:
         times = float(times.replace(",", ""))
         assert times == pytest.approx(float(taken) / first, rel=0.01, abs=0.06)
-    assert 1077.53 / 0.020 == pytest.approx(53_880, rel=1e-3) and "53,880" in out
-    assert 1077.53 / 64_000 == pytest.approx(0.0168, abs=1e-4) and "16.8 ms" in out
+    assert "WaveNet 1077.53 s a note, 53,880 x" in out and "16.8 ms a sample" in out   # paper
 
 
 def test_contradictions_are_usage_errors(tmp_path, capsys):
     checkpoint = tiny_checkpoint(tmp_path / "c.pt")
-    for wrong in ([checkpoint, "--bench"], ["--bench", "--scale"], ["--bench", "--count", "3"]):
+    for wrong in ([checkpoint, "--bench"], ["--bench", "--scale"], ["--bench", "--count", "3"],
+                  ["--bench", "--seed", "3"]):
         assert refusal(*wrong) == 2
     for flags in (["--scale", "--interpolate"], ["--scale", "--count", "3"], ["--count", "0"],
                   ["--interpolate", "--count", "1"], ["--interpolate", "--pitch", "60,61"],

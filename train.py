@@ -101,7 +101,8 @@ class Config:
     fade_images: int = setting(800_000, "examples over which a block fades in", of=GANSYNTH)
     batch: int = setting(8, "examples a step")
     critic_steps: int = setting(5, "steps of D for one of G", of=WAVEGAN)
-    crop: int = setting(6144, "samples of a note in an example, at a random place", of=WAVENET)
+    crop: int = setting(12288, "samples of a note in an example; the first half of them is past "
+                        "that the others are foretold from", of=WAVENET)
     # losses and optimiser
     lr: float = setting(8e-4, "Adam's learning rate, G and D")
     lr_decay: float = setting(1.0, "share of lr left at the end; it falls once all blocks are in")
@@ -168,17 +169,19 @@ class Config:
         if self.model == "wavegan":
             return gansynth.WaveGANArchitecture(spectrum.frames, self.latent, pitches,
                                                 self.channels)
-        if self.model == "wavenet":
+        if self.model == "wavenet":       # the orchestra holds a key for a share of any length
+            hold = 0.75 if self.data == "orchestra" else min(1, 3 * self.sample_rate / self.length)
             return gansynth.WaveNetArchitecture(
                 self.length, self.sample_rate, pitches, self.stacks, self.layers, self.channels,
-                skip=self.channels, conditioning_channels=self.channels, output=self.output)
+                skip=self.channels, conditioning_channels=self.channels, output=self.output,
+                hold=hold)
         waveform = gansynth.WAVEFORM if self.rep == spectral.WAVEFORM else {}
         return gansynth.Architecture(spectrum.frames, spectrum.bins, self.resolutions, self.latent,
                                      pitches, self.channel_base, self.channel_max, **waveform)
 
     def loss_weights(self):
-        drift = self.drift if self.model == "gansynth" else 0.0     # WaveGAN has none
-        return gansynth.LossWeights(self.penalty, drift, self.pitch_weight, self.penalty_units)
+        return gansynth.LossWeights(self.penalty, self.drift, self.pitch_weight,
+                                    self.penalty_units)
 
 
 PRESETS = {
@@ -193,8 +196,8 @@ PRESETS = {
 
 # What the baselines change in a preset.  paper's WaveGAN: as its authors trained it (Adam at 1e-4,
 # batch 64, 200,000 steps of G: 64M examples, no average of G).  paper's WaveNet: 150,000 steps of
-# 32, as GANSynth's paper says; the learning rate, its fall, the average and the crop, about one
-# receptive field, are ours.
+# 32, as GANSynth's paper says; the learning rate, its fall, the average and the crop, two receptive
+# fields, are ours.
 BASELINES = {
     "wavegan": {
         "paper": dict(latent=100, channels=64, batch=64, lr=1e-4, ema=0.0, images=64_000_000,
@@ -347,6 +350,10 @@ class State:
                 f"the notes of {self.cfg.data} have changed since the checkpoint was saved "
                 f"({self.counts.sum():,} to train on, not {contents['counts'].sum():,}): bring "
                 "back those it was trained on, or start a new run")
+        lacks = [name for name in self.parts() if not isinstance(contents.get(name), dict)]
+        if lacks:
+            raise gansynth.CheckpointError(f"the checkpoint lacks {', '.join(lacks)}: resume from "
+                                           "an earlier one of the same run")
         try:
             self.images = contents["images"]
             self.start_stage(contents["stage"])
@@ -927,10 +934,12 @@ def timed_step(state, pictures, count, device):
 def parse_arguments(argv=None):
     """The flags given (and only those), preset and resume among them."""
     parser = argparse.ArgumentParser(
-        description="Train GANSynth.", formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Defaults are the paper's; the preset workshop changes: "
-               + ", ".join(f"{k} {v}" for k, v in PRESETS["workshop"].items())
-               + ".\nA baseline's presets change more: see BASELINES.")
+        description="Train GANSynth, or a baseline of its paper.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Defaults are the paper's. What presets change:\n" + "\n".join(
+            f"  {preset}, {model}: " + (", ".join(
+                f"{name} {value}" for name, value in preset_settings(preset, model).items()
+                if name != "model") or "nothing") for model in MODELS for preset in PRESETS))
     parser.add_argument("--preset", choices=PRESETS, help="paper, or workshop: 15 minutes on a "
                         "laptop (default: paper where there is a GPU, else workshop)")
     parser.add_argument("--resume", metavar="RUN", help="go on with a run (folder or checkpoint); "
@@ -995,9 +1004,9 @@ def resumed_settings(parser, resume, preset, given):
     if "out" in given and Path(given["out"]).resolve() != path.parent.resolve():
         parser.error(f"--out {given['out']} contradicts --resume, which goes on in {path.parent}")
     refuse_idle(saved, given)
-    defaults = {name: getattr(Config, name) for name in PRESETS["workshop"]}
-    preset_set = preset_settings(preset, saved["model"]) if preset else {}
-    for name, value in {**defaults, **preset_set}.items() if preset else ():
+    presets = {p: preset_settings(p, saved["model"]) for p in PRESETS}
+    named = {name: getattr(Config, name) for changes in presets.values() for name in changes}
+    for name, value in {**named, **presets[preset]}.items() if preset else ():
         if name not in given and value != saved[name]:
             parser.error(f"--preset {preset} contradicts {path}, which was trained with {name} "
                          f"{saved[name]}: leave it out, or start a new run")
