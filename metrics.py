@@ -856,7 +856,7 @@ def remarks(counts, reference):
              "only large differences")):
         few = [name for name, n in counts.items() if low < min(n, many) <= high]
         if few:
-            yield f"{sentence} ({'; '.join(few)})"
+            yield f"{sentence} ({'; '.join(few) if len(few) < len(counts) else 'all rows'})"
 
 
 def check_sound(run, heard):

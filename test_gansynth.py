@@ -97,6 +97,13 @@ def sketch(array, rows=16):
     return signs @ x / math.sqrt(rows)
 
 
+def test_the_readme_counts_the_lines_of_every_file():
+    counted = re.findall(r"\| `(\w+\.py)` \| (\d+) \|", (HERE / "README.md").read_text("utf-8"))
+    assert len(counted) == 6
+    for name, lines in counted:
+        assert len((HERE / name).read_text("utf-8").splitlines()) == int(lines), name
+
+
 def relative(ours, theirs):
     return np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)
 
