@@ -3056,18 +3056,17 @@ def test_notes_from_disk_train_as_the_built_in_ones_do(tmp_path):
 @needs_fluidsynth
 @pytest.mark.slow
 @pytest.mark.skipif(not FLUIDR3.exists(), reason="needs FluidR3_GM.sf2")
-def test_rendered_instruments_train(tmp_path, capsys):
-    assert nsynth.main(["--soundfont", str(FLUIDR3), "--out", str(tmp_path / "mini"),
-                        "--pitches", "60-63"]) == 0
-    run = tmp_path / "run"
-    train.main(["--preset", "workshop", "--data", str(tmp_path / "mini"), "--out", str(run),
-                "--pitch-high", "63", "--images", "480", "--stable-images", "80",
-                "--fade-images", "80"])
-    metrics.main([str(run), "--samples", "8"])
-    report = capsys.readouterr().out
-    assert "family string" in report and "480 examples" in report
-    real = next(line for line in report.splitlines() if line.split()[0].endswith("mini"))
-    assert "100.0%" in real                                         # in tune
+def test_rendered_instruments_train_and_are_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert nsynth.main(["--soundfont", str(FLUIDR3), "--out", "mini", "--pitches", "60-63"]) == 0
+    train.main(["--preset", "workshop", "--data", "mini", "--out", "run", "--pitch-high", "63",
+                "--images", "480", "--stable-images", "80", "--fade-images", "80"])
+    metrics.main(["run", "--train-classifier", "--examples", "3200"])
+    assert "family string" in capsys.readouterr().out
+    table, = measured(capsys, "run", "--samples", "8")
+    real, fresh = (row["values"] for row in table["rows"])
+    assert table["rows"][1]["name"] == "run, 480 examples" and fresh["notes"] == 8
+    assert real["in tune"] == 1 and real["PA"] > 0.8 and real["FID"] < fresh["FID"]
 
 
 @pytest.mark.parametrize("more", [{}, {"progressive": False, "penalty_units": "scaled"}])
