@@ -795,29 +795,33 @@ SILENT = 1e-3                             # a peak below it: -60 dB of full scal
 
 
 def hear(run, classifier, device="cpu", alone=True):
-    """Go through a run's notes in batches: 12,800 take half a gigabyte, whatever their length.
+    """Go through a run's notes in batches, so that any length and 12,800 of them fit in memory.
 
     alone: whether the run is measured for itself, and not only there to be compared with.
     """
     if run.count < 2:
         raise MetricError(f"{run.name}: one note only: expected two or more, and {10 * CELLS} for "
                           "a row worth reading")
-    columns, rate, seen = [], run.setting.sample_rate, Counter()
+    columns, rate, seen, pictures = [], run.setting.sample_rate, Counter(), None
     for waves, pitch in nsynth.progress_bar(run.batches(), f"notes ({run.name})", each=32,
                                             total=math.ceil(run.count / 32)):
         features, logits = classifier(waves.to(device))
         spectrogram = log_spectrogram(waves.to(device), rate)                   # (n, 1, F, T)
         pool = max(1, spectrogram[0].numel() // NDB_SIZE)           # along time: pitch stays sharp
-        pictures = F.avg_pool2d(spectrogram, (1, pool)).flatten(1)
+        small, done = F.avg_pool2d(spectrogram, (1, pool)).flatten(1), seen.total()
+        if pictures is None:              # one large array: many small ones would keep apart, and
+            pictures = np.empty((run.count, small.shape[1]), np.float32)    # in memory, the gaps
+        pictures[done:done + len(pitch)] = small.cpu()
         waves, few = waves.numpy(), np.zeros(len(pitch), bool)
         for i, p in enumerate(pitch):
             few[i] = alone and seen[p] < VARIETY_NOTES
             seen[p] += 1
         own = [measure(waves, pitch, rate) if alone else pitch
                for measure in (tuning, harmonic_share, phase_coherence)]
-        columns.append([features.cpu(), logits["pitch"].cpu(), pictures.cpu(), pitch,
-                        np.abs(waves).max(1), *own, waves[few], pitch[few], own[2][few]])
-    return Heard(*map(np.concatenate, zip(*columns)))
+        columns.append([features.cpu(), logits["pitch"].cpu(), pitch, np.abs(waves).max(1), *own,
+                        waves[few], pitch[few], own[2][few]])
+    features, logits, *others = map(np.concatenate, zip(*columns))
+    return Heard(features, logits, pictures, *others)
 
 
 def row(heard, reference):
