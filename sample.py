@@ -190,7 +190,10 @@ def whole_folder(out):
     """Make `out`, a new or empty folder, whole or not at all: -> a folder beside it to fill, which
     is renamed in the end."""
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    part.mkdir(parents=True)
+    try:
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise SampleError(f"{out} cannot be made ({error.strerror}): name another folder") from None
     try:
         yield part
         if out.exists():

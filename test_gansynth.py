@@ -4631,6 +4631,16 @@ def test_metrics_usage(argv, says, capsys):
     assert stop.value.code == 2 and says in capsys.readouterr().err
 
 
+@pytest.mark.skipif(not os.path.exists("/proc/self"), reason="needs a folder nobody can write to")
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = short_run(tmp_path / "a")
+    with pytest.raises(SystemExit) as stop:
+        metrics.main([str(run), "--out", "/proc/measures"])
+    assert "metrics.py: /proc/measures cannot be made" in str(stop.value)
+    assert not (tmp_path / "classifiers").exists()
+
+
 def test_a_listening_test_of_runs_and_real_notes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run, other = short_run(tmp_path / "a"), tiny_run(tmp_path / "b", images=8)
