@@ -499,8 +499,11 @@ class Classifier(nn.Module):
 
         The features, for FID, are the last strided convolution's, normed, before its leaky ReLU.
         """
-        x = log_spectrogram(waves, self.sample_rate)                # (N, 1, F, T)
-        x = x.contiguous(memory_format=torch.channels_last)
+        return self.judge(log_spectrogram(waves, self.sample_rate))
+
+    def judge(self, spectrogram):
+        """The same for a log spectrogram, (N, 1, F, T)."""
+        x = spectrogram.contiguous(memory_format=torch.channels_last)
         for conv in self.convs:
             features = conv(x)                                      # (N, C, F/2, T/2)
             x = F.leaky_relu(features, gansynth.LEAK)
@@ -805,8 +808,8 @@ def hear(run, classifier, device="cpu", alone=True):
     columns, rate, seen, pictures = [], run.setting.sample_rate, Counter(), None
     for waves, pitch in nsynth.progress_bar(run.batches(), f"notes ({run.name})", each=32,
                                             total=math.ceil(run.count / 32)):
-        features, logits = classifier(waves.to(device))
         spectrogram = log_spectrogram(waves.to(device), rate)                   # (n, 1, F, T)
+        features, logits = classifier.judge(spectrogram)
         pool = max(1, spectrogram[0].numel() // NDB_SIZE)           # along time: pitch stays sharp
         small, done = F.avg_pool2d(spectrogram, (1, pool)).flatten(1), seen.total()
         if pictures is None:              # one large array: many small ones would keep apart, and
