@@ -1,4 +1,4 @@
-"""GANSynth's networks, losses and checkpoints (paper 2.1, 3 and appendix; Karras et al. 2018).
+"""GANSynth's networks, tricks and losses (paper 2.1, 3 and appendix; Karras et al. 2018).
 
 A generator G turns a latent vector and a pitch into a picture of two channels, log magnitude and
 instantaneous frequency; a discriminator D scores pictures and names their pitch.  Both grow: a
@@ -9,18 +9,25 @@ Pictures are (N, 2, T, F).  `progress` p runs from 0 (one block) to B - 1 (all b
 between two whole numbers a new block fades in.  Everything is computed at the stage's own size:
 block b works on pictures of start x 2^(b-1), and nothing is ever upsampled to full size (the
 release does so from the first stage on; scores, losses and gradients are equal all the same).
-The paper's waveform GAN is the same network on raw waves, pictures one bin wide (see WAVEFORM).
 
     python gansynth.py             prints both networks layer by layer, as the paper's Table 3
 
-At the end of the file, and of no concern to the rest: the paper's baselines WaveGAN and WaveNet.
+To be read from the top to the ruled line: shapes, growing, the tricks one by one, the networks, the
+losses, the optimiser.  Behind it: fast derivatives, checkpoints, the table, and the baselines.
 """
+
+import signal
+import sys
+
+if __name__ == "__main__":                # Ctrl-C while the packages load: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
 import math
 import os
 import warnings
-from dataclasses import asdict, dataclass, fields
+import zipfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -28,19 +35,12 @@ import torch.nn.functional as F
 from torch import nn
 
 LEAK = 0.2                                # slope of leaky ReLU below zero
+RELU_GAIN = math.sqrt(2)                  # He's: of layers that a leaky ReLU follows
 
-# Spectra are scaled into tanh's range by fixed numbers, as released, for every representation.
-# paper: by the ranges seen in 100 notes, to +-0.8.
-SCALE = (0.0661371661726, 0.8)            # log magnitude (or mel log power), phase or IF
-SHIFT = (0.113718730221, 0.0)
-
-
-# ---------------------------------------------------------------------------------------------
-# Shapes
-
-
-class ArchitectureError(ValueError):
-    """Networks that cannot be built; the message says which could."""
+# Spectra are scaled into tanh's range by fixed numbers, as released, for every representation: the
+# log magnitude (or mel log power), and phase or IF.  paper: by the ranges of 100 notes, to +-0.8.
+SCALE = torch.tensor([0.0661371661726, 0.8]).view(2, 1, 1)
+SHIFT = torch.tensor([0.113718730221, 0.0]).view(2, 1, 1)
 
 
 @dataclass(frozen=True)
@@ -59,83 +59,55 @@ class Architecture:
     spectra: bool = True                  # pictures are spectra, scaled into tanh's range
 
     def __post_init__(self):
-        for name, value in asdict(self).items():
-            if name != "spectra" and min(value if isinstance(value, tuple) else (value,)) < 1:
-                raise ArchitectureError(f"{name} is {value}: expected at least 1")
-        if 0 in (self.kernel[0] % 2, self.kernel[1] % 2):
-            raise ArchitectureError(f"a kernel of {self.kernel[0]} x {self.kernel[1]} has no "
-                                    "middle: both must be odd")
-        unit = self.factor(self.resolutions - 1)
-        if self.frames % unit[0] or self.bins % unit[1]:
-            raise ArchitectureError(
-                f"a picture of {self.frames} x {self.bins} cannot be made {self.growth[0]} x "
-                f"{self.growth[1]} times smaller {self.resolutions - 1} times: its sides must be "
-                f"multiples of {unit[0]} and {unit[1]}")
-        if self.channels(self.resolutions) < 1:
-            raise ArchitectureError(
-                f"channel_base {self.channel_base} leaves no channel for block "
-                f"{self.resolutions}: the least that does is {2 ** self.resolutions}")
+        check_architecture(self)
+
+    @classmethod
+    def of_pictures(cls, frames, bins, **more):
+        """For pictures of this size: spectra or, one bin wide, waves (see WAVEFORM)."""
+        return cls(frames, bins, **{**(WAVEFORM if bins == 1 else {}), **more})
 
     def channels(self, b):
         return int(min(self.channel_base / 2 ** b, self.channel_max))
+
+    def factor(self, steps):
+        """How many times longer and wider pictures are so many blocks on."""
+        return self.growth[0] ** steps, self.growth[1] ** steps
 
     def size(self, b):
         """Frames and bins of block b's pictures."""
         shrink = self.factor(self.resolutions - b)
         return self.frames // shrink[0], self.bins // shrink[1]
 
-    def factor(self, steps):
-        """How many times longer and wider pictures are so many blocks on."""
-        return self.growth[0] ** steps, self.growth[1] ** steps
 
-    def multiply_adds(self, blocks):
-        """Multiplications of one pass through G's convolutions at so many blocks; D's are as many.
-
-        Counted as in the paper's network, whatever is folded or skipped: 14.06 G at full size.
-        """
-        taps = math.prod(self.kernel)
-        total = self.channels(1) * math.prod(self.size(1)) * (
-            self.latent + self.pitches + taps * self.channels(1))
-        for b in range(2, blocks + 1):
-            total += taps * self.channels(b) * math.prod(self.size(b)) * (
-                self.channels(b - 1) + self.channels(b))
-        return total
+# ---------------------------------------------------------------------------------------------
+# Growing (paper 3; Karras et al. 2018, 2)
 
 
-# What differs for the paper's waveform GAN: notes are pictures one bin wide, 65,536 x 1, that grow
-# along time only.  No settings were published: these are ours.  Growth by 4: from 16 samples over
-# the same seven blocks fits the release's options.  Kernel of 9: as many weights as 3 x 3, and
-# about the least beside growth by 4, after which fewer than 8 or 9 taps would often see copies of
-# one or two samples only; WaveGAN's 25 would cost 2.8 times as much.  No scaling: waves lie in
-# tanh's range already.
-WAVEFORM = {"growth": (4, 1), "kernel": (9, 1), "spectra": False}
+def progress_at(images, resolutions, stable_images, fade_images):
+    """Where training stands after so many examples (paper: 800k stable, 800k fade).
+
+    -> (progress, stage, blocks).  Stages alternate stable, fade, stable, ...; the last one is
+    stable and has no end.  Stage 2k trains blocks 1..k + 1 at progress k; stage 2k + 1 trains one
+    more, which fades in while progress runs from k to k + 1.
+    """
+    cycle = stable_images + fade_images
+    k, rest = divmod(images, cycle) if cycle else (resolutions - 1, 0)
+    if k >= resolutions - 1:
+        return float(resolutions - 1), 2 * (resolutions - 1), resolutions
+    if rest < stable_images:
+        return float(k), 2 * k, k + 1
+    return k + (rest - stable_images) / fade_images, 2 * k + 1, k + 2
 
 
 def active_blocks(progress):
-    """How many blocks take part at this progress: 0 -> 1, 0.37 -> 2, 1 -> 2, ..."""
+    """Blocks that have a say at this progress: 0 -> 1, 0.37 -> 2, 1 -> 2, ...  (In the very first
+    step of a fade the new block's weight is 0: one less than the stage trains.)"""
     return math.ceil(progress) + 1
 
 
 def fade(progress, b):
     """Weight of block b's picture: a triangle; the weights sum to 1 at every moment."""
     return max(0.0, min(progress - (b - 2), b - progress))
-
-
-def progress_at(images, resolutions, stable_images, fade_images):
-    """Progress and stage after so many training examples (paper 3: 800k stable, 800k fade).
-
-    Stages alternate stable, fade, stable, ...; the last one is stable and has no end.
-    Returns (progress, stage): stage 2k trains k + 1 blocks, stage 2k + 1 fades in block k + 2.
-    """
-    if resolutions == 1:
-        return 0.0, 0
-    cycle = stable_images + fade_images
-    k, rest = divmod(images, cycle) if cycle else (resolutions - 1, 0)
-    if k >= resolutions - 1:
-        return float(resolutions - 1), 2 * (resolutions - 1)
-    if rest < stable_images:
-        return float(k), 2 * k
-    return k + (rest - stable_images) / fade_images, 2 * k + 1
 
 
 # ---------------------------------------------------------------------------------------------
@@ -160,31 +132,11 @@ class Equalised(nn.Module):
 class EqualConv2d(Equalised):
     """Convolution of stride 1 with zero padding to the same size, at an equalised rate."""
 
-    def __init__(self, inputs, outputs, kernel=(3, 3), gain=math.sqrt(2)):
+    def __init__(self, inputs, outputs, kernel=(3, 3), gain=RELU_GAIN):
         super().__init__((outputs, inputs, *kernel), inputs * math.prod(kernel), gain, outputs)
 
     def forward(self, x):
         return _Conv.apply(x, self.weight * self.scale, self.bias)
-
-
-class UpConv2d(EqualConv2d):
-    """Nearest-neighbour upsampling by 2, then a 3x3 convolution, in one.
-
-    Upsampling only repeats pixels, so the nine taps that fall on an output pixel see four
-    different values: their weights can be added first.  A transposed convolution of stride 2 with
-    the 3x3 kernel summed over 2x2 neighbourhoods is equal in real arithmetic and needs 4 instead
-    of 9 multiplications a pixel.  (Waves: stride 4 with 9 taps summed over 4s, 3 instead of 9.)
-    """
-
-    def __init__(self, inputs, outputs, kernel=(3, 3), growth=(2, 2)):
-        super().__init__(inputs, outputs, kernel)
-        self.growth = growth
-
-    def forward(self, x):
-        (t, f), w = self.growth, (self.weight * self.scale).flip(2, 3)
-        w = F.pad(w, (f - 1, f - 1, t - 1, t - 1))                              # 5x5 with borders
-        w = F.avg_pool2d(w, (t, f), stride=1, divisor_override=1)               # (out, in, 4, 4)
-        return _UpConv.apply(x, w.transpose(0, 1), self.bias, self.growth)
 
 
 class EqualLinear(Equalised):
@@ -197,6 +149,23 @@ class EqualLinear(Equalised):
         return F.linear(x * self.scale, self.weight, self.bias)
 
 
+class StartConv(Equalised):
+    """A vector -> the first, smallest features, (N, inputs) -> (N, outputs, h, w).
+
+    The release pads its 1 x 1 input with zeros and convolves it to this size, which is one dense
+    layer.  He's constant counts all h w taps of that convolution although one is active.
+    """
+
+    def __init__(self, inputs, outputs, size):
+        h, w = size
+        super().__init__((outputs, h, w, inputs), h * w * inputs, RELU_GAIN, outputs)
+
+    def forward(self, x):
+        x = F.linear(x * self.scale, self.weight.flatten(0, 2))
+        x = x.unflatten(1, self.weight.shape[:3]) + self.bias[:, None, None]    # (N, C, h, w)
+        return x.contiguous(memory_format=torch.channels_last)
+
+
 def leaky(x):
     """Leaky ReLU, in place: x is gone afterwards."""
     return _Leaky.apply(x)
@@ -206,11 +175,6 @@ def pixel_norm(x):
     """Pixel norm: every place's channel vector to mean square 1, so that G's activations cannot
     escalate in the contest with D.  (N, C, ...) -> the same."""
     return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
-
-
-def leaky_pixel_norm(x):
-    """pixel_norm(leaky(x)), in place: what follows every convolution of G but the last."""
-    return _LeakyPixelNorm.apply(x)
 
 
 def minibatch_stddev(x):
@@ -227,15 +191,13 @@ def minibatch_stddev(x):
 
 
 def upsample(picture, factor):
-    """Box (nearest-neighbour) upsampling by a whole factor, or a pair of them for T and F."""
-    factor = (factor, factor) if isinstance(factor, int) else factor
+    """Box (nearest-neighbour) upsampling by whole factors, a pair for T and F."""
     return picture if factor == (1, 1) else _Repeat.apply(picture, factor)
 
 
 def downsample(picture, factor):
-    """Box downsampling: the mean of factor x factor pixels, in one step.  Step by step from
-    upsampled copies would drift by 2.6e-4 in float32."""
-    factor = (factor, factor) if isinstance(factor, int) else factor
+    """Box downsampling by a pair of factors: the mean of so many pixels, in one step.  Step by
+    step from upsampled copies would drift by 2.6e-4 in float32."""
     return picture if factor == (1, 1) else _Pool.apply(picture, factor)
 
 
@@ -246,18 +208,43 @@ def downsample_to(picture, size):
 
 def scale_picture(picture):
     """Spectrum units -> the networks' [-1, 1], clipped.  D begins with it."""
-    scale, shift = (picture.new_tensor(v).view(1, 2, 1, 1) for v in (SCALE, SHIFT))
-    return (picture * scale + shift).clamp(-1, 1)
+    return (picture * SCALE.to(picture) + SHIFT.to(picture)).clamp(-1, 1)
 
 
 def unscale_picture(picture):
     """The networks' [-1, 1] -> spectrum units.  G ends with it."""
-    scale, shift = (picture.new_tensor(v).view(1, 2, 1, 1) for v in (SCALE, SHIFT))
-    return (picture - shift) / scale
+    return (picture - SHIFT.to(picture)) / SCALE.to(picture)
 
 
 # ---------------------------------------------------------------------------------------------
 # Networks (paper appendix, Table 3)
+
+
+class Blocks(nn.ModuleDict):
+    """Blocks by the paper's numbers: blocks[b], b = 1..B."""
+
+    def __init__(self, kind, arch):
+        super().__init__({str(b): kind(arch, b) for b in range(1, arch.resolutions + 1)})
+
+    def __getitem__(self, b):
+        return super().__getitem__(str(b))
+
+
+class GeneratorBlock(nn.Module):
+    """Block b of G: features of the block before -> features of twice their size, and a layer that
+    draws them as a picture."""
+
+    def __init__(self, arch, b):
+        super().__init__()
+        before, own = arch.channels(b - 1), arch.channels(b)
+        self.conv0 = (StartConv(arch.latent + arch.pitches, own, arch.size(1)) if b == 1 else
+                      UpConv2d(before, own, arch.kernel, arch.growth))
+        self.conv1 = EqualConv2d(own, own, arch.kernel)
+        self.to_picture = EqualConv2d(own, 2, (1, 1), gain=1.0)
+
+    def forward(self, x):
+        x = leaky_pixel_norm(self.conv0(x))                         # pixel_norm(leaky(...))
+        return leaky_pixel_norm(self.conv1(x))                      # (N, C_b, h_b, w_b)
 
 
 class Generator(nn.Module):
@@ -266,48 +253,49 @@ class Generator(nn.Module):
     def __init__(self, arch):
         super().__init__()
         self.arch = arch
-        channels, (h, w) = arch.channels, arch.size(1)
-        inputs = arch.latent + arch.pitches
-        # The release zero-pads its 1 x 1 input and convolves it to the start size: one dense
-        # layer.  He's constant counts all h w taps of that convolution although one is active.
-        self.dense = Equalised((channels(1), h, w, inputs), h * w * inputs, math.sqrt(2),
-                               channels(1))
-        self.conv0 = nn.ModuleList([UpConv2d(channels(b - 1), channels(b), arch.kernel,
-                                             arch.growth) for b in range(2, arch.resolutions + 1)])
-        self.conv1 = nn.ModuleList([EqualConv2d(channels(b), channels(b), arch.kernel)
-                                    for b in range(1, arch.resolutions + 1)])
-        self.to_picture = nn.ModuleList([EqualConv2d(channels(b), 2, (1, 1), gain=1.0)
-                                         for b in range(1, arch.resolutions + 1)])
-
-    def start(self, z, pitch):
-        """z (N, latent), pitch (N,) labels 0..P-1 -> first features (N, C, h, w)."""
-        one_hot = F.one_hot(pitch, self.arch.pitches).to(z.dtype)
-        x = pixel_norm(torch.cat([z, one_hot], dim=1))              # (N, 317)  onto a sphere
-        weight = self.dense.weight                                  # (C, h, w, 317)
-        x = F.linear(x * self.dense.scale, weight.flatten(0, 2))
-        x = x.unflatten(1, weight.shape[:3])                        # (N, C, h, w)
-        x = x + self.dense.bias[:, None, None]
-        return x.contiguous(memory_format=torch.channels_last)
+        self.blocks = Blocks(GeneratorBlock, arch)
 
     def forward(self, z, pitch, progress):
-        """-> (N, 2, T', F'), the size of the last active block's pictures."""
-        blocks = active_blocks(progress)
-        x, picture = self.start(z, pitch), 0
-        for b in range(1, blocks + 1):
-            x = leaky_pixel_norm(x if b == 1 else self.conv0[b - 2](x))
-            x = leaky_pixel_norm(self.conv1[b - 1](x))              # (N, C_b, h_b, w_b)
+        """z (N, latent), pitch (N,) labels 0..P-1 -> (N, 2, T', F'), the size of the last active
+        block's pictures."""
+        one_hot = F.one_hot(pitch, self.arch.pitches).to(z.dtype)
+        x = pixel_norm(torch.cat([z, one_hot], dim=1))              # (N, 317)  onto a sphere
+        active, picture = active_blocks(progress), 0
+        for b in range(1, active + 1):
+            x = self.blocks[b](x)                                   # (N, C_b, h_b, w_b)
             weight = fade(progress, b)
             if weight > 0:
                 # tanh first, then the mix (code); Progressive GAN has no tanh here.
-                small = torch.tanh(self.to_picture[b - 1](x))
-                picture = picture + weight * upsample(small, self.arch.factor(blocks - b))
+                small = torch.tanh(self.blocks[b].to_picture(x))    # (N, 2, h_b, w_b)
+                picture = picture + weight * upsample(small, self.arch.factor(active - b))
         return unscale_picture(picture) if self.arch.spectra else picture
 
     def built_parameters(self, blocks):
         """The parameters of the first so many blocks."""
-        modules = [self.dense, *self.conv0[:blocks - 1], *self.conv1[:blocks],
-                   *self.to_picture[:blocks]]
-        return [p for m in modules for p in m.parameters()]
+        return [p for b in range(1, blocks + 1) for p in self.blocks[b].parameters()]
+
+
+class DiscriminatorBlock(nn.Module):
+    """Block b of D: a layer that reads pictures into features, and features -> features of half
+    their size; the last block to be passed, b = 1, ends in a vector."""
+
+    def __init__(self, arch, b):
+        super().__init__()
+        self.first, self.growth = b == 1, arch.growth
+        own, narrow = arch.channels(b), arch.channels(b - 1)
+        self.from_picture = EqualConv2d(2, own, (1, 1))
+        self.conv0 = EqualConv2d(own + self.first, own, arch.kernel)
+        # code: the width changes in the second convolution, before pooling (paper's table: after).
+        # In block 1 that is a VALID convolution over all of the start size: one dense layer.
+        self.conv1 = (EqualLinear(own * math.prod(arch.size(1)), narrow, RELU_GAIN) if self.first
+                      else EqualConv2d(own, narrow, arch.kernel))
+
+    def forward(self, x):
+        if self.first:
+            x = leaky(self.conv0(minibatch_stddev(x)))
+            return leaky(self.conv1(x.flatten(1)))                  # (N, C_0)
+        x = leaky(self.conv1(leaky(self.conv0(x))))
+        return downsample(x, self.growth)                           # (N, C_(b-1), h/2, w/2)
 
 
 class Discriminator(nn.Module):
@@ -316,75 +304,55 @@ class Discriminator(nn.Module):
     def __init__(self, arch):
         super().__init__()
         self.arch = arch
-        channels, (h, w) = arch.channels, arch.size(1)
-        blocks = range(1, arch.resolutions + 1)
-        self.from_picture = nn.ModuleList([EqualConv2d(2, channels(b), (1, 1)) for b in blocks])
-        # code: the width changes in the second convolution, before pooling (paper's table: after).
-        self.conv0 = nn.ModuleList([EqualConv2d(channels(b) + (b == 1), channels(b), arch.kernel)
-                                    for b in blocks])
-        self.conv1 = nn.ModuleList([EqualConv2d(channels(b), channels(b - 1), arch.kernel)
-                                    for b in blocks if b > 1])
-        # A VALID convolution over the whole start size is one dense layer.
-        self.dense = EqualLinear(channels(1) * h * w, channels(0), gain=math.sqrt(2))
-        self.score = EqualLinear(channels(0), 1)
-        self.pitch = EqualLinear(channels(0), arch.pitches)
+        self.blocks = Blocks(DiscriminatorBlock, arch)
+        self.score = EqualLinear(arch.channels(0), 1)
+        self.pitch = EqualLinear(arch.channels(0), arch.pitches)
 
     def forward(self, picture, progress):
         """(N, 2, T, F), of the stage's size or larger -> scores (N,), pitch logits (N, P)."""
-        return self.judge(self.scale(picture), progress)
+        return self.judge_scaled(self.scale(picture), progress)
 
     def scale(self, picture):
         """Spectra are scaled and clipped; waves come as they are."""
         return scale_picture(picture) if self.arch.spectra else picture
 
-    def judge(self, picture, progress):
-        """The same for a picture scaled and clipped already."""
-        features = self.features(picture, progress)                 # (N, C_0)
-        return self.score(features)[:, 0], self.pitch(features)
-
-    def features(self, picture, progress):
-        blocks = active_blocks(progress)
+    def judge_scaled(self, scaled, progress):
+        """`forward` of a picture that `scale` has been over."""
+        active = active_blocks(progress)
         # Clipped at the size it came in, then pooled once to the stage's size.
-        picture = downsample_to(picture, self.arch.size(blocks))
-        picture = picture.contiguous(memory_format=torch.channels_last)
+        scaled = downsample_to(scaled, self.arch.size(active))
+        scaled = scaled.contiguous(memory_format=torch.channels_last)
         x = None
-        for b in range(blocks, 0, -1):
+        for b in range(active, 0, -1):
             mix = min(max(b - progress, 0.0), 1.0)                  # 1 at the top, 0 once faded in
             if mix > 0:
-                small = downsample(picture, self.arch.factor(blocks - b))
-                small = leaky(self.from_picture[b - 1](small))      # (N, C_b, h_b, w_b)
+                small = downsample(scaled, self.arch.factor(active - b))
+                small = leaky(self.blocks[b].from_picture(small))   # (N, C_b, h_b, w_b)
                 x = small if x is None else mix * small + (1 - mix) * x
-            if b == 1:
-                x = leaky(self.conv0[0](minibatch_stddev(x)))
-                return leaky(self.dense(x.flatten(1)))
-            x = leaky(self.conv0[b - 1](x))
-            x = leaky(self.conv1[b - 2](x))
-            x = downsample(x, self.arch.growth)                     # (N, C_(b-1), h/2, w/2)
+            x = self.blocks[b](x)
+        return self.score(x)[:, 0], self.pitch(x)
 
     def built_parameters(self, blocks):
-        """The parameters of the first so many blocks."""
-        modules = [*self.from_picture[:blocks], *self.conv0[:blocks], *self.conv1[:blocks - 1],
-                   self.dense, self.score, self.pitch]
+        """The parameters of the first so many blocks, and the heads'."""
+        modules = [self.blocks[b] for b in range(1, blocks + 1)] + [self.score, self.pitch]
         return [p for m in modules for p in m.parameters()]
 
 
-def blend(picture, progress, resolutions, growth=(2, 2)):
-    """Real notes as G could draw them now: full size -> the stage's size, faded like G's output.
+def blend(picture, progress, arch):
+    """Real notes as G could draw them now: of the stage's size, faded like G's output.
 
     The sum over blocks of the fade's weight times a box-downsampled copy.  One port forgot it, and
-    D told real from fake by sharpness alone.
+    D told real from fake by sharpness alone.  picture: of the stage's size or larger.
     """
-    def factor(steps):
-        return growth[0] ** steps, growth[1] ** steps
-
-    blocks = active_blocks(progress)
-    return sum(fade(progress, b) * upsample(downsample(picture, factor(resolutions - b)),
-                                            factor(blocks - b))
-               for b in range(1, blocks + 1) if fade(progress, b) > 0)
+    active = active_blocks(progress)
+    return sum(fade(progress, b) * upsample(downsample_to(picture, arch.size(b)),
+                                            arch.factor(active - b))
+               for b in range(1, active + 1) if fade(progress, b) > 0)
 
 
 # ---------------------------------------------------------------------------------------------
-# Losses: Wasserstein with gradient penalty, drift and an auxiliary pitch classifier
+# Losses: Wasserstein with gradient penalty, drift and an auxiliary pitch classifier.  The terms
+# that come with a loss are as the paper names them, before their weights.
 
 
 @dataclass(frozen=True)
@@ -394,7 +362,7 @@ class LossWeights:
     penalty: float = 10.0                 # gradient penalty
     drift: float = 0.001                  # mean square of real scores
     pitch: float = 10.0                   # cross-entropy of the pitch classifier
-    penalty_units: str = "raw"            # "raw": the release's; "scaled": see gradient_penalty
+    penalty_units: str = "raw"            # "raw": the release's; "scaled": see penalty_slopes
 
 
 def generator_loss(G, D, z, pitch, progress, weights):
@@ -416,7 +384,7 @@ def discriminator_losses(D, x_real, pitch_real, x_fake, mix, progress, weights):
              "D_pitch": F.cross_entropy(logits, pitch_real)}
     yield (terms["D_real"] + weights.drift * terms["D_drift"] + weights.pitch * terms["D_pitch"],
            terms)
-    score, logits = D(x_fake, progress)
+    score, _ = D(x_fake, progress)
     terms = {"D_fake": score.mean()}
     yield terms["D_fake"], terms
     slope = penalty_slopes(D, x_real, x_fake, mix, progress, weights.penalty_units)
@@ -437,13 +405,11 @@ def penalty_slopes(D, x_real, x_fake, mix, progress, units="raw"):
     """
     x_hat = x_real + mix * (x_fake - x_real)
     if units == "scaled":
-        x_hat = D.scale(x_hat).detach().requires_grad_()
-        score, _ = D.judge(x_hat, progress)
-        pixels = 1
+        x_hat, judge, pixels = D.scale(x_hat), D.judge_scaled, 1
     else:
-        x_hat = x_hat.detach().requires_grad_()
-        score, _ = D(x_hat, progress)
-        pixels = D.arch.frames * D.arch.bins / math.prod(x_hat.shape[2:])
+        judge, pixels = D, D.arch.frames * D.arch.bins / math.prod(x_hat.shape[2:])
+    x_hat = x_hat.detach().requires_grad_()
+    score, _ = judge(x_hat, progress)
     gradient, = torch.autograd.grad(score.sum(), x_hat, create_graph=True)
     return gradient.square().sum(dim=(1, 2, 3)).sqrt() / math.sqrt(pixels)
 
@@ -452,37 +418,86 @@ def penalty_slopes(D, x_real, x_fake, mix, progress, units="raw"):
 # Optimisation
 
 
-def make_adam(parameters, lr, betas=(0.0, 0.99)):
-    """Adam as the paper's, betas (0, 0.99); the baselines have others.  Made anew at every stage
-    boundary, as released."""
-    return torch.optim.Adam(parameters, lr=lr, betas=betas, eps=1e-8, fused=True)
+def make_adam(parameters, betas=(0.0, 0.99)):
+    """Adam with the paper's betas and t, a count of its updates; made anew at every stage boundary,
+    as released."""
+    return torch.optim.Adam([{"params": list(parameters), "t": 0}], betas=betas, fused=True)
 
 
-def adam_step(adam, step):
-    """One update, the `step`-th since this Adam was made (1, 2, ...).
+def adam_step(adam, lr):
+    """One update, and no gradients left.
 
     TensorFlow adds eps = 1e-8 outside the bias correction of sqrt(v), torch inside: dividing it by
     sqrt(1 - beta2^t) makes them equal.  A weight that took no part (of a block about to fade in,
     or a picture layer faded out) counts as having gradient zero, as it does in TensorFlow.
     """
-    for group in adam.param_groups:
-        group["eps"] = 1e-8 / math.sqrt(1 - group["betas"][1] ** step)
-        for p in group["params"]:
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    group, = adam.param_groups
+    group["t"], group["lr"] = group["t"] + 1, lr
+    group["eps"] = 1e-8 / math.sqrt(1 - group["betas"][1] ** group["t"])
+    for p in group["params"]:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     adam.step()
     adam.zero_grad(set_to_none=True)
 
 
 @torch.no_grad()
-def ema_update(G_ema, G, decay, blocks):
-    """Exponential moving average of G's built weights: we listen to it, not to the last step.
+def ema_update(averages, parameters, decay):
+    """Exponential moving average of G's weights: we listen to it, not to the last step.
     code: a fixed decay per *step*, whatever the batch size, with no warm-up."""
-    torch._foreach_lerp_(G_ema.built_parameters(blocks), G.built_parameters(blocks), 1 - decay)
+    torch._foreach_lerp_(averages, parameters, 1 - decay)
+
+
+# =============================================================================================
+# Here the path through the paper ends.  Behind this line: how it is made fast, checkpoints, the
+# table of layers, and the baselines.
+# =============================================================================================
+
+
+# ---------------------------------------------------------------------------------------------
+# Shapes that cannot be, and those of the waveform GAN (paper's Table 2)
+
+
+class ArchitectureError(ValueError):
+    """Networks that cannot be built; the message says which could."""
+
+
+def check_architecture(arch):
+    """ArchitectureError for networks that cannot be built."""
+    check_counts(arch)
+    unit, (t, f) = arch.factor(arch.resolutions - 1), arch.kernel
+    if t % 2 == 0 or f % 2 == 0:
+        raise ArchitectureError(f"a kernel of {t} x {f} has no middle: both must be odd")
+    if arch.frames % unit[0] or arch.bins % unit[1]:
+        raise ArchitectureError(
+            f"a picture of {arch.frames} x {arch.bins} cannot be made {arch.growth[0]} x "
+            f"{arch.growth[1]} times smaller {arch.resolutions - 1} times: its sides must be "
+            f"multiples of {unit[0]} and {unit[1]}")
+    if arch.channels(arch.resolutions) < 1:
+        raise ArchitectureError(
+            f"channel_base {arch.channel_base} leaves no channel for block {arch.resolutions}: "
+            f"the least that does is {2 ** arch.resolutions}")
+
+
+def check_counts(arch, zero=()):
+    """ArchitectureError unless the numbers of an architecture are at least 1, or 0 for `zero`."""
+    for name, value in asdict(arch).items():
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(type(n) is int and n < (name not in zero) for n in numbers):
+            raise ArchitectureError(f"{name} is {value}: expected at least {int(name not in zero)}")
+
+
+# What differs for the paper's waveform GAN: notes are pictures one bin wide, 65,536 x 1, that grow
+# along time only.  No settings were published: these are ours.  Growth by 4: from 16 samples over
+# the same seven blocks fits the release's options.  Kernel of 9: as many weights as 3 x 3, and
+# about the least beside growth by 4, after which fewer than 8 or 9 taps would often see copies of
+# one or two samples only; WaveGAN's 25 would cost 2.8 times as much.  No scaling: waves lie in
+# tanh's range already.
+WAVEFORM = {"growth": (4, 1), "kernel": (9, 1), "spectra": False}
 
 
 # ---------------------------------------------------------------------------------------------
 # Fast derivatives: what the functions above call.  None of this changes a result, only time and
-# memory; at first reading, skip it.
+# memory.
 
 
 class _Conv(torch.autograd.Function):
@@ -516,6 +531,26 @@ class _Conv(torch.autograd.Function):
 def _middle(weight, stride=(1, 1)):
     """The padding that keeps a picture's size, or multiplies it by exactly the stride."""
     return (weight.shape[2] - stride[0]) // 2, (weight.shape[3] - stride[1]) // 2
+
+
+class UpConv2d(EqualConv2d):
+    """Nearest-neighbour upsampling by 2, then a 3x3 convolution, in one.
+
+    Upsampling only repeats pixels, so the nine taps that fall on an output pixel see four
+    different values: their weights can be added first.  A transposed convolution of stride 2 with
+    the 3x3 kernel summed over 2x2 neighbourhoods is equal in real arithmetic and needs 4 instead
+    of 9 multiplications a pixel.  (Waves: stride 4 with 9 taps summed over 4s, 3 instead of 9.)
+    """
+
+    def __init__(self, inputs, outputs, kernel=(3, 3), growth=(2, 2)):
+        super().__init__(inputs, outputs, kernel)
+        self.growth = growth
+
+    def forward(self, x):
+        (t, f), w = self.growth, (self.weight * self.scale).flip(2, 3)
+        w = F.pad(w, (f - 1, f - 1, t - 1, t - 1))                  # 5x5 with borders
+        w = F.avg_pool2d(w, (t, f), stride=1, divisor_override=1)   # (out, in, 4, 4)
+        return _UpConv.apply(x, w.transpose(0, 1), self.bias, self.growth)
 
 
 class _UpConv(torch.autograd.Function):
@@ -594,6 +629,11 @@ class _Gate(torch.autograd.Function):
         return _Gate.apply(g, *ctx.saved_tensors), None
 
 
+def leaky_pixel_norm(x):
+    """pixel_norm(leaky(x)), in place: what follows every convolution of G but the last."""
+    return _LeakyPixelNorm.apply(x)
+
+
 class _LeakyPixelNorm(torch.autograd.Function):
     """pixel_norm(leaky(x)) in place, keeping only the result for the way back.
 
@@ -650,12 +690,11 @@ class _Repeat(torch.autograd.Function):
 # Checkpoints
 
 
-CHECKPOINT_FORMAT, CHECKPOINT_VERSION = "gansynth", 1
-# What a checkpoint must hold to be sampled from, and to be trained on, and of which type it is.
-SAMPLE_PARTS = {"architecture": dict, "spectrum": dict, "pitch_low": int, "progress": float,
-                "counts": torch.Tensor, "images": int, "G_ema": dict}
-TRAIN_PARTS = {**SAMPLE_PARTS, "config": dict, "stage": int, "stage_steps": int, "G": dict,
-               "adam_G": dict, "random": torch.Tensor}      # and D and adam_D, but for a WaveNet
+FORMAT, VERSION = "gansynth", 2           # 1 was before blocks had the paper's numbers
+# What a checkpoint must hold to be sampled from, and of which type it is; to go on, a run needs
+# what else train.py puts in.
+SAMPLE_PARTS = {"model": str, "architecture": dict, "spectrum": dict, "pitch_low": int,
+                "progress": float, "counts": torch.Tensor, "images": int, "G_ema": dict}
 
 
 class CheckpointError(ValueError):
@@ -669,10 +708,9 @@ def save_checkpoint(path, contents):
     a full disk or a power cut leaves the previous checkpoint as it was.
     """
     temporary = f"{path}.part"
-    contents = {"format": CHECKPOINT_FORMAT, "version": CHECKPOINT_VERSION, **contents}
     try:
         with open(temporary, "wb") as file:
-            torch.save(contents, file)
+            torch.save({"format": FORMAT, "version": VERSION, **contents}, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -686,30 +724,40 @@ def save_checkpoint(path, contents):
             os.remove(temporary)
 
 
+def check_whole(path):
+    """CheckpointError unless a file is as it was written.  torch's files are zip archives with a
+    CRC-32 of every tensor, which torch itself does not look at when it reads them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            whole = archive.testzip() is None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}): give a checkpoint that "
+                              "train.py wrote") from None
+    except Exception:                     # zipfile raises many kinds for a damaged file
+        whole = False
+    if not whole:
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint: use an earlier one of the "
+                              "same run")
+
+
 def load_checkpoint(path, device="cpu", parts=()):
     """Read what `save_checkpoint` wrote, and check that it holds `parts` (SAMPLE_PARTS, ...).
 
     Only tensors and plain values are unpickled.  CheckpointError for all that is not as expected.
     """
+    check_whole(path)
     try:
-        file = open(path, "rb")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}): give a checkpoint that "
-                              "train.py wrote") from None
-    try:
-        with file, warnings.catch_warnings():           # of pickles that are not ours
+        with warnings.catch_warnings():                 # of pickles that are not ours
             warnings.simplefilter("ignore")
-            contents = torch.load(file, map_location=device, weights_only=True)
-    except Exception:                     # torch raises many kinds for a damaged file
-        raise CheckpointError(f"{path}: not a readable checkpoint; it may be truncated or another "
-                              "program's: use an earlier one of the same run") from None
-    if not isinstance(contents, dict) or contents.get("format") != CHECKPOINT_FORMAT:
+            contents = torch.load(path, map_location=device, weights_only=True)
+    except Exception:                     # torch raises many kinds for what is not its own
+        contents = None
+    if not isinstance(contents, dict) or contents.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not one of our checkpoints: give a file that train.py "
                               "wrote")
-    if contents.get("version") != CHECKPOINT_VERSION:
-        raise CheckpointError(f"{path}: is of version {contents.get('version')} of the format, and "
-                              f"this program reads version {CHECKPOINT_VERSION}: use the program "
-                              "that wrote it")
+    if contents.get("version") != VERSION:
+        raise CheckpointError(f"{path}: written by version {contents.get('version')} of these "
+                              f"scripts, and this is version {VERSION}: use the one that wrote it")
     wrong = [name for name in parts if not isinstance(contents.get(name), parts[name])]
     if wrong:
         raise CheckpointError(f"{path}: lacks {', '.join(wrong)}, or they are not as they should "
@@ -730,13 +778,24 @@ def newest_checkpoint(run):
 
 
 def find_checkpoint(path):
-    """A checkpoint file, or the newest one in a run's folder -> its path."""
+    """A checkpoint file, or the newest whole one in a run's folder -> its path.
+
+    Of a folder, newer ones that are damaged are passed over, and named on stderr.
+    """
     path = Path(path)
-    found = newest_checkpoint(path) if path.is_dir() else path
-    if found is None or not found.exists():
+    found = checkpoints(path) if path.is_dir() else [path] * path.exists()
+    if not found:
         raise CheckpointError(f"{path}: no checkpoint there: expected a run's folder with "
                               "checkpoint-*.pt files, or one such file")
-    return found
+    if not path.is_dir():
+        return path
+    for newest in reversed(found):
+        try:
+            check_whole(newest)
+            return newest
+        except CheckpointError as error:
+            print(f"passed over: {error}", file=sys.stderr)
+    raise CheckpointError(f"{path}: all of its checkpoints are damaged: start a new run")
 
 
 def load_generator(path, device="cpu"):
@@ -746,14 +805,13 @@ def load_generator(path, device="cpu"):
     `contents["model"]` says which network it is (see the baselines); those do not grow.
     """
     contents = load_checkpoint(path, device, SAMPLE_PARTS)
-    model = contents.setdefault("model", "gansynth")    # older checkpoints do not say it
     try:
         build, shape = {"gansynth": (Generator, Architecture),
                         "wavegan": (WaveGANGenerator, WaveGANArchitecture),
-                        "wavenet": (WaveNet, WaveNetArchitecture)}[model]
+                        "wavenet": (WaveNet, WaveNetArchitecture)}[contents["model"]]
         G = build(shape(**contents["architecture"])).to(device)
         G.load_state_dict(contents["G_ema"])
-        most = G.arch.resolutions - 1 if model == "gansynth" else 0
+        most = G.arch.resolutions - 1 if isinstance(G, Generator) else 0
         if not (0 <= contents["progress"] <= most
                 and contents["counts"].shape == (G.arch.pitches,)):
             raise ValueError
@@ -763,43 +821,67 @@ def load_generator(path, device="cpu"):
     return G.eval().requires_grad_(False), contents
 
 
+@torch.no_grad()
+def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None, generator=None):
+    """Latents and pitch labels -> notes: what one does with a trained G.
+
+    z (N, latent), pitch (N,) labels 0..P-1; `spectrum` decodes pictures (spectral.Spectrum).  At an
+    early progress the small picture is stretched to full size first.  `batch` notes at a time, and
+    `show(done)` after each.  A WaveNet, which has no latents, draws its samples from `generator`,
+    and shows parts of notes.  -> (N, L) float32 on the CPU; waves may exceed [-1, 1].
+    """
+    device, waves = next(G.parameters()).device, []
+    for i in range(0, len(z), batch):
+        z_few, pitch_few = z[i:i + batch].to(device), pitch[i:i + batch].to(device)
+        if isinstance(G, Generator):
+            small = G(z_few, pitch_few, progress)
+            picture = upsample(small, G.arch.factor(                            # (n, 2, T, F)
+                G.arch.resolutions - active_blocks(progress)))
+        elif isinstance(G, WaveGANGenerator):
+            picture = G(z_few, pitch_few)[:, None, :, None]                     # (n, 1, T, 1)
+        else:
+            length = G.arch.length
+            picture = wavenet_generate(                                         # (n, 1, L, 1)
+                G, pitch_few, length, generator,
+                lambda done: done < length and show(i + len(z_few) * done / length)
+            )[:, None, :, None]
+        waves.append(spectrum.decode(picture).cpu())                            # (n, L)
+        show(i + len(z_few))
+    return torch.cat(waves)
+
+
 # ---------------------------------------------------------------------------------------------
-# Table 3: the networks layer by layer
+# Table 3: the networks block by block
 
 
 def layer_table(arch):
-    """Rows (layer, output shape F x T x C, kernel, nonlinearity, parameters), as in Table 3."""
+    """Rows (net, layer, shape F x T x C, kernel, nonlinearity, parameters), as in Table 3."""
     rows = [("G", "z and one-hot pitch", (1, 1, arch.latent + arch.pitches), "", "pixel norm", 0)]
 
     def row(net, name, size, channels, kernel, after, module=None):
         count = sum(p.numel() for p in module.parameters()) if module else 0
         rows.append((net, name, (size[1], size[0], channels), kernel, after, count))
 
-    G, D, channels = Generator(arch), Discriminator(arch), arch.channels
+    G, D, C = Generator(arch), Discriminator(arch), arch.channels
     kernel, growth = (f"{f}x{t}" for t, f in (arch.kernel, arch.growth))
     start = f"{arch.size(1)[1]}x{arch.size(1)[0]} (dense)"
-    activation, blocks = "leaky ReLU, pixel norm", range(1, arch.resolutions + 1)
-    for b in blocks:
-        size = arch.size(b)
-        if b == 1:
-            row("G", "block 1 conv 0", size, channels(b), start, activation, G.dense)
-        else:
-            row("G", f"block {b} upsample {growth}", size, channels(b - 1), "", "")
-            row("G", f"block {b} conv 0", size, channels(b), kernel, activation, G.conv0[b - 2])
-        row("G", f"block {b} conv 1", size, channels(b), kernel, activation, G.conv1[b - 1])
-        row("G", f"block {b} to picture", size, 2, "1x1", "tanh", G.to_picture[b - 1])
-    for b in reversed(blocks):
-        size = arch.size(b)
-        row("D", f"block {b} from picture", size, channels(b), "1x1", "leaky ReLU",
-            D.from_picture[b - 1])
-        if b == 1:
-            row("D", "minibatch stddev", size, channels(1) + 1, "", "")
-        row("D", f"block {b} conv 0", size, channels(b), kernel, "leaky ReLU", D.conv0[b - 1])
+    for b in range(1, arch.resolutions + 1):
+        block, size, after = G.blocks[b], arch.size(b), "leaky ReLU, pixel norm"
         if b > 1:
-            row("D", f"block {b} conv 1", size, channels(b - 1), kernel, "leaky ReLU",
-                D.conv1[b - 2])
-            row("D", f"block {b} downsample {growth}", arch.size(b - 1), channels(b - 1), "", "")
-    row("D", "block 1 conv 1", (1, 1), channels(0), start, "leaky ReLU", D.dense)
+            row("G", f"block {b} upsample {growth}", size, C(b - 1), "", "")
+        row("G", f"block {b} conv0", size, C(b), start if b == 1 else kernel, after, block.conv0)
+        row("G", f"block {b} conv1", size, C(b), kernel, after, block.conv1)
+        row("G", f"block {b} to picture", size, 2, "1x1", "tanh", block.to_picture)
+    for b in range(arch.resolutions, 0, -1):
+        block, size, after = D.blocks[b], arch.size(b), "leaky ReLU"
+        row("D", f"block {b} from picture", size, C(b), "1x1", after, block.from_picture)
+        if b == 1:
+            row("D", "block 1 minibatch stddev", size, C(1) + 1, "", "")
+        row("D", f"block {b} conv0", size, C(b), kernel, after, block.conv0)
+        row("D", f"block {b} conv1", size if b > 1 else (1, 1), C(b - 1),
+            kernel if b > 1 else start, after, block.conv1)
+        if b > 1:
+            row("D", f"block {b} downsample {growth}", arch.size(b - 1), C(b - 1), "", "")
     row("D", "score", (1, 1), 1, "dense", "", D.score)
     row("D", "pitch", (1, 1), arch.pitches, "dense", "softmax in the loss", D.pitch)
     return rows
@@ -828,7 +910,7 @@ class WaveGANArchitecture:
     phase_shuffle: int = 2                # n: D's activations move by -n..n samples
 
     def __post_init__(self):
-        _check_counts(self, allow_zero=("phase_shuffle",))
+        check_counts(self, zero=("phase_shuffle",))
         if self.layers < 1 or self.length != 16 * 4 ** self.layers:
             k = max(1, math.ceil(math.log(self.length / 16, 4)))
             raise ArchitectureError(f"WaveGAN cannot make {self.length} samples: expected 16 x "
@@ -846,14 +928,6 @@ class WaveGANArchitecture:
     def widths(self):
         """Channels from the wave's end to the start's: 1, d, 2d, 4d, ..."""
         return [1] + [self.channels * 2 ** i for i in range(self.layers)]
-
-
-def _check_counts(arch, allow_zero=()):
-    """Whole numbers of an architecture must be at least 1."""
-    for name, value in asdict(arch).items():
-        least = 0 if name in allow_zero else 1
-        if isinstance(value, int) and value < least:
-            raise ArchitectureError(f"{name} is {value}: expected at least {least}")
 
 
 def _glorot(net):
@@ -981,7 +1055,7 @@ class WaveNetArchitecture:
     latent = 0                            # no setting: a WaveNet has no z
 
     def __post_init__(self):
-        _check_counts(self, allow_zero=("conditioning_layers", "conditioning_plain"))
+        check_counts(self, zero=("conditioning_layers", "conditioning_plain"))
         if self.output not in ("mulaw8", "mol16"):
             raise ArchitectureError(f"output is {self.output!r}: expected 'mulaw8' or 'mol16'")
         if not 0 < self.hold <= 1:
@@ -1331,62 +1405,19 @@ class Ring:
 
 
 # ---------------------------------------------------------------------------------------------
-# Notes from a trained network, of whichever model
-
-
-@torch.no_grad()
-def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None, generator=None):
-    """Latents and pitch labels -> notes: what one does with a trained G.
-
-    z (N, latent), pitch (N,) labels 0..P-1; `spectrum` decodes pictures (spectral.Spectrum).  At an
-    early progress the small picture is stretched to full size first.  `batch` notes at a time, and
-    `show(done)` after each.  A WaveNet, which has no latents, draws its samples from `generator`,
-    and shows parts of notes.  -> (N, L) float32 on the CPU; waves may exceed [-1, 1].
-    """
-    device, waves = next(G.parameters()).device, []
-    for i in range(0, len(z), batch):
-        z_few, pitch_few = z[i:i + batch].to(device), pitch[i:i + batch].to(device)
-        if isinstance(G, Generator):
-            picture = G(z_few, pitch_few, progress)
-            picture = upsample(picture, G.arch.factor(                          # (n, 2, T, F)
-                G.arch.resolutions - active_blocks(progress)))
-        elif isinstance(G, WaveGANGenerator):
-            picture = G(z_few, pitch_few)[:, None, :, None]                     # (n, 1, T, 1)
-        else:
-            length = G.arch.length
-            picture = wavenet_generate(                                         # (n, 1, L, 1)
-                G, pitch_few, length, generator,
-                lambda done: done < length and show(i + len(z_few) * done / length)
-            )[:, None, :, None]
-        waves.append(spectrum.decode(picture).cpu())                            # (n, L)
-        show(i + len(z_few))
-    return torch.cat(waves)
-
-
-# ---------------------------------------------------------------------------------------------
 # Command line
 
 
 def main():
     parser = argparse.ArgumentParser(description="Print both networks, layer by layer (Table 3).")
     parser.add_argument("--waveform", action="store_true", help="the waveform GAN's instead")
-    for f in fields(Architecture):
-        if f.type is int:
-            parser.add_argument("--" + f.name.replace("_", "-"), type=int,
-                                default=argparse.SUPPRESS, help=f"default: {f.default}")
-    given = vars(parser.parse_args())
-    if given.pop("waveform"):
-        given = {"frames": 65536, "bins": 1, **WAVEFORM, **given}
-    try:
-        arch = Architecture(**given)
-    except ArchitectureError as error:
-        parser.error(str(error))
-    rows = layer_table(arch)
+    waveform = parser.parse_args().waveform
+    rows = layer_table(Architecture.of_pictures(65536, 1) if waveform else Architecture())
     for net, title in (("G", "Generator"), ("D", "Discriminator")):
-        total = sum(r[-1] for r in rows if r[0] == net)
-        print(f"{title}, {total:,} parameters")
+        own = [row for row in rows if row[0] == net]
+        print(f"{title}, {sum(row[-1] for row in own):,} parameters")
         print(f"  {'layer':28}{'output (F, T, C)':20}{'kernel':14}{'then':24}{'parameters':>10}")
-        for _, name, shape, kernel, after, count in (r for r in rows if r[0] == net):
+        for _, name, shape, kernel, after, count in own:
             print(f"  {name:28}{str(shape):20}{kernel:14}{after:24}{count or '':>10}")
 
 

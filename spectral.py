@@ -10,23 +10,24 @@ Three representations of the paper's tables, each at two frequency resolutions:
     if       log magnitude and instantaneous frequency, the derivative of unwrapped phase
     if-mel   the same on a mel frequency scale, as log power
 
-and for the paper's waveform GAN a fourth, waveform: the samples themselves, a picture one bin wide.
-
 Shapes:  N notes, L samples, T frames, F frequency bins, M mel bins (as many as F).
-Waves are (N, L) float32, pictures (N, 2, T, F) float32.  Phases are in units of pi throughout, so
-that channel 1 lies in [-1, 1].  All functions work in batches, on the device of their input, and
-are differentiable.
+Waves are (N, L), pictures (N, 2, T, F), float32.  Phases are in units of pi throughout, so that
+channel 1 lies in [-1, 1].  All functions are differentiable, on the device of their input.
 
-    python spectral.py             prints the round-trip table for built-in test notes
-    python spectral.py A.wav ...   the same for your own sounds
+    python spectral.py [A.wav ...]    what a round trip costs, for test notes or sounds of your own
 """
+
+import signal
+import sys
+
+if __name__ == "__main__":                # Ctrl-C while the packages load: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
 import colorsys
 import math
 import os
 import struct
-import sys
 import warnings
 import zlib
 from dataclasses import dataclass
@@ -37,22 +38,13 @@ import torch
 
 EPS = 1e-6                                # floor in ln(|S| + EPS) and ln(power + EPS), as released
 OVERLAP = 4                               # windows over each sample: 75 % overlap
-WINDOW_SECONDS = {False: 0.064, True: 0.128}       # low and high ("+ H") frequency resolution
 HANN_SQUARED_SUM = 1.5                    # sum of squared periodic Hann windows at 75 % overlap
 
 # The representations of the paper's tables: which scale, and what the second channel holds.
-REPRESENTATIONS = {
-    "phase":  dict(mel=False, derivative=False),
-    "if":     dict(mel=False, derivative=True),
-    "if-mel": dict(mel=True,  derivative=True),
-}
-WAVEFORM = "waveform"                     # no spectrum at all: the baseline of the paper's Table 2
-WAVE_GROWTH = 4                           # of a waveform from one resolution to the next
+REPRESENTATIONS = {"phase": dict(mel=False, derivative=False),
+                   "if": dict(mel=False, derivative=True),
+                   "if-mel": dict(mel=True, derivative=True)}
 MEL_INVERSES = ("pseudo", "transpose")    # ours, and the release's: see mel_inverse_matrix
-
-
-class SpectrumError(ValueError):
-    """A representation or a shape that cannot work; the message says which could."""
 
 
 # ---------------------------------------------------------------------------------------------
@@ -68,10 +60,9 @@ def hann(n, device=None):
 def stft(wave, frames, bins):
     """Short-time Fourier transform with 75 % overlap: (N, L) -> (N, T, F) complex.
 
-    The window is 2 F samples long and the hop F / 2.  A window of 2 F samples has F + 1 bins; one
-    goes to leave a power of two.  paper: drops Nyquist.  code: drops DC, which sound lacks anyway.
-    The zeros that fill T frames are all put in front of the note (code; the paper does not say),
-    so that the last frame ends with the last sample.
+    The window is 2 F samples long and the hop F / 2.  Of a window's F + 1 bins one goes to leave a
+    power of two.  paper: drops Nyquist.  code: drops DC, which sound lacks anyway.  The zeros that
+    fill T frames are all in front of the note (code), so that the last frame ends where it does.
     """
     window, hop = 2 * bins, 2 * bins // OVERLAP
     pad = (frames + OVERLAP - 1) * hop - wave.shape[-1]
@@ -98,16 +89,11 @@ def istft(S, length):
 
 
 # ---------------------------------------------------------------------------------------------
-# Magnitude, phase, instantaneous frequency
-
-
-def phase_angle(S):
-    """The phase of (N, T, F) complex in units of pi, in [-1, 1]."""
-    return S.angle() / math.pi
+# Phase and instantaneous frequency
 
 
 def wrap(phase):
-    """The same angle in [-1, 1], in units of pi: whole turns, which are 2, are taken off."""
+    """The same angle in [-1, 1]: whole turns, which are 2 in units of pi, are taken off."""
     return phase - 2 * torch.round(phase / 2)
 
 
@@ -116,7 +102,7 @@ def instantaneous_frequency(phase):
 
     A finite difference along time.  Unwrapping adds whole turns until no step exceeds half a turn,
     so the unwrapped phase's difference is the phase's own difference, wrapped.  The first frame
-    keeps its phase, so that a cumulative sum is the inverse.  (N, T, F) -> (N, T, F).
+    keeps its phase, so that a cumulative sum inverts it.  (N, T, F), in units of pi -> the same.
     """
     return torch.cat([phase[:, :1], wrap(phase.diff(dim=1))], dim=1)
 
@@ -124,11 +110,6 @@ def instantaneous_frequency(phase):
 def integrate(frequency):
     """Inverse of `instantaneous_frequency`, up to whole turns: the unwrapped phase."""
     return torch.cumsum(frequency, dim=1)
-
-
-def unwrap(phase):
-    """Continuous phase along time, (N, T, F) -> (N, T, F); numpy.unwrap's, in units of pi."""
-    return integrate(instantaneous_frequency(phase))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -139,13 +120,12 @@ def unwrap(phase):
 def mel_matrix(bins, sample_rate):
     """Linear-to-mel matrix M, (F, F) float64: linear bins in rows, mel bins in columns.
 
-    HTK's scale, mel(f) = 1127 ln(1 + f / 700), with as many mel bins as linear ones, so that the
-    low bands would be far narrower than one linear bin.  The release widens every band narrower
-    than 1.5 bins, and does it in place: lower edge, centre and upper edge are views of ONE array,
-    so each widening moves the neighbours' edges (852 of 1024 bands are touched, 498 would be if
-    each had edges of its own).  It also lays bin k at k Nyquist / (F - 1) although, with DC
-    dropped, it sits at (k + 1) Nyquist / F, and gives the first bin no weight.  Both are kept: the
-    published networks were trained on this matrix.
+    HTK's scale, mel(f) = 1127 ln(1 + f / 700), with as many mel bins as linear ones, so that low
+    bands would be far narrower than one linear bin.  The release widens bands narrower than 1.5
+    bins, and in place: lower edge, centre and upper edge are views of ONE array, so each widening
+    moves the neighbours' edges (852 of 1024 bands are touched, not 498).  It also lays bin k at
+    k Nyquist / (F - 1) although, with DC dropped, it sits at (k + 1) Nyquist / F, and gives the
+    first bin no weight.  Both are kept: the published networks were trained on this matrix.
     """
     nyquist = sample_rate / 2
     narrowest = 1.5 * nyquist / bins
@@ -174,13 +154,11 @@ def mel_inverse_matrix(bins, sample_rate, kind):
     """Mel-to-linear matrix, (F, F) float64, of the kind "pseudo" or "transpose".
 
     transpose: the release's, M^T with each column divided by the column sums of M M^T.  It smears:
-    every linear bin comes back as an average over its neighbours.  Parity checks and the release's
-    own checkpoints use it.
+    every linear bin comes back as an average over its neighbours.
     pseudo: ours and the default, the one place where we leave the release.  M has rank 811 of
     1024 (405 of 512 at low resolution) and no small singular values, so the least-squares inverse
-    amplifies no noise; what it cannot know are the narrowest high bands' differences.  It lifts
-    the round trip of five NSynth notes from 4 to 44 dB (medians), and that takes both channels:
-    power, and the unwrapped phase, which is projected to mel linearly as well.
+    amplifies no noise.  It lifts the round trip of five NSynth notes from 4 to 44 dB (medians),
+    and that takes both channels: power, and unwrapped phase, projected to mel linearly as well.
     """
     M = mel_matrix(bins, sample_rate)
     if kind == "pseudo":
@@ -189,14 +167,189 @@ def mel_inverse_matrix(bins, sample_rate, kind):
     return M.T * np.divide(1.0, sums, out=np.zeros(bins), where=sums != 0)
 
 
+def linear_to_mel(log_magnitude, frequency, sample_rate):
+    """Log magnitude and IF, (N, T, F) each -> log mel power and mel IF, (N, T, M) each.
+
+    The release projects the *unwrapped* phase and then differences it along time.  Both steps are
+    linear, so the difference may be projected instead, to the same end; what must not be projected
+    is wrapped phase, which mixes angles that differ by whole turns (two public ports do).  A
+    column's weights may sum to more than one (up to 2.76), and a step then exceed half a turn, so
+    it is wrapped again: the release unwraps a second time.
+    """
+    power = times_mel_matrix(torch.exp(2 * log_magnitude), sample_rate)
+    frequency = times_mel_matrix(frequency, sample_rate)            # x M
+    frequency = torch.cat([frequency[:, :1], wrap(frequency[:, 1:])], dim=1)
+    return torch.log(power + EPS), frequency
+
+
+def mel_to_linear(log_power, frequency, sample_rate, kind="pseudo"):
+    """Inverse of `linear_to_mel`, with an inverse of MEL_INVERSES; shapes as there.
+
+    The release floors the power a second time; ours takes the floor of `linear_to_mel` off again
+    (silence comes back as silence) and clamps the least-squares power where it is negative.
+    """
+    W = mel_inverse_tensor(log_power.shape[-1], sample_rate, kind, log_power.device)
+    if kind == "transpose":
+        power = torch.exp(log_power) @ W + EPS
+    else:
+        power = ((torch.exp(log_power) - EPS) @ W).clamp(min=0) + EPS ** 2
+    return 0.5 * torch.log(power), frequency @ W
+
+
+# ---------------------------------------------------------------------------------------------
+# A representation: wave to picture and back
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """One representation of notes of one length; `derive` finds the frames and bins for them."""
+
+    rep: str = "if-mel"                   # one of FORMS
+    frames: int = 128                     # T
+    bins: int = 1024                      # F; the window is 2 F samples, the hop F / 2
+    length: int = 64000                   # L, samples a note
+    sample_rate: int = 16000              # Hz
+    mel_inverse: str = "pseudo"           # of MEL_INVERSES
+
+    def __post_init__(self):
+        check_spectrum(self)
+
+    def encode(self, wave):
+        """Wave (N, L) -> picture (N, 2, T, F): log magnitude (mel: log power), phase or IF."""
+        if self.rep == WAVEFORM:
+            return encode_waveform(self, wave)
+        return self.encode_stft(stft(wave, self.frames, self.bins))
+
+    def encode_stft(self, S):
+        """Complex spectrum (N, T, F) -> picture (N, 2, T, F)."""
+        kind = REPRESENTATIONS[self.rep]
+        magnitude, phase = torch.log(S.abs() + EPS), S.angle() / math.pi
+        if kind["derivative"]:
+            phase = instantaneous_frequency(phase)
+        if kind["mel"]:
+            magnitude, phase = linear_to_mel(magnitude, phase, self.sample_rate)
+        return torch.stack([magnitude, phase], dim=1)
+
+    def decode(self, picture):
+        """Picture (N, 2, T, F) -> wave (N, L)."""
+        if self.rep == WAVEFORM:
+            return decode_waveform(self, picture)
+        return istft(self.decode_stft(picture), self.length)
+
+    def decode_stft(self, picture):
+        """Picture (N, 2, T, F) -> complex spectrum (N, T, F)."""
+        kind = REPRESENTATIONS[self.rep]
+        magnitude, phase = picture.unbind(dim=1)
+        if kind["mel"]:
+            magnitude, phase = mel_to_linear(magnitude, phase, self.sample_rate, self.mel_inverse)
+        if kind["derivative"]:
+            phase = integrate(phase)
+        return torch.polar(torch.exp(magnitude), phase * math.pi)
+
+
+# =============================================================================================
+# Here the path through the paper ends.  Behind this line: the shapes of pictures, round trips,
+# pictures to look at, and the table.
+# =============================================================================================
+
+
+# ---------------------------------------------------------------------------------------------
+# The shapes of pictures, and the mel matrices as tensors
+
+
+WAVEFORM = "waveform"                     # no spectrum at all: the baseline of the paper's Table 2
+FORMS = (*REPRESENTATIONS, WAVEFORM)
+WAVE_GROWTH = 4                           # of a waveform from one resolution to the next
+WINDOW_SECONDS = {False: 0.064, True: 0.128}       # low and high ("+ H") frequency resolution
+
+
+class SpectrumError(ValueError):
+    """A representation or a shape that cannot work; the message says which could."""
+
+
+def check_spectrum(spectrum):
+    """SpectrumError for an unknown representation, or a picture too small for its note."""
+    rep, length = spectrum.rep, spectrum.length
+    for name, value, known in (("representation", rep, FORMS),
+                               ("mel inverse", spectrum.mel_inverse, MEL_INVERSES)):
+        if value not in known:
+            raise SpectrumError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
+    holds, needed = spectrum.frames, length
+    if rep != WAVEFORM:
+        hop = 2 * spectrum.bins // OVERLAP
+        holds = (spectrum.frames + OVERLAP - 1) * hop
+        needed = math.ceil(length / hop) - (OVERLAP - 1)
+    elif spectrum.bins != 1:
+        raise SpectrumError(f"a waveform of {spectrum.bins} bins: expected a picture one bin wide")
+    if holds < length:
+        raise SpectrumError(
+            f"a picture of {spectrum.frames} frames x {spectrum.bins} bins holds {holds} samples, "
+            f"not the {length} of a note: the nearest that can is {needed} frames")
+
+
+def picture_size(rep, hires, length, sample_rate, resolutions):
+    """Frames and bins of the picture for a note, halved resolutions - 1 times in its smallest.
+
+    The window stays near the paper's in seconds (64 ms, or 128 ms for "+ H"), as a power of two;
+    the frames are rounded up until they divide.  The paper's 64,000 samples at 16 kHz give
+    256 x 512, or 128 x 1024 for "+ H".  A waveform shrinks by fours: 65,536 x 1.
+    """
+    wave = rep == WAVEFORM
+    bins = 1 if wave else 2 ** round(
+        math.log2(max(1, sample_rate) * WINDOW_SECONDS[hires])) // 2
+    hop = 1 if wave else 2 * bins // OVERLAP
+    if length < 1 or sample_rate < 1 or hop < 1:
+        raise SpectrumError(f"a note of {length} samples at {sample_rate} Hz: expected at least "
+                            "one sample, and a rate of a thousand Hz or more")
+    needed, growth = math.ceil(length / hop), WAVE_GROWTH if wave else 2
+
+    def fits(unit):                       # bins divide, and less than half of the frames is padding
+        return (wave or bins % unit == 0) and math.ceil(needed / unit) * unit < 2 * needed
+
+    unit = growth ** (resolutions - 1)
+    if resolutions > 1 and not fits(unit):
+        most = max(r for r in range(1, resolutions) if r == 1 or fits(growth ** (r - 1)))
+        longer = f", or notes of {unit // 2 * hop + 1} samples" if wave or bins % unit == 0 else ""
+        raise SpectrumError(
+            f"{length} samples at {sample_rate} Hz fill {needed} frames x {bins} bins, too few to "
+            f"be made {growth} times smaller {resolutions - 1} times without being mostly padding: "
+            f"the nearest that can is {most} resolution{'s' * (most > 1)}{longer}")
+    return math.ceil(needed / unit) * unit, bins
+
+
+def derive(rep="if-mel", hires=True, length=64000, sample_rate=16000, resolutions=7,
+           mel_inverse="pseudo"):
+    """The Spectrum for notes of `length` samples, to be grown over so many resolutions."""
+    frames, bins = picture_size(rep, hires, length, sample_rate, resolutions)
+    return Spectrum(rep, frames, bins, length, sample_rate, mel_inverse)
+
+
+def restore(settings, mel_inverse=None):
+    """A Spectrum from what `asdict` made of it, with another mel inverse if one is given."""
+    return Spectrum(**{**settings, "mel_inverse": mel_inverse or settings["mel_inverse"]})
+
+
+def encode_waveform(spectrum, wave):
+    """(N, L) -> (N, 2, T, 1): zeros on both sides, in two equal channels (code)."""
+    pad = spectrum.frames - spectrum.length
+    wave = torch.nn.functional.pad(wave, (pad // 2, pad - pad // 2))            # (N, T)
+    return wave[:, None, :, None].repeat(1, 2, 1, 1)
+
+
+def decode_waveform(spectrum, picture):
+    """(N, 2, T, 1) -> (N, L): the first channel is heard."""
+    front = (spectrum.frames - spectrum.length) // 2
+    return picture[:, 0, front:front + spectrum.length, 0]
+
+
 @lru_cache(maxsize=16)
-def _inverse_on_device(bins, sample_rate, kind, device):
+def mel_inverse_tensor(bins, sample_rate, kind, device):
     W = mel_inverse_matrix(bins, sample_rate, kind)
     return torch.tensor(W, dtype=torch.float32, device=device)
 
 
 @lru_cache(maxsize=16)
-def _mel_blocks(bins, sample_rate, device):
+def mel_blocks(bins, sample_rate, device):
     """M as float32 blocks of 128 columns, each with the range of rows that it uses: a mel band
     covers few linear bins, so most of a whole product would be with zeros."""
     M, blocks = mel_matrix(bins, sample_rate), []
@@ -208,179 +361,10 @@ def _mel_blocks(bins, sample_rate, device):
     return blocks
 
 
-def _to_mel(x, sample_rate):
+def times_mel_matrix(x, sample_rate):
     """x M, (N, T, F) -> (N, T, M)."""
     return torch.cat([x[..., low:high] @ block for low, high, block
-                      in _mel_blocks(x.shape[-1], sample_rate, x.device)], dim=-1)
-
-
-def linear_to_mel(magnitude, frequency, sample_rate):
-    """Magnitude and IF, (N, T, F) each -> log mel power and mel IF, (N, T, M) each.
-
-    The release projects the *unwrapped* phase and then differences it along time.  Both steps are
-    linear, so the difference may be projected instead, to the same end; what must not be projected
-    is wrapped phase, which mixes angles that differ by whole turns (two public ports do).  Where a
-    column's weights sum to more than one (they reach 2.76), a step can exceed half a turn, so it
-    is wrapped again: the release unwraps a second time.
-    """
-    log_power = torch.log(_to_mel(magnitude.square(), sample_rate) + EPS)
-    frequency = _to_mel(frequency, sample_rate)
-    return log_power, torch.cat([frequency[:, :1], wrap(frequency[:, 1:])], dim=1)
-
-
-def mel_to_linear(log_power, frequency, sample_rate, kind="pseudo"):
-    """Inverse of `linear_to_mel`: log magnitude and unwrapped phase, (N, T, F) each.
-
-    The release floors the power a second time; ours takes the floor of `linear_to_mel` off again
-    (silence comes back as silence) and clamps the least-squares power where it is negative.
-    """
-    W = _inverse_on_device(log_power.shape[-1], sample_rate, kind, log_power.device)
-    if kind == "transpose":
-        power = torch.exp(log_power) @ W + EPS
-    else:
-        power = ((torch.exp(log_power) - EPS) @ W).clamp(min=0) + EPS ** 2
-    return 0.5 * torch.log(power), integrate(frequency) @ W
-
-
-# ---------------------------------------------------------------------------------------------
-# A representation: wave to picture and back
-
-
-@dataclass(frozen=True)
-class Spectrum:
-    """One representation of notes of one length: what `encode` and `decode` need to know."""
-
-    rep: str = "if-mel"                   # a row of REPRESENTATIONS, or WAVEFORM
-    frames: int = 128                     # T
-    bins: int = 1024                      # F; the window is 2 F samples, the hop F / 2
-    length: int = 64000                   # L, samples a note
-    sample_rate: int = 16000              # Hz
-    mel_inverse: str = "pseudo"           # of MEL_INVERSES
-
-    def __post_init__(self):
-        if self.rep not in (*REPRESENTATIONS, WAVEFORM):
-            raise SpectrumError(f"unknown representation {self.rep!r}: "
-                                f"choose one of {', '.join((*REPRESENTATIONS, WAVEFORM))}")
-        if self.mel_inverse not in MEL_INVERSES:
-            raise SpectrumError(f"unknown mel inverse {self.mel_inverse!r}: "
-                                f"choose one of {', '.join(MEL_INVERSES)}")
-        if self.rep == WAVEFORM and self.bins != 1:
-            raise SpectrumError(f"a waveform of {self.bins} bins: expected a picture one bin wide")
-        if self.pad < 0:
-            needed = self.length if self.rep == WAVEFORM else (
-                math.ceil(self.length / self.hop) - (OVERLAP - 1))
-            raise SpectrumError(
-                f"a picture of {self.frames} frames x {self.bins} bins holds "
-                f"{self.length + self.pad} samples, not the {self.length} of a note: "
-                f"the nearest that can is {needed} frames")
-
-    @property
-    def hop(self):
-        return 2 * self.bins // OVERLAP
-
-    @property
-    def pad(self):
-        """Zeros that fill up the note: all in front of it (waveform: half of them)."""
-        if self.rep == WAVEFORM:
-            return self.frames - self.length
-        return (self.frames + OVERLAP - 1) * self.hop - self.length
-
-    @classmethod
-    def restore(cls, settings, mel_inverse="pseudo"):
-        """A Spectrum from what `asdict` made of it (in a checkpoint), with this mel inverse."""
-        try:
-            return cls(**{**settings, "mel_inverse": mel_inverse})
-        except TypeError:
-            raise SpectrumError("the checkpoint's spectrum has settings that this program does not "
-                                "know: use the program that wrote it") from None
-
-    @classmethod
-    def derive(cls, rep="if-mel", hires=True, length=64000, sample_rate=16000, resolutions=7,
-               mel_inverse="pseudo"):
-        """The picture for a note of `length` samples, grown over `resolutions` doublings.
-
-        The window stays near the paper's in seconds (64 ms, or 128 ms for "+ H"), as a power of
-        two; the frames are rounded up until they can be halved resolutions - 1 times.  The paper's
-        64,000 samples at 16 kHz give 256 x 512, or 128 x 1024 for "+ H"; see below for a waveform.
-        """
-        if rep == WAVEFORM:
-            return cls.derive_waveform(length, sample_rate, resolutions)
-        bins = 2 ** round(math.log2(max(1, sample_rate) * WINDOW_SECONDS[hires])) // 2
-        hop = 2 * bins // OVERLAP
-        if length < 1 or hop < 1:
-            raise SpectrumError(f"a note of {length} samples at {sample_rate} Hz: expected at "
-                                "least one sample, and a rate of a thousand Hz or more")
-        needed = math.ceil(length / hop)
-
-        def fits(unit):                   # bins divide, and less than half of the frames is padding
-            return bins % unit == 0 and math.ceil(needed / unit) * unit < 2 * needed
-
-        unit = 2 ** (resolutions - 1)
-        if not fits(unit):
-            most = max(r for r in range(1, resolutions) if fits(2 ** (r - 1)))
-            longer = f", or notes of {unit // 2 * hop + 1} samples" if bins % unit == 0 else ""
-            raise SpectrumError(
-                f"{length} samples at {sample_rate} Hz fill {needed} frames x {bins} bins, too few "
-                f"to be halved {resolutions - 1} times without being mostly padding: the nearest "
-                f"that can is {most} resolution{'s' * (most > 1)}{longer}")
-        frames = math.ceil(needed / unit) * unit
-        return cls(rep, frames, bins, length, sample_rate, mel_inverse)
-
-    @classmethod
-    def derive_waveform(cls, length, sample_rate, resolutions):
-        """The same for a waveform, which grows by fours: 64,000 samples give 65,536 x 1."""
-        if length < 1 or sample_rate < 1:
-            raise SpectrumError(f"a note of {length} samples at {sample_rate} Hz: expected at "
-                                "least one of each")
-        unit = WAVE_GROWTH ** (resolutions - 1)
-        frames = math.ceil(length / unit) * unit
-        if frames >= 2 * length and resolutions > 1:
-            most = max(r for r in range(1, resolutions)
-                       if r == 1 or WAVE_GROWTH ** (r - 1) < 2 * length)
-            raise SpectrumError(
-                f"{length} samples are too few to be made {WAVE_GROWTH} times shorter "
-                f"{resolutions - 1} times without being mostly padding: the nearest that can is "
-                f"{most} resolution{'s' * (most > 1)}, or notes of {unit // 2 + 1} samples")
-        return cls(WAVEFORM, frames, 1, length, sample_rate)
-
-    def encode(self, wave):
-        """Wave (N, L) -> picture (N, 2, T, F): log magnitude (mel: log power), phase or IF.
-
-        A waveform becomes (N, 2, T, 1): zeros on both sides, in two equal channels (code).
-        """
-        if self.rep == WAVEFORM:
-            front = self.pad // 2
-            wave = torch.nn.functional.pad(wave, (front, self.pad - front))     # (N, T)
-            return wave[:, None, :, None].repeat(1, 2, 1, 1)
-        return self.encode_stft(stft(wave, self.frames, self.bins))
-
-    def encode_stft(self, S):
-        """Complex spectrum (N, T, F) -> picture (N, 2, T, F)."""
-        kind = REPRESENTATIONS[self.rep]
-        magnitude, phase = S.abs() + EPS, phase_angle(S)
-        if kind["derivative"]:
-            phase = instantaneous_frequency(phase)
-        if kind["mel"]:
-            log_magnitude, phase = linear_to_mel(magnitude, phase, self.sample_rate)
-        else:
-            log_magnitude = torch.log(magnitude)
-        return torch.stack([log_magnitude, phase], dim=1)
-
-    def decode(self, picture):
-        """Picture (N, 2, T, F) -> wave (N, L).  Of a waveform's two channels the first is heard."""
-        if self.rep == WAVEFORM:
-            return picture[:, 0, self.pad // 2:self.pad // 2 + self.length, 0]
-        return istft(self.decode_stft(picture), self.length)
-
-    def decode_stft(self, picture):
-        """Picture (N, 2, T, F) -> complex spectrum (N, T, F)."""
-        kind = REPRESENTATIONS[self.rep]
-        magnitude, phase = picture.unbind(dim=1)
-        if kind["mel"]:
-            magnitude, phase = mel_to_linear(magnitude, phase, self.sample_rate, self.mel_inverse)
-        elif kind["derivative"]:
-            phase = integrate(phase)
-        return torch.polar(torch.exp(magnitude), phase * math.pi)
+                      in mel_blocks(x.shape[-1], sample_rate, x.device)], dim=-1)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -422,7 +406,7 @@ def rainbowgram(wave, sample_rate=16000, height=192, low=30.0):
     hop = max(1, min(window // 16, wave.shape[-1] // 160))          # fine enough for the eye
     padded = torch.nn.functional.pad(wave, (window // 2, window // 2))
     S = torch.fft.rfft(padded.unfold(-1, window, hop) * hann(window))[..., 1:]
-    frequency = instantaneous_frequency(phase_angle(S))[0].numpy()              # (T, F)
+    frequency = instantaneous_frequency(S.angle() / math.pi)[0].numpy()              # (T, F)
     decibels = 20 * np.log10(S[0].abs().numpy() + EPS)
     loudest = max(decibels.max(), -20.0)                            # silence stays black
     brightness = np.clip(1 + (decibels - loudest) / 80, 0, 1)
@@ -518,7 +502,7 @@ def round_trip_table(waves, sample_rate):
     for hires in (False, True):
         for rep, kind in REPRESENTATIONS.items():
             for inverse in MEL_INVERSES if kind["mel"] else ("-",):
-                spectrum = Spectrum.derive(rep, hires, waves.shape[-1], sample_rate, resolutions=4,
+                spectrum = derive(rep, hires, waves.shape[-1], sample_rate, resolutions=4,
                                            mel_inverse="pseudo" if inverse == "-" else inverse)
                 copy = spectrum.decode(spectrum.encode(waves))
                 ratio = snr(waves, copy)
@@ -536,25 +520,20 @@ def read_waves(paths):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")         # chunks it does not know
-                warnings.filterwarnings("error", "Reached EOF")         # cut short
                 rate, data = wavfile.read(path)
         except Exception as error:        # scipy raises many kinds for a damaged file
             raise SpectrumError(f"{path}: cannot be read as a WAV file ({error}): give another, or "
                                 "convert it") from None
-        if data.ndim > 1:
-            raise SpectrumError(f"{path}: has {data.shape[1]} channels: mix it down to mono first")
-        if not data.any() or not np.isfinite(data).all():
-            raise SpectrumError(f"{path}: expected samples, not all of them zero and none NaN or "
-                                "infinite: give another file")
-        scale = 1 if data.dtype.kind == "f" else np.iinfo(data.dtype).max
-        offset = 128 if data.dtype == np.uint8 else 0
-        waves.append(torch.from_numpy((data.astype(np.float32) - offset) / scale))
+        if data.ndim > 1 or not data.any() or not np.isfinite(data).all():
+            raise SpectrumError(f"{path}: expected one channel with samples that are not all zero, "
+                                "and none NaN or infinite: mix it down, or give another file")
+        zero = 128 if data.dtype == np.uint8 else 0
+        waves.append(torch.tensor((data.astype(np.float32) - zero) / np.abs(data).max()))
         rates.add(rate)
     if len(rates) > 1:
         raise SpectrumError(f"the files have different rates ({sorted(rates)} Hz): give files of "
                             "one rate at a time")
-    longest = max(len(w) for w in waves)
-    return torch.stack([torch.nn.functional.pad(w, (0, longest - len(w))) for w in waves]), rate
+    return torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), rate
 
 
 def main():

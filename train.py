@@ -2,14 +2,18 @@
 
     python train.py                          15 minutes on a laptop, on built-in notes
     python train.py --preset paper --data nsynth        the paper's run
-    python train.py --model wavenet          one of the paper's baselines instead
     python train.py --resume runs/0001       goes on exactly where a run stopped
 
-The file reads top to bottom: settings, data, state, one step, the loop, the command line.
-Every schedule counts training examples, never a clock or steps.
+To be read from the top to the ruled line: settings, one step (the algorithm), the run.  Every
+schedule counts training examples, never a clock or steps.
 """
 
 import os
+import signal
+import sys
+
+if __name__ == "__main__":                # Ctrl-C while the packages load: no traceback
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 # Both are read when torch is imported, and ignored where they mean nothing.
 # Large tensors in huge pages: else a full-size step spends a quarter of its time in page faults.
@@ -21,15 +25,17 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import argparse
 import contextlib
 import copy
+import itertools
 import json
 import math
-import signal
-import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 
 import gansynth
@@ -38,30 +44,11 @@ import spectral
 
 
 # ---------------------------------------------------------------------------------------------
-# Settings
+# Settings: a field, its default and its help; each is a flag of the command line
 
 
-GANSYNTH, WAVEGAN, WAVENET = ("gansynth",), ("wavegan",), ("wavenet",)
-MODELS = GANSYNTH + WAVEGAN + WAVENET
-
-
-def setting(default, help, choices=None, of=MODELS):
-    """A field of Config; `of` are the models that it matters to."""
-    return field(default=default, metadata={"help": help, "choices": choices, "of": of})
-
-
-class ConfigError(ValueError):
-    """A setting that cannot work; the message says which values could."""
-
-
-RANGES = {                                # of numbers; where not said, 0 or more
-    **dict.fromkeys(("length", "sample_rate", "resolutions", "latent", "channel_base",
-                     "channel_max", "channels", "critic_steps", "stacks", "crop", "images",
-                     "batch", "tick_images", "snapshot_images", "checkpoint_images"),
-                    (1, math.inf)),
-    "lr": (1e-8, 1), "lr_decay": (0, 1), "ema": (0, 1), "seed": (0, 2 ** 62),
-    "pitch_low": (0, 127), "pitch_high": (0, 127), "layers": (1, 16),
-}
+def setting(default, help, choices=None):
+    return field(default=default, metadata={"help": help, "choices": choices})
 
 
 @dataclass
@@ -69,14 +56,9 @@ class Config:
     """All settings of a run.  The defaults are the paper's best model, IF-Mel + H, progressive."""
 
     # what is learnt
-    model: str = setting("gansynth", "gansynth, or a baseline of the paper", MODELS)
-    rep: str = setting("if-mel", "representation",
-                       [*spectral.REPRESENTATIONS, spectral.WAVEFORM], GANSYNTH)
-    hires: bool = setting(True, "high frequency resolution, the paper's + H", of=GANSYNTH)
-    progressive: bool = setting(True, "grow the networks; otherwise all blocks from the start",
-                                of=GANSYNTH)
-    output: str = setting("mulaw8", "a sample is one of 256 codes, or a mixture over 16 bits",
-                          ["mulaw8", "mol16"], WAVENET)
+    rep: str = setting("if-mel", "representation", spectral.FORMS)
+    hires: bool = setting(True, "high frequency resolution, the paper's + H")
+    progressive: bool = setting(True, "grow the networks; otherwise all blocks from the start")
     # data
     data: str = setting("orchestra", "built-in notes, or a folder or file of notes (nsynth.py)")
     length: int = setting(64000, "samples a note")
@@ -86,32 +68,25 @@ class Config:
     sources: str = setting("acoustic", "sources to keep, with commas; all keeps every one")
     split: str = setting("random", "random 80/20; folders, as the data is; or a CSV list of ids")
     skip_damaged: bool = setting(False, "leave out notes that cannot be read, and count them")
+    pack: str = setting("", "folder to pack the notes into (default: packed, inside the data)")
     # networks
-    resolutions: int = setting(7, "blocks, each twice the size of the one before", of=GANSYNTH)
-    latent: int = setting(256, "dimensions of z", of=GANSYNTH + WAVEGAN)
-    channel_base: int = setting(4096, "channels of block b: min(base / 2^b, max)", of=GANSYNTH)
-    channel_max: int = setting(256, "most channels of any block", of=GANSYNTH)
-    channels: int = setting(64, "beside the wave (WaveGAN), or of every layer (WaveNet)",
-                            of=WAVEGAN + WAVENET)
-    stacks: int = setting(3, "stacks of dilated layers", of=WAVENET)
-    layers: int = setting(10, "layers a stack, with dilations 1, 2, 4, ...", of=WAVENET)
+    resolutions: int = setting(7, "blocks, each twice the size of the one before")
+    latent: int = setting(256, "dimensions of z")
+    channel_base: int = setting(4096, "channels of block b: min(base / 2^b, max)")
+    channel_max: int = setting(256, "most channels of any block")
     # schedule, in examples
     images: int = setting(11_000_000, "examples to train on")
-    stable_images: int = setting(800_000, "examples between two fades", of=GANSYNTH)
-    fade_images: int = setting(800_000, "examples over which a block fades in", of=GANSYNTH)
+    stable_images: int = setting(800_000, "examples between two fades")
+    fade_images: int = setting(800_000, "examples over which a block fades in")
     batch: int = setting(8, "examples a step")
-    critic_steps: int = setting(5, "steps of D for one of G", of=WAVEGAN)
-    crop: int = setting(12288, "samples of a note in an example; the first half of them is past "
-                        "that the others are foretold from", of=WAVENET)
     # losses and optimiser
     lr: float = setting(8e-4, "Adam's learning rate, G and D")
     lr_decay: float = setting(1.0, "share of lr left at the end; it falls once all blocks are in")
-    penalty: float = setting(10.0, "weight of the gradient penalty", of=GANSYNTH + WAVEGAN)
+    penalty: float = setting(10.0, "weight of the gradient penalty")
     penalty_units: str = setting("raw", "raw: as released; scaled: at the stage's own size",
-                                 ["raw", "scaled"], GANSYNTH)
-    drift: float = setting(0.001, "weight of the drift term", of=GANSYNTH)
-    pitch_weight: float = setting(10.0, "weight of the pitch classifier's loss",
-                                  of=GANSYNTH + WAVEGAN)
+                                 ["raw", "scaled"])
+    drift: float = setting(0.001, "weight of the drift term")
+    pitch_weight: float = setting(10.0, "weight of the pitch classifier's loss")
     ema: float = setting(0.999, "decay per step of the averaged generator")
     seed: int = setting(0, "of weights, order, latents and everything else random")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
@@ -121,112 +96,223 @@ class Config:
     snapshot_images: int = setting(50_000, "examples between two pictures and WAVs")
     checkpoint_images: int = setting(50_000, "examples between two checkpoints")
 
+    model = "gansynth"                    # no setting but a name, in checkpoints
+
     def __post_init__(self):
-        for f in fields(self):
-            value, choices = getattr(self, f.name), f.metadata["choices"]
-            low, high = RANGES.get(f.name, (0, math.inf))
-            if choices and value not in choices:
-                raise ConfigError(f"{f.name} is {value!r}: choose one of {', '.join(choices)}")
-            if f.type in (int, float) and not (math.isfinite(value) and low <= value <= high):
-                raise ConfigError(f"{f.name} is {value}: expected a number of at least {low:g}"
-                                  + (f" and at most {high:g}" if high < math.inf else ""))
-        if self.pitch_low > self.pitch_high:
-            raise ConfigError(f"pitches from {self.pitch_low} to {self.pitch_high}: the lowest "
-                              "must not be above the highest")
+        check_settings(self)
 
     @property
-    def pitch_range(self):
-        return self.pitch_low, self.pitch_high
-
-    @property
-    def source_names(self):
-        names = [name.strip() for name in self.sources.split(",") if name.strip()]
-        return () if names in ([], ["all"]) else tuple(names)
-
-    @property
-    def name(self):
-        """What a run's folder is called after."""
-        if self.model != "gansynth":
-            return self.model + "-mol16" * (self.output == "mol16")
-        return self.rep + "-hires" * (self.hires and self.rep != spectral.WAVEFORM)
-
-    @property
-    def grown(self):
-        """Examples after which no block is still to come."""
-        fades = (self.resolutions - 1) * self.progressive * (self.model == "gansynth")
-        return fades * (self.stable_images + self.fade_images)
+    def pitches(self):
+        return self.pitch_high - self.pitch_low + 1
 
     def spectrum(self):
-        if self.model != "gansynth":      # the wave itself, padded to what the network makes
-            layers = max(1, math.ceil(math.log2(self.length / 16) / 2))
-            frames = 16 * 4 ** layers if self.model == "wavegan" else self.length
-            return spectral.Spectrum(spectral.WAVEFORM, frames, 1, self.length, self.sample_rate)
-        return spectral.Spectrum.derive(self.rep, self.hires, self.length, self.sample_rate,
-                                        self.resolutions)
+        return spectral.derive(self.rep, self.hires, self.length, self.sample_rate,
+                               self.resolutions)
 
     def architecture(self):
-        spectrum, pitches = self.spectrum(), self.pitch_high - self.pitch_low + 1
-        if self.model == "wavegan":
-            return gansynth.WaveGANArchitecture(spectrum.frames, self.latent, pitches,
-                                                self.channels)
-        if self.model == "wavenet":       # the orchestra holds a key for a share of any length
-            hold = 0.75 if self.data == "orchestra" else min(1, 3 * self.sample_rate / self.length)
-            return gansynth.WaveNetArchitecture(
-                self.length, self.sample_rate, pitches, self.stacks, self.layers, self.channels,
-                skip=self.channels, conditioning_channels=self.channels, output=self.output,
-                hold=hold)
-        waveform = gansynth.WAVEFORM if self.rep == spectral.WAVEFORM else {}
-        return gansynth.Architecture(spectrum.frames, spectrum.bins, self.resolutions, self.latent,
-                                     pitches, self.channel_base, self.channel_max, **waveform)
+        spectrum = self.spectrum()
+        return gansynth.Architecture.of_pictures(
+            spectrum.frames, spectrum.bins, resolutions=self.resolutions, latent=self.latent,
+            pitches=self.pitches, channel_base=self.channel_base, channel_max=self.channel_max)
 
-    def loss_weights(self):
-        return gansynth.LossWeights(self.penalty, self.drift, self.pitch_weight,
-                                    self.penalty_units)
+    def where(self, images):
+        """(progress, stage, blocks) after so many examples: see gansynth.progress_at."""
+        schedule = (self.stable_images, self.fade_images) if self.progressive else (0, 0)
+        return gansynth.progress_at(images, self.resolutions, *schedule)
 
+    def learning_rate(self, images):
+        """`lr` while the networks grow, then in a straight line to its `lr_decay`-th part.
 
-PRESETS = {
-    "paper": {},
-    "workshop": dict(
-        length=4096, sample_rate=8000, pitch_low=60, pitch_high=71, resolutions=3, latent=8,
-        channel_base=128, channel_max=32, images=16_000, stable_images=1_200, fade_images=2_000,
-        batch=4, lr=3e-3, lr_decay=0.03, ema=0.998, penalty_units="scaled", tick_images=500,
-        snapshot_images=2_000, checkpoint_images=2_000),
-}
-
-
-# What the baselines change in a preset.  paper's WaveGAN: as its authors trained it (Adam at 1e-4,
-# batch 64, 200,000 steps of G: 64M examples, no average of G).  paper's WaveNet: 150,000 steps of
-# 32, as GANSynth's paper says; the learning rate, its fall, the average and the crop, two receptive
-# fields, are ours.
-BASELINES = {
-    "wavegan": {
-        "paper": dict(latent=100, channels=64, batch=64, lr=1e-4, ema=0.0, images=64_000_000,
-                      tick_images=64_000, snapshot_images=640_000, checkpoint_images=320_000),
-        "workshop": dict(latent=8, channels=16, batch=16, critic_steps=3, lr=3e-4, lr_decay=0.1,
-                         ema=0.998, images=256_000, tick_images=8_000, snapshot_images=32_000,
-                         checkpoint_images=32_000),
-    },
-    "wavenet": {
-        "paper": dict(channels=512, batch=32, lr=2e-4, lr_decay=0.1, ema=0.9999, images=4_800_000,
-                      tick_images=32_000, snapshot_images=480_000, checkpoint_images=96_000),
-        # Short: two periods of a note are all it sees.  With a longer past (2^8, 1,025 samples) it
-        # learns to go on with what it hears, the pitch asked for or not, and by heart.
-        "workshop": dict(channels=64, stacks=1, layers=5, crop=1024, batch=8, lr=2e-3,
-                         lr_decay=0.05, ema=0.998, images=72_000, tick_images=2_000,
-                         snapshot_images=8_000, checkpoint_images=8_000),
-    },
-}
-
-
-def preset_settings(preset, model):
-    """A preset's settings for one of the models."""
-    if model == "gansynth":
-        return PRESETS[preset]
-    return {**PRESETS[preset], "model": model, **BASELINES[model][preset]}
+        The paper's is constant.  A short run takes long steps, and short ones to settle in the end.
+        """
+        grown = (self.resolutions - 1) * self.progressive * (self.stable_images + self.fade_images)
+        share = min(max(images - grown, 0) / max(self.images - grown, 1), 1)
+        return self.lr * (1 - share * (1 - self.lr_decay))
 
 
 # ---------------------------------------------------------------------------------------------
-# Data
+# One step
+
+
+class Draws(NamedTuple):
+    """All that is random in one step: for G's part, then afresh for D's."""
+
+    z_G: torch.Tensor                     # (N, latent) standard normal
+    pitch_G: torch.Tensor                 # (N,) labels, as often as real notes have them
+    z_D: torch.Tensor
+    pitch_D: torch.Tensor
+    mix: torch.Tensor                     # (N, 1, 1, 1) uniform, of the gradient penalty
+
+
+def draw(cfg, counts, images, device="cpu"):
+    """The draws of the step that comes after so many examples.
+
+    Made on the CPU from (seed, examples) alone, so that every device draws the same numbers, and a
+    resumed run those that it would have drawn.
+    """
+    random = random_at(cfg.seed, images)
+
+    def fakes():
+        z = torch.randn(cfg.batch, cfg.latent, generator=random)
+        return z.to(device), nsynth.draw_pitches(counts, cfg.batch, generator=random).to(device)
+
+    return Draws(*fakes(), *fakes(),
+                 torch.rand(cfg.batch, 1, 1, 1, generator=random).to(device))
+
+
+def random_at(*numbers):
+    """A generator of random numbers, seeded by whole ones."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
+class Nets:
+    """What a step changes: the networks, the average of G that is heard, and their optimisers."""
+
+    def __init__(self, arch, device="cpu"):
+        self.G = gansynth.Generator(arch).to(device)
+        self.D = gansynth.Discriminator(arch).to(device)
+        self.G_ema = copy.deepcopy(self.G).requires_grad_(False)
+
+    def start_stage(self, blocks):
+        """Fresh optimisers: Adam's moments start anew at every stage boundary, as released."""
+        self.adam_G = gansynth.make_adam(self.G.built_parameters(blocks))
+        self.adam_D = gansynth.make_adam(self.D.built_parameters(blocks))
+
+
+def train_step(nets, draws, x_real, pitch_real, progress, weights=gansynth.LossWeights(), lr=8e-4,
+               ema=0.999, lap=lambda part: None):
+    """The algorithm: G once, then D once with fresh latents and the just-updated G (code's order;
+    Progressive GAN has D first).
+
+    nets: Nets with a stage begun; draws: Draws; x_real (N, 2, t, f): pictures of the stage's size
+    or larger; pitch_real (N,): labels.  -> named loss terms, before their weights.
+    `lap(part)` is called after each part, for the benchmark.
+    """
+    G, D, active = nets.G, nets.D, gansynth.active_blocks(progress)
+
+    D.requires_grad_(False)               # spares G's step the gradients of D's weights
+    loss, terms = gansynth.generator_loss(G, D, draws.z_G, draws.pitch_G, progress, weights)
+    loss.backward()
+    gansynth.adam_step(nets.adam_G, lr)
+    gansynth.ema_update(nets.G_ema.built_parameters(active), G.built_parameters(active), ema)
+    D.requires_grad_(True)
+    del loss                              # and with it the graph, before D's are made
+    lap("G")
+
+    with torch.no_grad():
+        x_fake = G(draws.z_D, draws.pitch_D, progress)
+        x_real = gansynth.blend(x_real, progress, G.arch)
+    for loss, part in gansynth.discriminator_losses(D, x_real, pitch_real, x_fake, draws.mix,
+                                                    progress, weights):
+        loss.backward()
+        terms |= part
+        del loss
+        lap("penalty" if "D_penalty" in part else "D")
+    gansynth.adam_step(nets.adam_D, lr)
+    lap("D")
+    return {name: term.detach() for name, term in terms.items()}
+
+
+# ---------------------------------------------------------------------------------------------
+# The run
+
+
+class State:
+    """A run in progress: its networks, its notes, and how many examples they have seen."""
+
+    def __init__(self, cfg, notes, device="cpu"):
+        torch.manual_seed(cfg.seed)
+        self.cfg, self.notes, self.device, self.images, self.stage = cfg, notes, device, 0, None
+        self.counts = nsynth.pitch_counts(notes, (cfg.pitch_low, cfg.pitch_high))
+        self.labels = torch.from_numpy(notes.pitch) - cfg.pitch_low
+        self.nets = self.build()
+        self.start_stage()
+
+    def build(self):
+        arch = self.cfg.architecture()
+        self.pictures = Pictures(self.notes, self.cfg.spectrum(), arch, self.device)
+        return Nets(arch, self.device)
+
+    def start_stage(self):
+        """Fresh optimisers where a new stage begins."""
+        _, stage, blocks = self.cfg.where(self.images)
+        if stage != self.stage:
+            self.stage = stage
+            self.nets.start_stage(blocks)
+
+    def batch(self):
+        """The notes whose turn it is: indices, and labels (N,) on the device."""
+        indices = nsynth.epoch_order(self.images, self.cfg.batch, len(self.notes), self.cfg.seed)
+        return indices, self.labels[indices].to(self.device)
+
+    def step(self, lap=lambda part: None):
+        """Train on the notes whose turn it is; -> named loss terms."""
+        cfg, progress = self.cfg, self.cfg.where(self.images)[0]
+        self.start_stage()
+        indices, pitch_real = self.batch()
+        x_real = self.pictures(indices, gansynth.active_blocks(progress))
+        lap("data")
+        weights = gansynth.LossWeights(cfg.penalty, cfg.drift, cfg.pitch_weight, cfg.penalty_units)
+        terms = train_step(self.nets, draw(cfg, self.counts, self.images, self.device), x_real,
+                           pitch_real, progress, weights, cfg.learning_rate(self.images), cfg.ema,
+                           lap)
+        self.images += cfg.batch
+        return terms
+
+
+def train(cfg, resume=None):
+    """Train as `cfg` says, or go on from the checkpoint file `resume`; returns the run's folder."""
+    device = pick_device(cfg.device)
+    contents = load_to_resume(cfg, resume) if resume else None
+    with contextlib.nullcontext(resume.parent) if resume else claim_run(cfg) as run:
+        notes, held_out = load_notes(cfg)
+        print(nsynth.describe(notes, held_out))
+        state = new_state(cfg, notes, device)
+        if resume:
+            restore(state, contents)
+            set_aside_newer(run, resume)
+            trim_log(run, state.images)
+    print(f"run {run}: {run_name(cfg)}, {cfg.images:,} examples of {cfg.length:,} samples, on "
+          f"{device}", flush=True)
+
+    monitor = Monitor(state, run)
+    with Interrupt() as interrupt:
+        while state.images < cfg.images:
+            monitor.add(state.step())
+            stop, done = interrupt.signal, state.images >= cfg.images
+            tick, listen, keep = (state.images % every < cfg.batch for every in (
+                cfg.tick_images, cfg.snapshot_images, cfg.checkpoint_images))
+            if tick or keep or stop or done:
+                monitor.tick()            # also checks the losses
+            if keep or stop or done:
+                checkpoint = save(state, run)
+            if listen or done:
+                heard = snapshot(state, run)
+            if stop and not done:
+                print(f"stopped after {state.images:,} examples, saved {checkpoint}; "
+                      f"go on with: python train.py --resume {run}")
+                raise SystemExit(128 + stop)
+    print(f"done: {checkpoint}\nlook at {heard}.png, listen to {heard}.wav\n"
+          f"more notes: python sample.py {run}")
+    return run
+
+
+# =============================================================================================
+# Here the path through the paper ends.  Behind this line: notes and their pictures, reports, runs
+# and their checkpoints, the baselines, the benchmark, and the command line with its presets.
+# =============================================================================================
+
+
+# ---------------------------------------------------------------------------------------------
+# Notes and their pictures
+
+
+def load_notes(cfg):
+    """The notes that a run's settings ask for: (training notes, held-out ones)."""
+    names = [name.strip() for name in cfg.sources.split(",") if name.strip() != "all"]
+    notes = nsynth.load(cfg.data, cfg.length, cfg.sample_rate, (cfg.pitch_low, cfg.pitch_high),
+                        tuple(filter(None, names)), skip_damaged=cfg.skip_damaged)
+    return nsynth.split(notes, cfg.seed, by=cfg.split)
 
 
 class Pictures:
@@ -263,282 +349,6 @@ class Pictures:
 
 
 # ---------------------------------------------------------------------------------------------
-# State: everything that a checkpoint holds
-
-
-def where(cfg, images):
-    """Progress, stage and built blocks of a run after so many examples."""
-    progress, stage = float(cfg.resolutions - 1), 2 * (cfg.resolutions - 1)
-    if cfg.progressive:
-        progress, stage = gansynth.progress_at(images, cfg.resolutions, cfg.stable_images,
-                                               cfg.fade_images)
-    return progress, stage, built_blocks(stage)
-
-
-def built_blocks(stage):
-    """Blocks of a stage: 0 -> 1, 1 -> 2 (fading in), 2 -> 2, 3 -> 3, ..."""
-    return (stage + 1) // 2 + 1
-
-
-class State:
-    """Networks, optimisers, counters and random state of a run of GANSynth; see Baseline for the
-    other models."""
-
-    TRAINED = ("G", "D")                  # networks; G_ema, which is heard, follows G
-
-    def __init__(self, cfg, counts, device):
-        torch.manual_seed(cfg.seed)
-        self.cfg, self.counts, self.device = cfg, counts, device
-        for name, net in self.networks(cfg.architecture()).items():
-            setattr(self, name, net.to(device))
-        self.G_ema = copy.deepcopy(self.G).requires_grad_(False)
-        # All that is random while training comes from this generator, on the CPU, so that a run
-        # draws the same numbers on every device; reports have one of their own.
-        self.random = torch.Generator().manual_seed(cfg.seed)
-        self.images = 0
-        self.start_stage(self.where()[1])
-
-    def networks(self, arch):
-        return {"G": gansynth.Generator(arch), "D": gansynth.Discriminator(arch)}
-
-    def examples(self, notes):
-        """A function of note indices: the notes as training takes them at this moment."""
-        pictures = Pictures(notes, self.cfg.spectrum(), self.G.arch, self.device)
-        return lambda indices: pictures(indices, gansynth.active_blocks(self.where()[0]))
-
-    def step(self, x_real, pitch_real):
-        return train_step(self, x_real, pitch_real)
-
-    def where(self):
-        return where(self.cfg, self.images)
-
-    def work(self, blocks):
-        """Relative cost of one example at so many blocks; the constant stands for fixed costs."""
-        return self.G.arch.multiply_adds(blocks) + 4e6
-
-    def stage_text(self):
-        progress, stage, _ = self.where()
-        kind = f"fade {progress % 1:.2f}" if stage % 2 else "stable"
-        return f"stage {stage + 1}/{2 * self.cfg.resolutions - 1} {kind:9}"
-
-    def start_stage(self, stage):
-        """Fresh optimisers: Adam's moments start anew at every stage boundary, as released."""
-        blocks = built_blocks(stage)
-        self.stage, self.stage_steps = stage, 0
-        self.adam_G = gansynth.make_adam(self.G.built_parameters(blocks), self.cfg.lr)
-        self.adam_D = gansynth.make_adam(self.D.built_parameters(blocks), self.cfg.lr)
-
-    def parts(self):
-        """Networks and optimisers by name."""
-        names = *self.TRAINED, "G_ema", *(f"adam_{name}" for name in self.TRAINED)
-        return {name: getattr(self, name) for name in names}
-
-    def contents(self):
-        # Settings first: sample.py needs the checkpoint and nothing else.
-        return {"config": asdict(self.cfg), "model": self.cfg.model,
-                "architecture": asdict(self.G.arch),
-                "spectrum": asdict(self.cfg.spectrum()), "pitch_low": self.cfg.pitch_low,
-                "progress": self.where()[0], "counts": self.counts, "images": self.images,
-                "stage": self.stage, "stage_steps": self.stage_steps,
-                "random": self.random.get_state(),
-                **{name: part.state_dict() for name, part in self.parts().items()}}
-
-    def restore(self, contents):
-        """Go on from what `contents` returned.  CheckpointError for what does not fit together."""
-        if not torch.equal(self.counts, contents["counts"].cpu()):
-            raise gansynth.CheckpointError(
-                f"the notes of {self.cfg.data} have changed since the checkpoint was saved "
-                f"({self.counts.sum():,} to train on, not {contents['counts'].sum():,}): bring "
-                "back those it was trained on, or start a new run")
-        lacks = [name for name in self.parts() if not isinstance(contents.get(name), dict)]
-        if lacks:
-            raise gansynth.CheckpointError(f"the checkpoint lacks {', '.join(lacks)}: resume from "
-                                           "an earlier one of the same run")
-        try:
-            self.images = contents["images"]
-            self.start_stage(contents["stage"])
-            self.stage_steps = contents["stage_steps"]
-            self.random.set_state(contents["random"].cpu())
-            for name, part in self.parts().items():
-                part.load_state_dict(contents[name])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            reason = str(error).split("\n")[0][:100]
-            raise gansynth.CheckpointError(
-                f"the checkpoint's parts do not fit together ({reason}): resume from an earlier "
-                "one of the same run") from None
-
-
-# ---------------------------------------------------------------------------------------------
-# One step
-
-
-def draw_fakes(state):
-    """Latents (N, latent) and pitch labels (N,), drawn from the real notes' counts."""
-    cfg = state.cfg
-    z = torch.randn(cfg.batch, cfg.latent, generator=state.random)
-    pitch = nsynth.draw_pitches(state.counts, cfg.batch, generator=state.random)
-    return z.to(state.device), pitch.to(state.device)
-
-
-def learning_rate(cfg, images):
-    """`lr` while the networks grow, then in a straight line to its `lr_decay`-th part.
-
-    The paper's is constant.  A short run takes long steps, and short ones to settle in the end.
-    """
-    share = min(max(images - cfg.grown, 0) / max(cfg.images - cfg.grown, 1), 1)
-    return cfg.lr * (1 - share * (1 - cfg.lr_decay))
-
-
-def train_step(state, x_real, pitch_real, lap=lambda part: None):
-    """G once, then D once with fresh latents and the just-updated G (code's order).
-
-    x_real (N, 2, t, f) pictures of the stage's size or larger, pitch_real (N,) labels -> named
-    loss terms.
-    `lap(part)` is called after each part, for the benchmark.
-    """
-    cfg, weights = state.cfg, state.cfg.loss_weights()
-    progress, stage, blocks = state.where()
-    if stage != state.stage:
-        state.start_stage(stage)
-    state.stage_steps += 1
-    for adam in (state.adam_G, state.adam_D):
-        adam.param_groups[0]["lr"] = learning_rate(cfg, state.images)
-
-    z, pitch = draw_fakes(state)
-    state.D.requires_grad_(False)         # spares G's step the gradients of D's weights
-    loss, terms = gansynth.generator_loss(state.G, state.D, z, pitch, progress, weights)
-    loss.backward()
-    gansynth.adam_step(state.adam_G, state.stage_steps)
-    gansynth.ema_update(state.G_ema, state.G, cfg.ema, blocks)
-    state.D.requires_grad_(True)
-    del loss
-    lap("G")
-
-    z, pitch = draw_fakes(state)
-    mix = torch.rand(cfg.batch, 1, 1, 1, generator=state.random).to(state.device)
-    with torch.no_grad():
-        x_fake = state.G(z, pitch, progress)
-        active, arch = gansynth.active_blocks(progress), state.G.arch
-        x_real = gansynth.downsample_to(x_real, arch.size(active))
-        x_real = gansynth.blend(x_real, progress, active, arch.growth)
-    for loss, part in gansynth.discriminator_losses(state.D, x_real, pitch_real, x_fake, mix,
-                                                    progress, weights):
-        loss.backward()
-        terms |= part
-        lap("penalty" if "D_penalty" in part else "D")
-        del loss
-    gansynth.adam_step(state.adam_D, state.stage_steps)
-    state.images += cfg.batch
-    lap("D")
-    return {name: term.detach() for name, term in terms.items()}
-
-
-# ---------------------------------------------------------------------------------------------
-# The baselines: the same run with other networks and another step
-
-
-class Baseline(State):
-    """What a baseline's state has in common: one stage that never ends, as nothing grows."""
-
-    BETAS = (0.9, 0.999)
-
-    def start_stage(self, stage):
-        self.stage, self.stage_steps = stage, 0
-        for name in self.TRAINED:
-            adam = gansynth.make_adam(getattr(self, name).parameters(), self.cfg.lr, self.BETAS)
-            setattr(self, f"adam_{name}", adam)
-
-    def where(self):
-        return 0.0, 0, 1
-
-    def work(self, blocks):
-        return 1
-
-    def stage_text(self):
-        return self.cfg.model
-
-    def update(self, name, loss, step):
-        """The `step`-th step (1, 2, ...) of one network."""
-        adam = getattr(self, f"adam_{name}")
-        adam.param_groups[0]["lr"] = learning_rate(self.cfg, self.images)
-        loss.backward()
-        gansynth.adam_step(adam, step)
-        if name == "G":
-            with torch.no_grad():
-                for average, p in zip(self.G_ema.parameters(), self.G.parameters()):
-                    average.lerp_(p, 1 - self.cfg.ema)
-
-
-class WaveGANState(Baseline):
-    """A run of WaveGAN: several steps of D for one of G, on whole waves."""
-
-    BETAS = (0.5, 0.9)
-
-    def networks(self, arch):
-        return {"G": gansynth.WaveGANGenerator(arch), "D": gansynth.WaveGANDiscriminator(arch)}
-
-    def examples(self, notes):
-        spectrum = self.cfg.spectrum()
-        return lambda indices: spectrum.encode(notes.waves(indices).to(self.device))[:, 0, :, 0]
-
-    def step(self, x_real, pitch_real):
-        """One step of D on waves (N, L) with labels (N,); every `critic_steps`-th time, the first
-        among them, one of G before it.  -> named loss terms, G's only where it stepped."""
-        cfg, arch, weights, terms = self.cfg, self.G.arch, self.cfg.loss_weights(), {}
-
-        def shift():
-            return gansynth.draw_phase_shuffle(arch, cfg.batch, self.random)
-
-        if self.stage_steps % cfg.critic_steps == 0:
-            self.D.requires_grad_(False)
-            loss, terms = gansynth.wavegan_generator_loss(self.G, self.D, *draw_fakes(self),
-                                                          shift(), weights)
-            self.update("G", loss, self.stage_steps // cfg.critic_steps + 1)
-            self.D.requires_grad_(True)
-        self.stage_steps += 1
-        with torch.no_grad():
-            x_fake = self.G(*draw_fakes(self))
-        mix = torch.rand(cfg.batch, 1, generator=self.random).to(self.device)
-        loss, part = gansynth.wavegan_discriminator_loss(
-            self.D, x_real, pitch_real, x_fake, mix, [shift() for _ in range(3)], weights)
-        self.update("D", loss, self.stage_steps)
-        self.images += cfg.batch
-        return {name: term.detach() for name, term in (terms | part).items()}
-
-
-class WaveNetState(Baseline):
-    """A run of WaveNet: the likelihood of crops of waves."""
-
-    TRAINED = ("G",)                      # by the name of what is heard in the other models
-
-    def networks(self, arch):
-        return {"G": gansynth.WaveNet(arch)}
-
-    def examples(self, notes):
-        return lambda indices: notes.waves(indices).to(self.device)
-
-    def step(self, x, pitch):
-        """One step on crops of notes (N, L) with labels (N,), all from one random place.
-
-        Places half a crop beyond either end are moved to it: else the beginning, from which every
-        sampled note sets out, would hardly ever be learnt.
-        """
-        cfg = self.cfg
-        crop = min(cfg.crop, cfg.length)
-        last, half = cfg.length - crop, crop // 2
-        offset = torch.randint(-half, last + half + 1, (), generator=self.random)
-        offset = int(offset.clamp(0, last))
-        loss, terms = gansynth.wavenet_loss(self.G, x[:, offset:offset + crop], pitch, offset)
-        self.stage_steps += 1
-        self.update("G", loss, self.stage_steps)
-        self.images += cfg.batch
-        return {name: term.detach() for name, term in terms.items()}
-
-
-STATES = dict(zip(MODELS, (State, WaveGANState, WaveNetState)))
-
-
-# ---------------------------------------------------------------------------------------------
 # Reports: a line and a JSON line per tick, a picture and a WAV of the same latents now and then
 
 
@@ -561,34 +371,27 @@ class Monitor:
         self.steps.append(terms)          # tensors: nothing waits for the GPU here
 
     def means(self):
-        """Means of the terms since the last tick, over the steps that have them; a term that is
-        not finite stops the run."""
-        names = list(dict.fromkeys(n for s in self.steps for n in s))
-        zero = torch.zeros((), device=self.state.device)
-        counts = torch.tensor([sum(n in s for s in self.steps) for n in names])
-        values = torch.stack([torch.stack([s.get(n, zero).float() for n in names])
-                              for s in self.steps])
+        """Means of the terms since the last tick; one that is not finite stops the run."""
+        names = list(self.steps[0])
+        values = torch.stack([torch.stack([terms[name] for name in names])
+                              for terms in self.steps]).float().cpu()           # (steps, terms)
         bad = ~(values.abs() < EXPLODED)                            # true for NaN as well
         if bad.any():
-            row, column = bad.nonzero()[0].tolist()
-            step = self.state.images // self.state.cfg.batch - len(self.steps) + row + 1
-            good = gansynth.newest_checkpoint(self.run)
-            raise TrainingError(
-                f"step {step}: the loss term {names[column]} is {values[row, column]:g}; "
-                + (f"the last good checkpoint is {good}; " if good else "no checkpoint was saved; ")
-                + "start a new run with a lower --lr")
-        return dict(zip(names, (values.sum(dim=0).cpu() / counts).tolist()))
+            i, k = bad.nonzero()[0].tolist()
+            step = self.state.images // self.state.cfg.batch - len(self.steps) + i + 1
+            raise TrainingError(f"step {step}: the loss term {names[k]} is {values[i, k]:g}; "
+                                f"{last_good(self.run)}; start a new run with a lower --lr")
+        return dict(zip(names, values.mean(dim=0).tolist()))
 
     def tick(self):
         """One line for people, one JSON line for programs."""
         state, cfg, now = self.state, self.state.cfg, time.time()
-        means = self.means()
-        progress, stage, blocks = state.where()
+        means, (progress, stage, _) = self.means(), cfg.where(state.images)
         rate = (state.images - self.images) / max(now - self.last, 1e-9)
-        left = work_left(state) / (state.work(blocks) * rate)
-        print(f"{state.stage_text()} {state.images:>10,}/{cfg.images:,} "
+        left = clock(work_left(cfg, state.images) / (work(cfg, state.images) * rate))
+        print(f"{stage_text(cfg, state.images)} {state.images:>10,}/{cfg.images:,} "
               + " ".join(f"{name} {value:.3g}" for name, value in means.items())
-              + f"  {rate:.1f} ex/s, {clock(left)} left", flush=True)
+              + f"  {rate:.1f} ex/s, {left} left", flush=True)
         record = {"images": state.images, "stage": stage, "progress": progress,
                   "seconds": round(now - self.began, 1), "examples_per_s": round(rate, 2), **means}
         try:
@@ -600,14 +403,38 @@ class Monitor:
         self.steps, self.last, self.images = [], now, state.images
 
 
-def work_left(state):
-    """Cost of the examples still to come, stage by stage."""
-    cfg, images, total = state.cfg, state.images, 0
-    piece = max(cfg.batch, (cfg.images - images) // 200)
-    for at in range(images, cfg.images, piece):
-        blocks = where(cfg, at)[2]
-        total += state.work(blocks) * min(piece, cfg.images - at)
+def last_good(run):
+    """What to go back to, in words."""
+    path = gansynth.newest_checkpoint(run)
+    return f"the last good checkpoint is {path}" if path else "no checkpoint was saved"
+
+
+def multiply_adds(arch, blocks):
+    """Multiplications of one pass through G's convolutions at so many blocks; D's are as many.
+
+    Counted as in the paper's network, whatever is folded or skipped: 14.06 G at full size.
+    """
+    taps = math.prod(arch.kernel)
+    total = arch.channels(1) * math.prod(arch.size(1)) * (
+        arch.latent + arch.pitches + taps * arch.channels(1))
+    for b in range(2, blocks + 1):
+        total += taps * arch.channels(b) * math.prod(arch.size(b)) * (
+            arch.channels(b - 1) + arch.channels(b))
     return total
+
+
+def work(cfg, images):
+    """Relative cost of the example after so many; the constant stands for fixed costs."""
+    if cfg.model != "gansynth":
+        return 1
+    return multiply_adds(cfg.architecture(), cfg.where(images)[2]) + 4e6
+
+
+def work_left(cfg, images):
+    """Cost of the examples still to come, stage by stage."""
+    piece = max(cfg.batch, (cfg.images - images) // 200)
+    return sum(work(cfg, at) * min(piece, cfg.images - at)
+               for at in range(images, cfg.images, piece))
 
 
 def clock(seconds):
@@ -616,16 +443,21 @@ def clock(seconds):
     return f"{minutes // 60}h{minutes % 60:02}m" if minutes >= 60 else f"{minutes}m{seconds:02}s"
 
 
-def snapshot(state, run, notes=16):
-    """A picture and a WAV of the same latents and pitches each time, to watch the model grow.
+def stage_text(cfg, images):
+    progress, stage, _ = cfg.where(images)
+    if cfg.model != "gansynth":
+        return cfg.model
+    kind = f"fade {progress % 1:.2f}" if stage % 2 else "stable"
+    return f"stage {stage + 1}/{2 * cfg.resolutions - 1} {kind:9}"
 
-    Drawn from a generator of their own, so that looking does not change the run.
-    """
-    cfg = state.cfg
-    random = torch.Generator().manual_seed(cfg.seed + 1)
-    z = torch.randn(notes, state.G.arch.latent, generator=random)
+
+def snapshot(state, run, notes=16):
+    """A picture and a WAV of the same latents and pitches each time, to watch the model grow."""
+    cfg, G = state.cfg, state.nets.G_ema
+    random = random_at(cfg.seed + 1)
+    z = torch.randn(notes, G.arch.latent, generator=random)
     pitch = torch.linspace(0, cfg.pitch_high - cfg.pitch_low, notes).round().long()
-    waves = gansynth.synthesise(state.G_ema, cfg.spectrum(), z, pitch, state.where()[0],
+    waves = gansynth.synthesise(G, cfg.spectrum(), z, pitch, cfg.where(state.images)[0],
                                 generator=random)
     path = run / "snapshots" / f"{state.images:08d}"
     pictures = [spectral.rainbowgram(wave, cfg.sample_rate) for wave in waves]
@@ -641,31 +473,34 @@ def snapshot(state, run, notes=16):
 KEEP = 3                                  # checkpoints kept; older ones are deleted
 
 
+def run_name(cfg):
+    """What a run's folder is called after."""
+    if cfg.model != "gansynth":
+        return cfg.model + "-mol16" * (getattr(cfg, "output", "") == "mol16")
+    return cfg.rep + "-hires" * cfg.hires
+
+
 @contextlib.contextmanager
 def claim_run(cfg):
-    """Make the run's folder: `out`, or the next number under runs/.  Never one that holds anything,
-    and ours from the start: of two runs begun together, one gets the next number.  If what is done
-    `with` it fails, it goes again.
-    """
+    """Make the run's folder: `out`, which must be new or empty, or the next number under runs/.  It
+    is ours from the start, and if what is done `with` it fails, it goes again."""
     taken = [int(p.name[:4]) for p in Path("runs").glob("[0-9][0-9][0-9][0-9]*")]
-    number = max(taken, default=0) + 1
-    run = Path(cfg.out or f"runs/{number:04d}-{cfg.name}")
-    new = not run.exists()
-    try:
-        if not new and (not run.is_dir() or any(run.iterdir())):
-            raise FileExistsError
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "snapshots").mkdir()       # fails where another run was faster
-    except FileExistsError:
-        if cfg.out:
-            raise ConfigError(f"{run} exists already and is not an empty folder: give another "
-                              "--out, or --resume it") from None
-        with claim_run(cfg) as run:
-            yield run
-        return
-    except OSError as error:
-        raise ConfigError(f"{run}: the run's folder cannot be made ({error.strerror}): give "
-                          "another --out") from None
+    for number in itertools.count(max(taken, default=0) + 1):
+        run = Path(cfg.out or f"runs/{number:04d}-{run_name(cfg)}")
+        try:
+            new = not run.exists()
+            run.mkdir(parents=True, exist_ok=bool(cfg.out))
+            if any(run.iterdir()):
+                raise FileExistsError
+            (run / "snapshots").mkdir()   # fails where another run was faster
+            break
+        except FileExistsError:
+            if cfg.out:
+                raise ConfigError(f"{run} exists already and is not an empty folder: give another "
+                                  "--out, or --resume it") from None
+        except OSError as error:
+            raise ConfigError(f"{run}: the run's folder cannot be made ({error.strerror}): give "
+                              "another --out") from None
     try:
         yield run
     except BaseException:
@@ -677,16 +512,51 @@ def claim_run(cfg):
 
 def save(state, run):
     """Write a checkpoint, and delete those older than the last KEEP; -> its path."""
-    path = run / f"checkpoint-{state.images:08d}.pt"
-    for name in (*state.TRAINED, "G_ema"):      # losses tell of the weights before the last step
-        if not all(p.isfinite().all() for p in getattr(state, name).parameters()):
+    cfg, path = state.cfg, run / f"checkpoint-{state.images:08d}.pt"
+    parts = {name: part.state_dict() for name, part in vars(state.nets).items()}
+    for name in ("G", "G_ema", "D"):      # losses tell of the weights before the last step
+        if not all(p.isfinite().all() for p in parts.get(name, {}).values()):
             raise TrainingError(f"after {state.images:,} examples {name} holds NaN or infinity; "
-                                f"the last good checkpoint is {gansynth.newest_checkpoint(run)}; "
-                                "start a new run with a lower --lr")
-    gansynth.save_checkpoint(path, state.contents())
+                                f"{last_good(run)}; start a new run with a lower --lr")
+    # Settings first: sample.py needs the checkpoint and nothing else.
+    gansynth.save_checkpoint(path, {
+        "model": cfg.model, "config": {"model": cfg.model, **asdict(cfg)},
+        "architecture": asdict(state.nets.G.arch), "spectrum": asdict(cfg.spectrum()),
+        "pitch_low": cfg.pitch_low, "progress": cfg.where(state.images)[0],
+        "counts": state.counts, "images": state.images, "stage": state.stage, **parts})
     for old in gansynth.checkpoints(run)[:-KEEP]:
         old.unlink()
     return path
+
+
+def load_to_resume(cfg, path):
+    """A checkpoint's contents; errors for those that cannot be gone on from."""
+    contents = gansynth.load_checkpoint(path, parts=RESUME_PARTS)
+    if contents["images"] >= cfg.images:
+        raise ConfigError(f"{path} has finished its {cfg.images:,} examples: add --images with "
+                          "more of them to go on")
+    return contents
+
+
+def restore(state, contents):
+    """Go on from what `save` wrote.  CheckpointError for what does not fit together."""
+    if not torch.equal(state.counts, contents["counts"]):
+        raise gansynth.CheckpointError(
+            f"the notes of {state.cfg.data} have changed since the checkpoint was saved "
+            f"({state.counts.sum():,} to train on, not {contents['counts'].sum():,}): bring "
+            "back those it was trained on, or start a new run")
+    state.images = contents["images"]
+    state.start_stage()
+    try:
+        for name, part in vars(state.nets).items():
+            # Saved at the end of a stage, the next one's optimisers are fresh in any case.
+            if not name.startswith("adam") or contents["stage"] == state.stage:
+                part.load_state_dict(contents[name])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        reason = str(error).split("\n")[0][:100]
+        raise gansynth.CheckpointError(
+            f"the checkpoint's parts do not fit together ({reason}): resume from an earlier "
+            "one of the same run") from None
 
 
 def set_aside_newer(run, path):
@@ -695,103 +565,6 @@ def set_aside_newer(run, path):
     for newer in found[found.index(path) + 1:] if path in found else []:
         newer.rename(f"{newer}.old")
         print(f"{newer} is set aside as {newer.name}.old")
-
-
-class Interrupt:
-    """Remembers Ctrl-C and SIGTERM until the current step is done; a second one acts at once."""
-
-    def __enter__(self):
-        self.signal = None
-        self.before = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def note(self, number, frame):
-        self.signal = number
-        self.__exit__()                   # the next one finds the usual handlers
-
-    def __exit__(self, *exception):
-        for s, handler in self.before.items():
-            signal.signal(s, handler)
-
-
-# ---------------------------------------------------------------------------------------------
-# The run
-
-
-def pick_device(name):
-    """The device of that name; auto is the GPU where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).item()
-    except Exception:                     # torch raises many kinds
-        raise ConfigError(f"device {name!r} is not there: expected auto, cpu, or cuda (cuda:1, "
-                          "...) where PyTorch finds a GPU") from None
-    return name
-
-
-def train(cfg, resume=None):
-    """Train as `cfg` says, or go on from the checkpoint file `resume`; returns the run's folder."""
-    # settings
-    device, spectrum = pick_device(cfg.device), cfg.spectrum()
-    contents = gansynth.load_checkpoint(resume, parts=gansynth.TRAIN_PARTS) if resume else None
-    if contents and contents["images"] >= cfg.images:
-        raise ConfigError(f"{resume} has finished its {cfg.images:,} examples: add --images with "
-                          "more of them to go on")
-    with contextlib.nullcontext(resume.parent) if resume else claim_run(cfg) as run:
-        state, examples, labels = prepare(cfg, device, contents)
-    if resume:
-        set_aside_newer(run, resume)
-        trim_log(run, state.images)
-    (run / "snapshots").mkdir(exist_ok=True)
-    shape = (f"waves of {cfg.length} samples" if spectrum.rep == spectral.WAVEFORM else
-             f"{spectrum.frames} x {spectrum.bins} pictures")
-    print(f"run {run}: {cfg.name}, {shape}, {cfg.images:,} examples, on {device}", flush=True)
-    loop(cfg, run, state, examples, labels)
-    return run
-
-
-def prepare(cfg, device, contents):
-    """Data and state of a run, new or as a checkpoint's contents have it.
-
-    -> state, examples (a function of note indices), labels (N,) of the training notes.
-    """
-    notes, held_out = nsynth.split(nsynth.load(
-        cfg.data, cfg.length, cfg.sample_rate, cfg.pitch_range, cfg.source_names,
-        skip_damaged=cfg.skip_damaged), cfg.seed, by=cfg.split)
-    print(nsynth.describe(notes, held_out))
-    counts = nsynth.pitch_counts(notes, cfg.pitch_range)
-    labels = torch.from_numpy(notes.pitch) - cfg.pitch_low
-
-    state = STATES[cfg.model](cfg, counts, device)
-    if contents:
-        state.restore(contents)
-    return state, state.examples(notes), labels
-
-
-def loop(cfg, run, state, examples, labels):
-    """Steps, and every so often a line, a checkpoint, and a picture with sound."""
-    def due(every):
-        return state.images % every < cfg.batch
-
-    monitor = Monitor(state, run)
-    with Interrupt() as interrupt:
-        while state.images < cfg.images:
-            batch = nsynth.epoch_order(state.images, cfg.batch, len(labels), cfg.seed)
-            monitor.add(state.step(examples(batch), labels[batch].to(state.device)))
-            stop, done = interrupt.signal, state.images >= cfg.images
-            if stop or done or due(cfg.tick_images) or due(cfg.checkpoint_images):
-                monitor.tick()            # also checks the losses
-            if stop or done or due(cfg.checkpoint_images):
-                checkpoint = save(state, run)
-            if done or due(cfg.snapshot_images):
-                heard = snapshot(state, run)
-            if stop and not done:
-                print(f"stopped after {state.images:,} examples, saved {checkpoint}; "
-                      f"go on with: python train.py --resume {run}")
-                raise SystemExit(128 + stop)
-    print(f"done: {checkpoint}\nlook at {heard}.png, listen to {heard}.wav\n"
-          f"more notes: python sample.py {run}")
 
 
 def trim_log(run, images):
@@ -809,6 +582,190 @@ def trim_log(run, images):
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         log.with_suffix(".part").write_text("".join(filter(before, lines)), encoding="utf-8")
         log.with_suffix(".part").replace(log)
+
+
+class Interrupt:
+    """Remembers Ctrl-C and SIGTERM until the current step is done; a second one acts at once."""
+
+    def __enter__(self):
+        self.signal = None
+        self.before = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def note(self, number, frame):
+        self.signal = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def __exit__(self, *exception):
+        for s, handler in self.before.items():
+            signal.signal(s, handler)
+
+
+def pick_device(name):
+    """The device of that name; auto is the GPU where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name).item()
+    except Exception:                     # torch raises many kinds
+        raise ConfigError(f"device {name!r} is not there: expected auto, cpu, or cuda (cuda:1, "
+                          "...) where PyTorch finds a GPU") from None
+    return name
+
+
+# ---------------------------------------------------------------------------------------------
+# The baselines: the same run with other networks and another step, in one stage that never ends
+
+
+@dataclass
+class BaselineConfig(Config):
+    """What the baselines' settings have in common: nothing grows.  Defaults are GANSynth's: for
+    those of a paper's run see PRESETS."""
+
+    resolutions: int = 1
+    progressive: bool = False
+
+    unused = ("rep", "hires", "progressive", "resolutions", "channel_base", "channel_max",
+              "stable_images", "fade_images", "penalty_units", "drift")
+
+
+@dataclass
+class WaveGANConfig(BaselineConfig):
+    """WaveGAN's own settings, beside the others'."""
+
+    channels: int = setting(64, "beside the wave, doubled in every layer")
+    critic_steps: int = setting(5, "steps of D for one of G")
+
+    model = "wavegan"
+
+    def spectrum(self):                   # the wave itself, padded to what the network makes
+        layers = max(1, math.ceil(math.log2(self.length / 16) / 2))
+        return spectral.Spectrum(spectral.WAVEFORM, 16 * 4 ** layers, 1, self.length,
+                                 self.sample_rate)
+
+    def architecture(self):
+        return gansynth.WaveGANArchitecture(self.spectrum().frames, self.latent, self.pitches,
+                                            self.channels)
+
+
+@dataclass
+class WaveNetConfig(BaselineConfig):
+    """WaveNet's own settings, beside the others'."""
+
+    output: str = setting("mulaw8", "a sample is one of 256 codes, or a mixture over 16 bits",
+                          ["mulaw8", "mol16"])
+    channels: int = setting(512, "of every layer")
+    stacks: int = setting(3, "stacks of dilated layers")
+    layers: int = setting(10, "layers a stack, with dilations 1, 2, 4, ...")
+    crop: int = setting(12288, "samples of a note in an example; the first half of them is past "
+                        "that the others are foretold from")
+
+    model = "wavenet"
+    unused = (*BaselineConfig.unused, "latent", "penalty", "pitch_weight")
+
+    def spectrum(self):
+        return spectral.Spectrum(spectral.WAVEFORM, self.length, 1, self.length, self.sample_rate)
+
+    def architecture(self):               # the orchestra holds a key for a share of any length
+        hold = 0.75 if self.data == "orchestra" else min(1, 3 * self.sample_rate / self.length)
+        return gansynth.WaveNetArchitecture(
+            self.length, self.sample_rate, self.pitches, self.stacks, self.layers, self.channels,
+            skip=self.channels, conditioning_channels=self.channels, output=self.output, hold=hold)
+
+
+class BaselineState(State):
+    """A run of a baseline: networks from `NETS`, by name, and one pair of Adam's betas."""
+
+    def build(self):
+        arch, nets, self.terms = self.cfg.architecture(), SimpleNamespace(), {}
+        for name, network in self.NETS.items():
+            net = network(arch).to(self.device)
+            setattr(nets, name, net)
+            setattr(nets, f"adam_{name}", gansynth.make_adam(net.parameters(), self.BETAS))
+        nets.G_ema = copy.deepcopy(nets.G).requires_grad_(False)
+        return nets
+
+    def start_stage(self):
+        self.stage = 0
+
+    def update(self, name, loss):
+        """One step of one network, and of the average where it is G."""
+        loss.backward()
+        gansynth.adam_step(vars(self.nets)[f"adam_{name}"],
+                           self.cfg.learning_rate(self.images))
+        if name == "G":
+            gansynth.ema_update(list(self.nets.G_ema.parameters()),
+                                list(self.nets.G.parameters()), self.cfg.ema)
+
+
+class WaveGANState(BaselineState):
+    """A run of WaveGAN: several steps of D for one of G, on whole waves."""
+
+    NETS = {"G": gansynth.WaveGANGenerator, "D": gansynth.WaveGANDiscriminator}
+    BETAS = (0.5, 0.9)
+
+    def step(self):
+        """One step of D; every `critic_steps`-th time, the first among them, one of G before it.
+        -> named loss terms, G's of its last step."""
+        cfg, G, D = self.cfg, self.nets.G, self.nets.D
+        weights = gansynth.LossWeights(penalty=cfg.penalty, pitch=cfg.pitch_weight)
+        draws, random = draw(cfg, self.counts, self.images, self.device), random_at(
+            cfg.seed, self.images, 1)
+        shifts = [gansynth.draw_phase_shuffle(G.arch, random) for _ in range(4)]    # a pass each
+        if self.images // cfg.batch % cfg.critic_steps == 0:
+            D.requires_grad_(False)
+            loss, self.terms = gansynth.wavegan_generator_loss(G, D, draws.z_G, draws.pitch_G,
+                                                               shifts.pop(), weights)
+            self.update("G", loss)
+            D.requires_grad_(True)
+        indices, pitch_real = self.batch()
+        waves = self.notes.waves(indices).to(self.device)
+        x_real = cfg.spectrum().encode(waves)[:, 0, :, 0]           # (N, L), padded
+        with torch.no_grad():
+            x_fake = G(draws.z_D, draws.pitch_D)
+        loss, part = gansynth.wavegan_discriminator_loss(
+            D, x_real, pitch_real, x_fake, draws.mix.flatten(1), shifts[:3], weights)
+        self.update("D", loss)
+        self.images += cfg.batch
+        self.terms = {name: term.detach() for name, term in (self.terms | part).items()}
+        return self.terms
+
+
+class WaveNetState(BaselineState):
+    """A run of WaveNet: the likelihood of crops of waves.  Its network is called G, as what is
+    heard is in the other models."""
+
+    NETS = {"G": gansynth.WaveNet}
+    BETAS = (0.9, 0.999)
+
+    def step(self):
+        """One step on crops of notes, all from one random place.
+
+        Places half a crop beyond either end are moved to it: else the beginning, from which every
+        sampled note sets out, would hardly ever be learnt.
+        """
+        cfg = self.cfg
+        crop = min(cfg.crop, cfg.length)
+        last, half = cfg.length - crop, crop // 2
+        offset = torch.randint(-half, last + half + 1, (),
+                               generator=random_at(cfg.seed, self.images))
+        offset = int(offset.clamp(0, last))
+        indices, pitch = self.batch()
+        waves = self.notes.waves(indices)[:, offset:offset + crop].to(self.device)
+        loss, terms = gansynth.wavenet_loss(self.nets.G, waves, pitch, offset)
+        self.update("G", loss)
+        self.images += cfg.batch
+        return {name: term.detach() for name, term in terms.items()}
+
+
+MODELS = {"gansynth": (Config, State), "wavegan": (WaveGANConfig, WaveGANState),
+          "wavenet": (WaveNetConfig, WaveNetState)}
+
+
+def new_state(cfg, notes, device):
+    """The State that a run with these settings has."""
+    return MODELS[cfg.model][1](cfg, notes, device)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -830,14 +787,22 @@ def peak_memory(device):
                                                                  else 1e3)
 
 
-def product_rate(device, size=2048, times=7):
+def product_rate(device, size=2048):
     """Operations/s of a float32 matrix product with this run's threads, the median of a few."""
-    a, seconds = torch.randn(size, size, device=device), []
+    a = torch.randn(size, size, device=device)
+    return 2 * size ** 3 / median_seconds(lambda: a @ a, device)
+
+
+def median_seconds(function, device, times=7):
+    """Of a few calls, after one to warm up."""
+    seconds = []
     for _ in range(times + 1):
         start = time.perf_counter()
-        (a @ a)[0, 0].item()
+        function()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    return 2 * size ** 3 / sorted(seconds[1:])[times // 2]
+    return sorted(seconds[1:])[times // 2]
 
 
 def bench(cfg, budget=20.0):
@@ -846,188 +811,241 @@ def bench(cfg, budget=20.0):
     Operations are counted as 19 passes x the multiply-adds of the network's convolutions x 2 per
     example, whatever is folded or skipped, and set against a matrix product before and after.
     """
-    if cfg.model != "gansynth":
-        raise ConfigError(f"--bench times GANSynth's stages, which --model {cfg.model} has not: "
-                          "leave one of the two out")
     device = pick_device(cfg.device)
     threads = "" if device.startswith("cuda") else f", {torch.get_num_threads()} threads"
     # Packed on disk, as a real set would be.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        pitches = (cfg.pitch_low, min(cfg.pitch_low + 1, cfg.pitch_high))
-        made = nsynth.load("orchestra", cfg.length, cfg.sample_rate, pitches, ())
-        nsynth.save(made, f"{folder}/notes")
-        notes = nsynth.load(f"{folder}/notes", cfg.length, cfg.sample_rate, pitches, ())
-        bench_steps(cfg, notes, device, threads, budget)
+        form = cfg.length, cfg.sample_rate, (cfg.pitch_low, min(cfg.pitch_low + 1, cfg.pitch_high))
+        nsynth.save(nsynth.load("orchestra", *form, ()), f"{folder}/notes")
+        state = State(cfg, nsynth.load(f"{folder}/notes", *form, ()), device)
+        # As much of them is kept as would be of the paper's training notes.
+        state.pictures.memory *= len(state.notes) / 56_303
+        print(f"batch {cfg.batch} on {device}{threads}, torch {torch.__version__}; medians of "
+              f"steps\n{'blocks':>6} {'s/step':>8} {'examples/s':>11} {'data':>6} {'G':>6} "
+              f"{'D':>6} {'penalty':>8} {'peak MB':>8} {'of the product':>15}")
+        for blocks in range(1 if cfg.progressive else cfg.resolutions, cfg.resolutions + 1):
+            state.images = (blocks - 1) * (cfg.stable_images + cfg.fade_images)
+            product = bench_row(state, blocks, budget)
+        size, few = state.nets.G.arch.size(cfg.resolutions), range(cfg.batch)
+        made, read = (cfg.batch / median_seconds(function, device, 20) for function in (
+            lambda: state.pictures.transform(few, size), lambda: state.notes.waves(few)))
+        print(f"the product: {product / 1e9:.0f} GFLOP/s, float32, 2048 x 2048\nthe data could "
+              f"feed {made:,.0f} notes/s as spectra, and {read:,.0f} as waves from the disk; early "
+              "stages keep their small spectra")
 
 
-def bench_steps(cfg, notes, device, threads, budget):
-    """The rows of `bench`, and what rate the data could feed."""
-    # As much of them is kept as would be of the paper's training notes.
-    pictures = Pictures(notes, cfg.spectrum(), cfg.architecture(), device,
-                        memory=2 ** 30 * len(notes) / 56_303)
-    counts = torch.ones(cfg.pitch_high - cfg.pitch_low + 1, dtype=torch.int64)
-    state = State(cfg, counts, device)
-    arch = state.G.arch
-    print(f"batch {cfg.batch} on {device}{threads}, torch {torch.__version__}; medians of steps")
-    print(f"{'blocks':>6} {'s/step':>8} {'examples/s':>11} {'data':>6} {'G':>6} {'D':>6} "
-          f"{'penalty':>8} {'peak MB':>8} {'of the product':>15}")
-    for blocks in range(1 if cfg.progressive else cfg.resolutions, cfg.resolutions + 1):
-        state.images = (blocks - 1) * (cfg.stable_images + cfg.fade_images)
-        before, steps = product_rate(device), []
-        while len(steps) < 2 or sum(map(lambda s: s["all"], steps)) < budget and len(steps) < 30:
-            steps.append(timed_step(state, pictures, len(notes), device))
-        steps = steps[1:]                 # the first one warms up
-        median = {k: sorted(s[k] for s in steps)[len(steps) // 2] for k in steps[0]}
-        whole = median["all"]
-        product = (before + product_rate(device)) / 2
-        rate = 2 * PASSES * state.G.arch.multiply_adds(blocks) * cfg.batch / whole
-        print(f"{blocks:6} {whole:8.3f} {cfg.batch / whole:11.2f} "
-              + " ".join(f"{median[k] / whole:{w}.0%}" for k, w in
-                         (("data", 6), ("G", 6), ("D", 6), ("penalty", 8)))
-              + f" {peak_memory(device):8.0f} {rate / product:15.0%}", flush=True)
-    print(f"the product: {product / 1e9:.0f} GFLOP/s, float32, 2048 x 2048")
-    read, made = (notes_rate(f, cfg.batch, len(notes), device) for f in (
-        notes.waves, lambda indices: pictures.transform(indices, arch.size(arch.resolutions))))
-    print(f"the data could feed {made:,.0f} notes/s as spectra, and {read:,.0f} as waves from the "
-          "disk; early stages keep their small spectra")
+def bench_row(state, blocks, budget):
+    """Time the step at so many blocks; -> the matrix product's rate."""
+    cfg, device = state.cfg, state.device
+    before, steps = product_rate(device), []
+    while len(steps) < 2 or sum(step["all"] for step in steps) < budget and len(steps) < 30:
+        steps.append(timed_step(state))
+    steps = steps[1:]                     # the first one warms up
+    median = {k: sorted(step[k] for step in steps)[len(steps) // 2] for k in steps[0]}
+    whole, product = median["all"], (before + product_rate(device)) / 2
+    rate = 2 * PASSES * multiply_adds(cfg.architecture(), blocks) * cfg.batch / whole
+    print(f"{blocks:6} {whole:8.3f} {cfg.batch / whole:11.2f} "
+          + " ".join(f"{median[part] / whole:{width}.0%}" for part, width in
+                     (("data", 6), ("G", 6), ("D", 6), ("penalty", 8)))
+          + f" {peak_memory(device):8.0f} {rate / product:15.0%}", flush=True)
+    return product
 
 
-def notes_rate(function, batch, count, device, times=20):
-    """Notes/s of a function of note indices, the median of a few batches."""
-    seconds = []
-    for i in range(times):
-        start = time.perf_counter()
-        function([(i * batch + k) % count for k in range(batch)])
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return batch / sorted(seconds)[times // 2]
-
-
-def timed_step(state, pictures, count, device):
+def timed_step(state):
     """Seconds of one step's parts: data, G, D, penalty, and all."""
-    seconds = {"data": 0.0, "G": 0.0, "D": 0.0, "penalty": 0.0}
+    seconds, images = dict.fromkeys(("data", "G", "D", "penalty"), 0.0), state.images
     last = start = time.perf_counter()
 
     def lap(part):
         nonlocal last
-        if device.startswith("cuda"):
+        if state.device.startswith("cuda"):
             torch.cuda.synchronize()
         now = time.perf_counter()
         seconds[part] += now - last
         last = now
 
-    images = state.images
-    blocks = gansynth.active_blocks(state.where()[0])
-    x_real = pictures(nsynth.epoch_order(images, state.cfg.batch, count, 0), blocks)
-    pitch = torch.zeros(state.cfg.batch, dtype=torch.int64, device=device)
-    lap("data")
-    train_step(state, x_real, pitch, lap)
+    state.step(lap)
     state.images = images                 # stay at this stage
     return {**seconds, "all": time.perf_counter() - start}
+
+
+# ---------------------------------------------------------------------------------------------
+# Settings that cannot work
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work; the message says which values could."""
+
+
+RESUME_PARTS = {**gansynth.SAMPLE_PARTS, "config": dict, "stage": int}
+RANGES = {                                # of numbers; where not said, 0 or more
+    **dict.fromkeys(("length", "sample_rate", "resolutions", "latent", "channel_base",
+                     "channel_max", "channels", "critic_steps", "stacks", "crop", "images",
+                     "batch", "tick_images", "snapshot_images", "checkpoint_images"),
+                    (1, math.inf)),
+    "lr": (1e-8, 1), "lr_decay": (0, 1), "ema": (0, 1), "seed": (0, 2 ** 62),
+    "pitch_low": (0, 127), "pitch_high": (0, 127), "layers": (1, 16),
+}
+
+
+def check_settings(cfg):
+    """ConfigError for a value that is none of the choices, out of range or of another type."""
+    for f in fields(cfg):
+        value, choices = getattr(cfg, f.name), f.metadata.get("choices")
+        low, high = RANGES.get(f.name, (0, math.inf))
+        if choices and value not in choices:
+            raise ConfigError(f"{f.name} is {value!r}: choose one of {', '.join(choices)}")
+        if f.type in (int, float) and not (math.isfinite(value) and low <= value <= high):
+            raise ConfigError(f"{f.name} is {value}: expected a number of at least {low:g}"
+                              + (f" and at most {high:g}" if high < math.inf else ""))
+    if cfg.pitch_low > cfg.pitch_high:
+        raise ConfigError(f"pitches from {cfg.pitch_low} to {cfg.pitch_high}: the lowest "
+                          "must not be above the highest")
+    if cfg.rep == spectral.WAVEFORM:
+        cfg.hires = False                 # a wave has no frequencies
 
 
 # ---------------------------------------------------------------------------------------------
 # Command line: Config's defaults < preset < flags given
 
 
-def parse_arguments(argv=None):
-    """The flags given (and only those), preset and resume among them."""
+# What presets change in the defaults, by preset and model.  paper: WaveGAN as its authors trained
+# it, 200,000 steps of G and no average; WaveNet for 150,000 steps of 32, as GANSynth's paper says,
+# while the learning rate, its fall, the average and the crop, two receptive fields, are ours.
+WORKSHOP = dict(length=4096, sample_rate=8000, pitch_low=60, pitch_high=71, ema=0.998)
+PRESETS = {
+    "paper": {
+        "gansynth": {},
+        "wavegan": dict(latent=100, batch=64, lr=1e-4, ema=0.0, images=64_000_000,
+                        tick_images=64_000, snapshot_images=640_000, checkpoint_images=320_000),
+        "wavenet": dict(batch=32, lr=2e-4, lr_decay=0.1, ema=0.9999, images=4_800_000,
+                        tick_images=32_000, snapshot_images=480_000, checkpoint_images=96_000),
+    },
+    "workshop": {
+        "gansynth": dict(
+            WORKSHOP, resolutions=3, latent=8, channel_base=128, channel_max=32, images=16_000,
+            stable_images=1_200, fade_images=2_000, batch=4, lr=3e-3, lr_decay=0.03,
+            penalty_units="scaled", tick_images=500, snapshot_images=2_000,
+            checkpoint_images=2_000),
+        "wavegan": dict(
+            WORKSHOP, latent=8, channels=16, batch=16, critic_steps=3, lr=3e-4, lr_decay=0.1,
+            images=256_000, tick_images=8_000, snapshot_images=32_000, checkpoint_images=32_000),
+        # Short: two periods of a note are all it sees.  With a longer past (2^8, 1,025 samples) it
+        # learns to go on with what it hears, the pitch asked for or not, and by heart.
+        "wavenet": dict(
+            WORKSHOP, channels=64, stacks=1, layers=5, crop=1024, batch=8, lr=2e-3, lr_decay=0.05,
+            images=72_000, tick_images=2_000, snapshot_images=8_000, checkpoint_images=8_000),
+    },
+}
+
+
+def flag(name):
+    return "--" + name.replace("_", "-")
+
+
+def parse_arguments(argv, model, first):
+    """The flags given, and only those; a flag that this model has no use for is an error.
+
+    first: a parser whose flags are known already.
+    """
+    kind, changes = MODELS[model][0], PRESETS["workshop"][model].items()
     parser = argparse.ArgumentParser(
-        description="Train GANSynth, or a baseline of its paper.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="Defaults are the paper's. What presets change:\n" + "\n".join(
-            f"  {preset}, {model}: " + (", ".join(
-                f"{name} {value}" for name, value in preset_settings(preset, model).items()
-                if name != "model") or "nothing") for model in MODELS for preset in PRESETS))
+        description="Train GANSynth, or a baseline of its paper.", allow_abbrev=False,
+        parents=[first], formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"These are the flags of --model {model}.  In them the preset workshop changes:\n  "
+               + ", ".join(f"{name} {value}" for name, value in changes))
     parser.add_argument("--preset", choices=PRESETS, help="paper, or workshop: 15 minutes on a "
                         "laptop (default: paper where there is a GPU, else workshop)")
-    parser.add_argument("--resume", metavar="RUN", help="go on with a run (folder or checkpoint); "
-                        "settings come from its checkpoint")
     parser.add_argument("--bench", action="store_true", help="time each stage's step, and stop")
-    for f in fields(Config):
-        text = f"{f.metadata['help']} (default: {f.default if f.default != '' else 'none'})"
-        if f.metadata["of"] != MODELS:
-            text = f"{', '.join(f.metadata['of'])}: {text}"
-        kind = dict(action=argparse.BooleanOptionalAction) if f.type is bool else dict(
-            type=f.type, choices=f.metadata["choices"],
-            metavar=None if f.metadata["choices"] else f.type.__name__.upper())
-        parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS,
-                            help=text.replace("%", "%%"), **kind)
-    given = vars(parser.parse_args(argv))
-    return parser, given.pop("preset"), given.pop("resume"), given.pop("bench"), given
+    for f in fields(kind):
+        if f.name in getattr(kind, "unused", ()):
+            continue
+        choices = f.metadata["choices"]
+        default = PRESETS["paper"][model].get(f.name, f.default)
+        how = dict(action=argparse.BooleanOptionalAction) if f.type is bool else dict(
+            type=f.type, choices=choices, metavar=None if choices else f.type.__name__.upper())
+        text = f"{f.metadata['help']} (default: {'none' if default == '' else default})"
+        parser.add_argument(flag(f.name), default=argparse.SUPPRESS, help=text.replace("%", "%%"),
+                            **how)
+    given, rest = parser.parse_known_args(argv)
+    if rest:
+        parser.error(f"{rest[0]} is nothing that --model {model} has: see python train.py --model "
+                     f"{model} -h")
+    if "hires" in given and getattr(given, "rep", "") == spectral.WAVEFORM:
+        parser.error("--hires does nothing for --rep waveform, which has no frequencies: leave it "
+                     "out")
+    if given.bench and model != "gansynth":
+        parser.error(f"--bench times GANSynth's stages, which --model {model} has not: leave one "
+                     "of the two out")
+    return vars(given)
 
 
-def settings(preset, given):
+def new_settings(model, preset, given):
     """Layers of a new run's settings, and the line that says which preset and why."""
     why = "as asked"
     if preset is None:
         preset = "paper" if torch.cuda.is_available() else "workshop"
         why = f"{'a' if preset == 'paper' else 'no'} GPU was found"
-    other = next(p for p in PRESETS if p != preset)
-    cfg = {**preset_settings(preset, given.get("model", "gansynth")), **given}
-    refuse_idle(cfg, given)
+    other, = PRESETS.keys() - {preset}
+    layers = {**PRESETS[preset][model], **given}
     if preset == "paper" and not given.get("progressive", True):
-        cfg.setdefault("images", 5_000_000)             # paper: 5M examples without growing
-    return Config(**cfg), f"preset {preset} ({why}); for the other: --preset {other}"
+        layers.setdefault("images", 5_000_000)          # paper: 5M examples without growing
+    return MODELS[model][0](**layers), f"preset {preset} ({why}); for the other: --preset {other}"
 
 
-# Settings that checkpoints of before the baselines lack: they were made with the defaults.
-LATER = ("model", "output", "channels", "stacks", "layers", "critic_steps", "crop")
+def resumed_settings(path, contents, given):
+    """The settings in a checkpoint; ConfigError for a flag that contradicts them.
 
-
-def refuse_idle(cfg, given):
-    """ConfigError for a flag given that would do nothing in a run of these settings."""
-    model = cfg.get("model", "gansynth")
-    for f in fields(Config):
-        if f.name in given and model not in f.metadata["of"]:
-            raise ConfigError(f"--{f.name.replace('_', '-')} does nothing for --model {model}, "
-                              f"only for {' and '.join(f.metadata['of'])}: leave it out")
-    if "hires" in given and cfg.get("rep") == spectral.WAVEFORM:
-        raise ConfigError("--hires does nothing for --rep waveform, which has no frequencies: "
-                          "leave it out")
-
-
-def resumed_settings(parser, resume, preset, given):
-    """The settings in a checkpoint; a flag that contradicts them is an error.
-
-    Three may differ: the device, where the data lie (State.restore compares their counts), and more
-    `images`, which lets a finished run go on; a learning rate that falls (lr_decay) then falls
-    towards the new end.
+    Some may differ: the device, where the data and their pack lie (`restore` compares the notes'
+    counts), and more `images`, which lets a finished run go on; a learning rate that falls
+    (lr_decay) then falls towards the new end.
     """
-    path = gansynth.find_checkpoint(resume)
-    saved = gansynth.load_checkpoint(path, parts=gansynth.TRAIN_PARTS)["config"]
-    saved = {**{name: getattr(Config, name) for name in LATER}, **saved}
-    if saved.keys() != {f.name for f in fields(Config)}:
+    kind, saved = MODELS[contents["model"]][0], dict(contents["config"])
+    if saved.keys() != {"model", *(f.name for f in fields(kind))}:
         raise gansynth.CheckpointError(f"{path}: its settings are not those that this program has: "
                                        "resume with the program that wrote it, or start a new run")
     if "out" in given and Path(given["out"]).resolve() != path.parent.resolve():
-        parser.error(f"--out {given['out']} contradicts --resume, which goes on in {path.parent}")
-    refuse_idle(saved, given)
-    presets = {p: preset_settings(p, saved["model"]) for p in PRESETS}
-    named = {name: getattr(Config, name) for changes in presets.values() for name in changes}
-    for name, value in {**named, **presets[preset]}.items() if preset else ():
-        if name not in given and value != saved[name]:
-            parser.error(f"--preset {preset} contradicts {path}, which was trained with {name} "
-                         f"{saved[name]}: leave it out, or start a new run")
+        raise ConfigError(f"--out {given['out']} contradicts --resume, which goes on in "
+                          f"{path.parent}")
     for name, value in given.items():
-        free = name in ("device", "out", "data") or name == "images" and value > saved["images"]
+        free = name in ("device", "out", "data", "pack") or name == "images" and value > saved[name]
         if not free and value != saved[name]:
-            parser.error(f"--{name.replace('_', '-')} {value} contradicts {path}, which was "
-                         f"trained with {saved[name]}: leave it out, or start a new run")
-    return Config(**{**saved, **given}), path
+            raise ConfigError(f"{flag(name)} {value} contradicts {path}, which was trained with "
+                              f"{saved[name]}: leave it out, or start a new run")
+    del saved["model"]
+    return kind(**{**saved, **given})
+
+
+def start(argv):
+    """Do what the command line asks for."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--model", choices=MODELS, help="gansynth, or a baseline of the paper, "
+                       "with flags of its own: add -h (default: gansynth)")
+    first.add_argument("--resume", metavar="RUN", help="go on with a run (folder or checkpoint); "
+                       "settings come from its checkpoint")
+    asked, _ = first.parse_known_args(argv)
+    model, path, contents = asked.model or "gansynth", None, None
+    if asked.resume is not None:
+        path = gansynth.find_checkpoint(asked.resume)
+        contents = gansynth.load_checkpoint(path, parts=RESUME_PARTS)
+        model = contents["model"]
+    given = parse_arguments(argv, model, first)
+    preset, benchmark = given.pop("preset"), given.pop("bench")
+    del given["resume"], given["model"]
+    if path and (preset or asked.model not in (None, model)):
+        raise ConfigError(f"--preset and --model contradict --resume, which has the settings of "
+                          f"{path}: leave them out")
+    if path:
+        cfg, line = resumed_settings(path, contents, given), f"resuming {path} with its settings"
+    else:
+        cfg, line = new_settings(model, preset, given)
+    print(line, flush=True)
+    bench(cfg) if benchmark else train(cfg, path)
 
 
 def main(argv=None):
-    parser, preset, resume, benchmark, given = parse_arguments(argv)
     try:
-        if resume is not None:
-            cfg, resume = resumed_settings(parser, resume, preset, given)
-            print(f"resuming {resume} with its own settings", flush=True)
-        else:
-            cfg, line = settings(preset, given)
-            print(line, flush=True)
-        bench(cfg) if benchmark else train(cfg, resume)
+        start(argv)
     except (ConfigError, spectral.SpectrumError, gansynth.ArchitectureError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)                       # settings that cannot work
@@ -1039,4 +1057,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, interrupt)
     main()
