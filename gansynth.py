@@ -79,8 +79,7 @@ class Architecture:
         return self.frames // shrink[0], self.bins // shrink[1]
 
 
-# ---------------------------------------------------------------------------------------------
-# Growing (paper 3; Karras et al. 2018, 2)
+# ---- Growing (paper 3; Karras et al. 2018, 2) -----------------------------------------------
 
 
 def progress_at(images, resolutions, stable_images, fade_images):
@@ -110,8 +109,7 @@ def fade(progress, b):
     return max(0.0, min(progress - (b - 2), b - progress))
 
 
-# ---------------------------------------------------------------------------------------------
-# The tricks, one by one
+# ---- The tricks, one by one -----------------------------------------------------------------
 
 
 class Equalised(nn.Module):
@@ -216,8 +214,7 @@ def unscale_picture(picture):
     return (picture - SHIFT.to(picture)) / SCALE.to(picture)
 
 
-# ---------------------------------------------------------------------------------------------
-# Networks (paper appendix, Table 3)
+# ---- Networks (paper appendix, Table 3) -----------------------------------------------------
 
 
 class Blocks(nn.ModuleDict):
@@ -414,8 +411,7 @@ def penalty_slopes(D, x_real, x_fake, mix, progress, units="raw"):
     return gradient.square().sum(dim=(1, 2, 3)).sqrt() / math.sqrt(pixels)
 
 
-# ---------------------------------------------------------------------------------------------
-# Optimisation
+# ---- Optimisation ---------------------------------------------------------------------------
 
 
 def make_adam(parameters, betas=(0.0, 0.99)):
@@ -453,8 +449,7 @@ def ema_update(averages, parameters, decay):
 # =============================================================================================
 
 
-# ---------------------------------------------------------------------------------------------
-# Shapes that cannot be, and those of the waveform GAN (paper's Table 2)
+# ---- Shapes that cannot be, and those of the waveform GAN (paper's Table 2) -----------------
 
 
 class ArchitectureError(ValueError):
@@ -686,8 +681,7 @@ class _Repeat(torch.autograd.Function):
         return _Pool.apply(g, ctx.factor) * math.prod(ctx.factor), None
 
 
-# ---------------------------------------------------------------------------------------------
-# Checkpoints
+# ---- Checkpoints ----------------------------------------------------------------------------
 
 
 FORMAT, VERSION = "gansynth", 2           # 1 was before blocks had the paper's numbers
@@ -767,9 +761,9 @@ def load_checkpoint(path, device="cpu", parts=()):
 
 def checkpoints(run):
     """The checkpoints in a run's folder, from the fewest examples to the most."""
-    found = {int(path.stem.split("-")[1]): path for path in Path(run).glob("checkpoint-*.pt")
-             if path.stem.split("-")[1].isdecimal()}
-    return [found[images] for images in sorted(found)]
+    found = [path for path in Path(run).glob("checkpoint-*.pt")
+             if path.stem.split("-")[1].isdecimal()]
+    return sorted(found, key=lambda path: int(path.stem.split("-")[1]))
 
 
 def newest_checkpoint(run):
@@ -783,19 +777,16 @@ def find_checkpoint(path):
     Of a folder, newer ones that are damaged are passed over, and named on stderr.
     """
     path = Path(path)
-    found = checkpoints(path) if path.is_dir() else [path] * path.exists()
-    if not found:
-        raise CheckpointError(f"{path}: no checkpoint there: expected a run's folder with "
-                              "checkpoint-*.pt files, or one such file")
-    if not path.is_dir():
+    if path.is_file():
         return path
-    for newest in reversed(found):
+    for newest in reversed(checkpoints(path)):
         try:
             check_whole(newest)
             return newest
         except CheckpointError as error:
             print(f"passed over: {error}", file=sys.stderr)
-    raise CheckpointError(f"{path}: all of its checkpoints are damaged: start a new run")
+    raise CheckpointError(f"{path}: no whole checkpoint there: expected a run's folder with "
+                          "checkpoint-*.pt files, or one such file")
 
 
 def load_generator(path, device="cpu"):
@@ -850,8 +841,7 @@ def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None
     return torch.cat(waves)
 
 
-# ---------------------------------------------------------------------------------------------
-# Table 3: the networks block by block
+# ---- Table 3: the networks block by block ---------------------------------------------------
 
 
 def layer_table(arch):
@@ -887,8 +877,7 @@ def layer_table(arch):
     return rows
 
 
-# ---------------------------------------------------------------------------------------------
-# Baseline: WaveGAN (Donahue et al. 2018, tables 3 and 4), with a pitch
+# ---- Baseline: WaveGAN (Donahue et al. 2018, tables 3 and 4), with a pitch ------------------
 
 
 @dataclass(frozen=True)
@@ -1404,8 +1393,7 @@ class Ring:
         return self.turns[t // self.d % self.f]
 
 
-# ---------------------------------------------------------------------------------------------
-# Command line
+# ---- Command line ---------------------------------------------------------------------------
 
 
 def main():

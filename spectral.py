@@ -14,11 +14,10 @@ Shapes:  N notes, L samples, T frames, F frequency bins, M mel bins (as many as 
 Waves are (N, L), pictures (N, 2, T, F), float32.  Phases are in units of pi throughout, so that
 channel 1 lies in [-1, 1].  All functions are differentiable, on the device of their input.
 
-    python spectral.py [A.wav ...]    what a round trip costs, for test notes or sounds of your own
+    python spectral.py             what a round trip costs, for three built-in test notes
 """
 
 import signal
-import sys
 
 if __name__ == "__main__":                # Ctrl-C while the packages load: no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -28,7 +27,6 @@ import colorsys
 import math
 import os
 import struct
-import warnings
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -47,8 +45,7 @@ REPRESENTATIONS = {"phase": dict(mel=False, derivative=False),
 MEL_INVERSES = ("pseudo", "transpose")    # ours, and the release's: see mel_inverse_matrix
 
 
-# ---------------------------------------------------------------------------------------------
-# Short-time Fourier transform
+# ---- Short-time Fourier transform -----------------------------------------------------------
 
 
 def hann(n, device=None):
@@ -88,8 +85,7 @@ def istft(S, length):
     return wave.reshape(N, -1)[:, -length:]
 
 
-# ---------------------------------------------------------------------------------------------
-# Phase and instantaneous frequency
+# ---- Phase and instantaneous frequency ------------------------------------------------------
 
 
 def wrap(phase):
@@ -112,8 +108,7 @@ def integrate(frequency):
     return torch.cumsum(frequency, dim=1)
 
 
-# ---------------------------------------------------------------------------------------------
-# Mel scale
+# ---- Mel scale ------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=8)
@@ -196,8 +191,7 @@ def mel_to_linear(log_power, frequency, sample_rate, kind="pseudo"):
     return 0.5 * torch.log(power), frequency @ W
 
 
-# ---------------------------------------------------------------------------------------------
-# A representation: wave to picture and back
+# ---- A representation: wave to picture and back ---------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -253,8 +247,7 @@ class Spectrum:
 # =============================================================================================
 
 
-# ---------------------------------------------------------------------------------------------
-# The shapes of pictures, and the mel matrices as tensors
+# ---- The shapes of pictures, and the mel matrices as tensors --------------------------------
 
 
 WAVEFORM = "waveform"                     # no spectrum at all: the baseline of the paper's Table 2
@@ -269,22 +262,18 @@ class SpectrumError(ValueError):
 
 def check_spectrum(spectrum):
     """SpectrumError for an unknown representation, or a picture too small for its note."""
-    rep, length = spectrum.rep, spectrum.length
-    for name, value, known in (("representation", rep, FORMS),
+    for name, value, known in (("representation", spectrum.rep, FORMS),
                                ("mel inverse", spectrum.mel_inverse, MEL_INVERSES)):
         if value not in known:
             raise SpectrumError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
-    holds, needed = spectrum.frames, length
-    if rep != WAVEFORM:
-        hop = 2 * spectrum.bins // OVERLAP
-        holds = (spectrum.frames + OVERLAP - 1) * hop
-        needed = math.ceil(length / hop) - (OVERLAP - 1)
-    elif spectrum.bins != 1:
+    hop, more = (1, 0) if spectrum.rep == WAVEFORM else (2 * spectrum.bins // OVERLAP, OVERLAP - 1)
+    if spectrum.rep == WAVEFORM and spectrum.bins != 1:
         raise SpectrumError(f"a waveform of {spectrum.bins} bins: expected a picture one bin wide")
-    if holds < length:
-        raise SpectrumError(
-            f"a picture of {spectrum.frames} frames x {spectrum.bins} bins holds {holds} samples, "
-            f"not the {length} of a note: the nearest that can is {needed} frames")
+    needed = math.ceil(spectrum.length / hop) - more
+    if spectrum.frames < needed:
+        raise SpectrumError(f"a picture of {spectrum.frames} frames x {spectrum.bins} bins is too "
+                            f"short for a note of {spectrum.length} samples: the nearest that can "
+                            f"hold it is {needed} frames")
 
 
 def picture_size(rep, hires, length, sample_rate, resolutions):
@@ -294,22 +283,25 @@ def picture_size(rep, hires, length, sample_rate, resolutions):
     the frames are rounded up until they divide.  The paper's 64,000 samples at 16 kHz give
     256 x 512, or 128 x 1024 for "+ H".  A waveform shrinks by fours: 65,536 x 1.
     """
-    wave = rep == WAVEFORM
-    bins = 1 if wave else 2 ** round(
-        math.log2(max(1, sample_rate) * WINDOW_SECONDS[hires])) // 2
-    hop = 1 if wave else 2 * bins // OVERLAP
-    if length < 1 or sample_rate < 1 or hop < 1:
+    if length < 1 or sample_rate < 100:
         raise SpectrumError(f"a note of {length} samples at {sample_rate} Hz: expected at least "
                             "one sample, and a rate of a thousand Hz or more")
-    needed, growth = math.ceil(length / hop), WAVE_GROWTH if wave else 2
+    bins, hop, growth = 1, 1, WAVE_GROWTH
+    if rep != WAVEFORM:
+        bins = 2 ** round(math.log2(sample_rate * WINDOW_SECONDS[hires])) // 2
+        hop, growth = 2 * bins // OVERLAP, 2
+    needed = math.ceil(length / hop)
 
-    def fits(unit):                       # bins divide, and less than half of the frames is padding
-        return (wave or bins % unit == 0) and math.ceil(needed / unit) * unit < 2 * needed
+    def divide(unit):
+        return bins % unit == 0 or rep == WAVEFORM
+
+    def fits(unit):                       # and less than half of the frames is padding
+        return unit == 1 or divide(unit) and math.ceil(needed / unit) * unit < 2 * needed
 
     unit = growth ** (resolutions - 1)
-    if resolutions > 1 and not fits(unit):
-        most = max(r for r in range(1, resolutions) if r == 1 or fits(growth ** (r - 1)))
-        longer = f", or notes of {unit // 2 * hop + 1} samples" if wave or bins % unit == 0 else ""
+    if not fits(unit):
+        most = max(r for r in range(1, resolutions) if fits(growth ** (r - 1)))
+        longer = f", or notes of {unit // 2 * hop + 1} samples" * divide(unit)
         raise SpectrumError(
             f"{length} samples at {sample_rate} Hz fill {needed} frames x {bins} bins, too few to "
             f"be made {growth} times smaller {resolutions - 1} times without being mostly padding: "
@@ -367,8 +359,7 @@ def times_mel_matrix(x, sample_rate):
                       in mel_blocks(x.shape[-1], sample_rate, x.device)], dim=-1)
 
 
-# ---------------------------------------------------------------------------------------------
-# How good is a round trip?
+# ---- How good is a round trip? --------------------------------------------------------------
 
 
 def snr(wave, copy):
@@ -390,8 +381,7 @@ def log_spectral_distance(wave, copy, window=1024):
     return (decibels(wave) - decibels(copy)).square().mean(-1).sqrt().mean(-1)
 
 
-# ---------------------------------------------------------------------------------------------
-# Pictures
+# ---- Pictures -------------------------------------------------------------------------------
 
 
 def rainbowgram(wave, sample_rate=16000, height=192, low=30.0):
@@ -480,8 +470,7 @@ def write_png(path, rgb):
             os.remove(temporary)
 
 
-# ---------------------------------------------------------------------------------------------
-# The round-trip table
+# ---- The round-trip table -------------------------------------------------------------------
 
 
 def example_notes(length=64000, sample_rate=16000):
@@ -512,44 +501,14 @@ def round_trip_table(waves, sample_rate):
     return rows
 
 
-def read_waves(paths):
-    """WAV files of one rate -> (N, L) float32 padded to the longest, and the rate in Hz."""
-    from scipy.io import wavfile
-    waves, rates = [], set()
-    for path in paths:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")         # chunks it does not know
-                rate, data = wavfile.read(path)
-        except Exception as error:        # scipy raises many kinds for a damaged file
-            raise SpectrumError(f"{path}: cannot be read as a WAV file ({error}): give another, or "
-                                "convert it") from None
-        if data.ndim > 1 or not data.any() or not np.isfinite(data).all():
-            raise SpectrumError(f"{path}: expected one channel with samples that are not all zero, "
-                                "and none NaN or infinite: mix it down, or give another file")
-        zero = 128 if data.dtype == np.uint8 else 0
-        waves.append(torch.tensor((data.astype(np.float32) - zero) / np.abs(data).max()))
-        rates.add(rate)
-    if len(rates) > 1:
-        raise SpectrumError(f"the files have different rates ({sorted(rates)} Hz): give files of "
-                            "one rate at a time")
-    return torch.nn.utils.rnn.pad_sequence(waves, batch_first=True), rate
-
-
 def main():
-    parser = argparse.ArgumentParser(
-        description="Wave to picture and back: what each representation loses.")
-    parser.add_argument("wav", nargs="*", help="mono WAV files of one rate (default: three notes)")
-    paths = parser.parse_args().wav
-    try:
-        waves, rate = read_waves(paths) if paths else (example_notes(), 16000)
-        rows = round_trip_table(waves, rate)
-    except (SpectrumError, OSError) as error:
-        sys.exit(f"spectral.py: {error}")
-    print(f"Round trip of {len(waves)} notes of {waves.shape[-1]} samples at {rate} Hz, in dB")
+    argparse.ArgumentParser(
+        description="Wave to picture and back: what each representation loses.").parse_args()
+    waves = example_notes()
+    print(f"Round trip of {len(waves)} notes of {waves.shape[-1]} samples at 16000 Hz, in dB")
     print(f"{'representation':16}{'mel inverse':13}{'picture':>12}{'SNR median':>12}"
           f"{'SNR worst':>11}{'LSD median':>12}")
-    for rep, inverse, frames, bins, median, worst, distance in rows:
+    for rep, inverse, frames, bins, median, worst, distance in round_trip_table(waves, 16000):
         print(f"{rep:16}{inverse:13}{f'{frames} x {bins}':>12}{median:12.1f}{worst:11.1f}"
               f"{distance:12.1f}")
 

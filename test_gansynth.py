@@ -329,7 +329,7 @@ def test_an_impossible_picture_is_refused_and_what_is_named_instead_works(rep, h
 
 def test_impossible_settings_name_what_can_be():
     Spectrum("if", frames=122, bins=1024)
-    for wrong, says in ((dict(rep="if", frames=121), "nearest that can is 122 frames"),
+    for wrong, says in ((dict(rep="if", frames=121), "nearest that can hold it is 122 frames"),
                         (dict(rep="mfcc"), "choose one of"), (dict(mel_inverse="x"), "choose one"),
                         (dict(rep="waveform", frames=64, bins=2, length=64), "one bin wide"),
                         (dict(rep="waveform", frames=64, bins=1, length=65), "is 65 frames")):
@@ -431,27 +431,13 @@ def test_log_spectral_distance_of_a_gain_is_that_gain():
     assert distance.tolist() == pytest.approx([20 * math.log10(2)] * 2, abs=0.02)
 
 
-def test_spectral_command_prints_a_table_or_a_sentence(tmp_path, monkeypatch, capsys):
-    def run(*paths):
-        monkeypatch.setattr(sys, "argv", ["spectral.py", *map(str, paths)])
-        spectral.main()
-
-    samples = (10000 * np.sin(np.arange(4000) / 5)).astype(np.int16)
-    samples[:1024] = samples[-1600:] = 0
-    scipy.io.wavfile.write(tmp_path / "a.wav", 8000, samples)
-    scipy.io.wavfile.write(tmp_path / "shorter.wav", 8000, samples[:3900].astype(np.float32) / 1e5)
-    scipy.io.wavfile.write(tmp_path / "other.wav", 16000, samples)
-    scipy.io.wavfile.write(tmp_path / "stereo.wav", 8000, np.stack([samples, samples], axis=1))
-    (tmp_path / "bad.wav").write_bytes(b"not a sound")
-    run(tmp_path / "a.wav", tmp_path / "shorter.wav")
+def test_spectral_command_prints_a_table(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["spectral.py"])
+    spectral.main()
     title, _, *rows = capsys.readouterr().out.splitlines()
-    assert "2 notes of 4000 samples at 8000 Hz" in title and len(rows) == 8
+    assert "3 notes of 64000 samples at 16000 Hz" in title and len(rows) == 8
     medians = {tuple(row.split()[:-6]): float(row.split()[-3]) for row in rows}
     assert medians["if", "-"] > 40 and medians["phase", "+", "H", "-"] > 40
-    for paths, says in ((["bad.wav"], "cannot be read"), (["none.wav"], "none.wav"),
-                        (["stereo.wav"], "one channel"), (["a.wav", "other.wav"], "different rates")):
-        with pytest.raises(SystemExit, match=f"^spectral.py: .*{says}"):
-            run(*(tmp_path / path for path in paths))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -984,7 +970,7 @@ def test_what_is_no_checkpoint_of_ours_is_named(tmp_path):
     for look in (gansynth.load_checkpoint, gansynth.find_checkpoint):
         with pytest.raises(CheckpointError, match="none.pt.*[Nn]o"):
             look(tmp_path / "none.pt")
-    with pytest.raises(CheckpointError, match="no checkpoint there: expected a run's folder"):
+    with pytest.raises(CheckpointError, match="no whole checkpoint there: expected a run's folder"):
         gansynth.find_checkpoint(tmp_path)
 
 
@@ -1015,7 +1001,7 @@ def test_no_damage_of_a_checkpoint_gives_other_weights(tmp_path, capsys):
                 assert f"passed over: {bad}" in capsys.readouterr().err
     assert named > 150                                              # the rest was padding
     bad.replace(tmp_path / "checkpoint-3.pt")
-    with pytest.raises(CheckpointError, match="all of its checkpoints are damaged"):
+    with pytest.raises(CheckpointError, match="no whole checkpoint"):
         gansynth.find_checkpoint(tmp_path)
 
 
@@ -3226,7 +3212,7 @@ def test_what_cannot_be_resumed_is_one_sentence(finished, tmp_path, capsys):
         one_sentence(capsys, ["--resume", str(path), "--images", "96"], says)
     (tmp_path / "bad.pt").write_bytes(b"no")
     (tmp_path / "empty").mkdir()
-    for path, says in (("none", "no checkpoint there"), ("empty", "no checkpoint there"),
+    for path, says in (("none", "no whole checkpoint there"), ("empty", "no whole checkpoint there"),
                        ("bad.pt", "damaged, or not a checkpoint")):
         one_sentence(capsys, ["--resume", str(tmp_path / path)], says)
     for wrong in (["--batch", "8"], ["--rep", "phase"], ["--lr", "1e-3"], ["--model", "wavenet"],
@@ -3425,8 +3411,8 @@ def tiny_baseline(model, out, **more):
 
 
 def baseline_state(model, length=250, **more):
-    return train.new_state(tiny_baseline(model, "", length=length, **more), tiny_notes(length),
-                           "cpu")
+    cfg = tiny_baseline(model, "", length=length, **more)
+    return train.MODELS[model][1](cfg, tiny_notes(length))
 
 
 @pytest.mark.parametrize("model, more, terms", [
@@ -3803,8 +3789,8 @@ def test_what_cannot_be_played_is_one_sentence_and_leaves_nothing(tmp_path):
         np.savez(tmp_path / f"{name}.npz", **arrays)
     before = sorted(tmp_path.rglob("*"))
     cases = [
-        ([tmp_path / "none.pt"], "no checkpoint there"),
-        ([tmp_path / "full"], "no checkpoint there"),
+        ([tmp_path / "none.pt"], "no whole checkpoint there"),
+        ([tmp_path / "full"], "no whole checkpoint there"),
         ([tmp_path / "bad.npz"], "not a readable checkpoint"),
         ([checkpoint, "--pitch", "C5"], "60 to 64 (C4 to E4)"),
         ([checkpoint, "--pitch", "60,999"], "60 to 64"),

@@ -43,8 +43,7 @@ import nsynth
 import spectral
 
 
-# ---------------------------------------------------------------------------------------------
-# Settings: a field, its default and its help; each is a flag of the command line
+# ---- Settings: a field, its default and its help; each is a flag of the command line --------
 
 
 def setting(default, help, choices=None):
@@ -130,8 +129,7 @@ class Config:
         return self.lr * (1 - share * (1 - self.lr_decay))
 
 
-# ---------------------------------------------------------------------------------------------
-# One step
+# ---- One step -------------------------------------------------------------------------------
 
 
 class Draws(NamedTuple):
@@ -213,8 +211,7 @@ def train_step(nets, draws, x_real, pitch_real, progress, weights=gansynth.LossW
     return {name: term.detach() for name, term in terms.items()}
 
 
-# ---------------------------------------------------------------------------------------------
-# The run
+# ---- The run --------------------------------------------------------------------------------
 
 
 class State:
@@ -263,15 +260,12 @@ class State:
 def train(cfg, resume=None):
     """Train as `cfg` says, or go on from the checkpoint file `resume`; returns the run's folder."""
     device = pick_device(cfg.device)
-    contents = load_to_resume(cfg, resume) if resume else None
     with contextlib.nullcontext(resume.parent) if resume else claim_run(cfg) as run:
         notes, held_out = load_notes(cfg)
         print(nsynth.describe(notes, held_out))
-        state = new_state(cfg, notes, device)
+        state = MODELS[cfg.model][1](cfg, notes, device)
         if resume:
-            restore(state, contents)
-            set_aside_newer(run, resume)
-            trim_log(run, state.images)
+            restore(state, resume)
     print(f"run {run}: {run_name(cfg)}, {cfg.images:,} examples of {cfg.length:,} samples, on "
           f"{device}", flush=True)
 
@@ -303,8 +297,7 @@ def train(cfg, resume=None):
 # =============================================================================================
 
 
-# ---------------------------------------------------------------------------------------------
-# Notes and their pictures
+# ---- Notes and their pictures ---------------------------------------------------------------
 
 
 def load_notes(cfg):
@@ -360,12 +353,12 @@ EXPLODED = 1e7                            # no term of a healthy run comes near 
 
 
 class Monitor:
-    """Collects each step's loss terms, and reports their means once a tick."""
+    """Collects each step's loss terms, and reports their means once a tick: one line for people,
+    one JSON line for programs."""
 
     def __init__(self, state, run):
-        self.state, self.run, self.steps = state, run, []
+        self.state, self.run, self.steps, self.images = state, run, [], state.images
         self.began = self.last = time.time()
-        self.images = state.images
 
     def add(self, terms):
         self.steps.append(terms)          # tensors: nothing waits for the GPU here
@@ -384,15 +377,14 @@ class Monitor:
         return dict(zip(names, values.mean(dim=0).tolist()))
 
     def tick(self):
-        """One line for people, one JSON line for programs."""
-        state, cfg, now = self.state, self.state.cfg, time.time()
-        means, (progress, stage, _) = self.means(), cfg.where(state.images)
-        rate = (state.images - self.images) / max(now - self.last, 1e-9)
-        left = clock(work_left(cfg, state.images) / (work(cfg, state.images) * rate))
-        print(f"{stage_text(cfg, state.images)} {state.images:>10,}/{cfg.images:,} "
+        images, cfg, now = self.state.images, self.state.cfg, time.time()
+        means, (progress, stage, _) = self.means(), cfg.where(images)
+        rate = (images - self.images) / max(now - self.last, 1e-9)
+        left = clock(work_left(cfg, images) / (work(cfg, images) * rate))
+        print(f"stage {stage + 1}, progress {progress:.2f} {images:>10,}/{cfg.images:,} "
               + " ".join(f"{name} {value:.3g}" for name, value in means.items())
               + f"  {rate:.1f} ex/s, {left} left", flush=True)
-        record = {"images": state.images, "stage": stage, "progress": progress,
+        record = {"images": images, "stage": stage, "progress": progress,
                   "seconds": round(now - self.began, 1), "examples_per_s": round(rate, 2), **means}
         try:
             with open(self.run / "log.jsonl", "a", encoding="utf-8") as log:
@@ -400,11 +392,10 @@ class Monitor:
         except OSError as error:
             raise TrainingError(f"{self.run / 'log.jsonl'} cannot be written ({error.strerror}): "
                                 "put that right, and resume the run") from None
-        self.steps, self.last, self.images = [], now, state.images
+        self.steps, self.last, self.images = [], now, images
 
 
 def last_good(run):
-    """What to go back to, in words."""
     path = gansynth.newest_checkpoint(run)
     return f"the last good checkpoint is {path}" if path else "no checkpoint was saved"
 
@@ -443,14 +434,6 @@ def clock(seconds):
     return f"{minutes // 60}h{minutes % 60:02}m" if minutes >= 60 else f"{minutes}m{seconds:02}s"
 
 
-def stage_text(cfg, images):
-    progress, stage, _ = cfg.where(images)
-    if cfg.model != "gansynth":
-        return cfg.model
-    kind = f"fade {progress % 1:.2f}" if stage % 2 else "stable"
-    return f"stage {stage + 1}/{2 * cfg.resolutions - 1} {kind:9}"
-
-
 def snapshot(state, run, notes=16):
     """A picture and a WAV of the same latents and pitches each time, to watch the model grow."""
     cfg, G = state.cfg, state.nets.G_ema
@@ -466,8 +449,7 @@ def snapshot(state, run, notes=16):
     return path
 
 
-# ---------------------------------------------------------------------------------------------
-# Runs and their checkpoints
+# ---- Runs and their checkpoints -------------------------------------------------------------
 
 
 KEEP = 3                                  # checkpoints kept; older ones are deleted
@@ -484,11 +466,10 @@ def run_name(cfg):
 def claim_run(cfg):
     """Make the run's folder: `out`, which must be new or empty, or the next number under runs/.  It
     is ours from the start, and if what is done `with` it fails, it goes again."""
-    taken = [int(p.name[:4]) for p in Path("runs").glob("[0-9][0-9][0-9][0-9]*")]
-    for number in itertools.count(max(taken, default=0) + 1):
+    numbers = [int(p.name[:4]) for p in Path("runs").glob("[0-9][0-9][0-9][0-9]*")]
+    for number in itertools.count(max(numbers, default=0) + 1):
         run = Path(cfg.out or f"runs/{number:04d}-{run_name(cfg)}")
         try:
-            new = not run.exists()
             run.mkdir(parents=True, exist_ok=bool(cfg.out))
             if any(run.iterdir()):
                 raise FileExistsError
@@ -504,9 +485,9 @@ def claim_run(cfg):
     try:
         yield run
     except BaseException:
-        for folder in [run / "snapshots"] + [run] * new:
-            with contextlib.suppress(OSError):
-                folder.rmdir()            # empty, or it stays
+        with contextlib.suppress(OSError):
+            (run / "snapshots").rmdir()   # empty, or it stays
+            run.rmdir()
         raise
 
 
@@ -529,17 +510,12 @@ def save(state, run):
     return path
 
 
-def load_to_resume(cfg, path):
-    """A checkpoint's contents; errors for those that cannot be gone on from."""
+def restore(state, path):
+    """Go on from a checkpoint that `save` wrote.  CheckpointError for what does not fit together.
+
+    Newer checkpoints of its folder are set aside: they would win when resuming again.
+    """
     contents = gansynth.load_checkpoint(path, parts=RESUME_PARTS)
-    if contents["images"] >= cfg.images:
-        raise ConfigError(f"{path} has finished its {cfg.images:,} examples: add --images with "
-                          "more of them to go on")
-    return contents
-
-
-def restore(state, contents):
-    """Go on from what `save` wrote.  CheckpointError for what does not fit together."""
     if not torch.equal(state.counts, contents["counts"]):
         raise gansynth.CheckpointError(
             f"the notes of {state.cfg.data} have changed since the checkpoint was saved "
@@ -555,16 +531,13 @@ def restore(state, contents):
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = str(error).split("\n")[0][:100]
         raise gansynth.CheckpointError(
-            f"the checkpoint's parts do not fit together ({reason}): resume from an earlier "
-            "one of the same run") from None
-
-
-def set_aside_newer(run, path):
-    """Rename checkpoints newer than the one to resume from: they would win when resuming again."""
-    found = gansynth.checkpoints(run)
+            f"{path}: its parts do not fit together ({reason}): resume from an earlier checkpoint "
+            "of the same run") from None
+    found = gansynth.checkpoints(path.parent)
     for newer in found[found.index(path) + 1:] if path in found else []:
         newer.rename(f"{newer}.old")
         print(f"{newer} is set aside as {newer.name}.old")
+    trim_log(path.parent, state.images)
 
 
 def trim_log(run, images):
@@ -763,13 +736,7 @@ MODELS = {"gansynth": (Config, State), "wavegan": (WaveGANConfig, WaveGANState),
           "wavenet": (WaveNetConfig, WaveNetState)}
 
 
-def new_state(cfg, notes, device):
-    """The State that a run with these settings has."""
-    return MODELS[cfg.model][1](cfg, notes, device)
-
-
-# ---------------------------------------------------------------------------------------------
-# Benchmark
+# ---- Benchmark ------------------------------------------------------------------------------
 
 
 PASSES = 19                               # of the network in one step, as the release makes them
@@ -869,8 +836,7 @@ def timed_step(state):
     return {**seconds, "all": time.perf_counter() - start}
 
 
-# ---------------------------------------------------------------------------------------------
-# Settings that cannot work
+# ---- Settings that cannot work --------------------------------------------------------------
 
 
 class ConfigError(ValueError):
@@ -905,8 +871,7 @@ def check_settings(cfg):
         cfg.hires = False                 # a wave has no frequencies
 
 
-# ---------------------------------------------------------------------------------------------
-# Command line: Config's defaults < preset < flags given
+# ---- Command line: Config's defaults < preset < flags given ---------------------------------
 
 
 # What presets change in the defaults, by preset and model.  paper: WaveGAN as its authors trained
@@ -1007,6 +972,9 @@ def resumed_settings(path, contents, given):
     if "out" in given and Path(given["out"]).resolve() != path.parent.resolve():
         raise ConfigError(f"--out {given['out']} contradicts --resume, which goes on in "
                           f"{path.parent}")
+    if contents["images"] >= given.get("images", saved["images"]):
+        raise ConfigError(f"{path} has finished its {saved['images']:,} examples: add --images "
+                          "with more of them to go on")
     for name, value in given.items():
         free = name in ("device", "out", "data", "pack") or name == "images" and value > saved[name]
         if not free and value != saved[name]:
