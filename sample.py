@@ -226,6 +226,59 @@ def write_all(part, waves, z, pitch, sample_rate, origin, page):
 
 
 # ---------------------------------------------------------------------------------------------
+# The look of every page
+
+
+def page(title, body, style="", script=""):
+    """A whole HTML document that needs no other file: title is text, body is HTML.
+
+    The look is shared by the page of samples, the page of measures and the listening test; `style`
+    comes after it, so that it may add and override.  A wide table goes into <div class="wide">.
+    """
+    return f"""\
+<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)} - GANSynth</title>
+<style>
+{LOOK}{style}</style>
+{body}
+<script>
+{script}</script>
+</html>
+"""
+
+
+LOOK = """\
+:root { color-scheme: light dark; --paper: #f7f6f3; --card: #fff; --ink: #1d1d22; --soft: #62626c;
+  --line: #d9d7d0; --accent: #b3261e; }
+@media (prefers-color-scheme: dark) { :root { --paper: #16161a; --card: #222228; --ink: #ececf0;
+  --soft: #a0a0ac; --line: #3a3a44; --accent: #ff8a75; } }
+* { box-sizing: border-box; }
+[hidden] { display: none !important; }
+body { margin: 0 auto; max-width: 80rem; padding: clamp(1rem, 4vw, 3rem); background: var(--paper);
+  color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
+h1 { margin: 0 0 .3em; font-size: clamp(1.5rem, 5vw, 2.2rem); line-height: 1.2; }
+p { max-width: 44rem; margin: .5em 0; }
+.soft, figcaption { color: var(--soft); font-size: .85rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .7rem; text-align: right; white-space: nowrap; }
+:is(th, td):first-child { padding-left: 0; text-align: left; }
+tr + tr, tbody tr { border-top: 1px solid var(--line); }
+figure { margin: 1rem 0; }
+img { max-width: 100%; }
+button { padding: .4rem 1rem; font: inherit; color: inherit; background: var(--card);
+  border: 1px solid var(--line); border-radius: .6rem; cursor: pointer; }
+button:hover { border-color: var(--soft); }
+button:disabled { opacity: .5; cursor: default; }
+[aria-pressed=true] { border-color: var(--accent); box-shadow: 0 0 0 2px var(--accent); }
+:focus-visible { outline: 3px solid var(--ink); outline-offset: 2px; }
+"""
+
+
+# ---------------------------------------------------------------------------------------------
 # The page
 
 
