@@ -158,8 +158,7 @@ def sample(args):
             waves /= peak
             print(f"The loudest note peaks at {peak:.3g}: all were divided by it, not to clip.")
         names = write_notes(part, waves, z, pitch, spectrum.sample_rate)
-        np.savez(part / "latents.npz", z=z.numpy(), pitch=np.array(pitch), seed=args.seed,
-                 checkpoint=path.name)
+        np.savez(part / "latents.npz", z=z.numpy(), pitch=np.array(pitch), seed=args.seed)
         text = notes_page(part, names, pitch, args, path, contents, spectrum)
         (part / "index.html").write_text(text, encoding="utf-8", errors="replace")
     return out / "index.html"
@@ -168,13 +167,11 @@ def sample(args):
 # =============================================================================================
 # From here on what that needs: files, pages, the benchmark and the command line
 
-
 def out_folder(out, beside, kind="samples"):
     """The folder to make: `out`, if new or empty, or beside/samples-0001 and so on (of `kind`)."""
     if out is None:
-        taken = [int(match[1]) for file in (beside.iterdir() if beside.is_dir() else ())
-                 if (match := re.fullmatch(rf"{kind}-([0-9]+)", file.name))]
-        return beside / f"{kind}-{max(taken, default=0) + 1:04}"
+        taken = sorted(beside.glob(f"{kind}-[0-9][0-9][0-9][0-9]")) or [f"{kind}-0000"]
+        return beside / f"{kind}-{int(str(taken[-1])[-4:]) + 1:04}"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SampleError(f"{out} is there already and not an empty folder: name a new one")
     return out
@@ -212,7 +209,7 @@ def write_notes(folder, waves, z, pitch, sample_rate):
     return names
 
 
-# ---- Pages ------------------------------------------------------------------------------------
+# ---- Pages ----------------------------------------------------------------------------------
 def page(title, body, style="", script=""):
     """A whole HTML document that needs no other file: title is text, body is HTML.  `style` adds to
     the look that all pages share; a wide table goes into <div class="wide">."""
@@ -259,9 +256,8 @@ def notes_page(folder, names, pitch, args, path, contents, spectrum):
         return f"data:{kind};base64,{base64.b64encode((folder / name).read_bytes()).decode()}"
 
     title = ("Notes drawn sample by sample" if contents["model"] == "wavenet" else
-             "One timbre, which should sound like one instrument" if args.scale else
-             "From one timbre to another, on the arc between them" if args.interpolate else
-             "Notes, each of a timbre of its own")
+             "One timbre at many pitches" if args.scale else
+             "From one timbre to another" if args.interpolate else "Notes, each of its own timbre")
     shape, seconds = contents["architecture"], spectrum.length / spectrum.sample_rate
     facts = [f"{path.resolve().parent.name}/{path.name}", contents["model"],
              f"{contents['images']:,} examples trained", shape.get("output", spectrum.rep),
@@ -333,24 +329,22 @@ document.addEventListener("keydown", event => {
 """
 
 
-# ---- Benchmark: the paper's claim of 54,000 times ---------------------------------------------
+# ---- Benchmark: the paper's claim of 54,000 times -------------------------------------------
 @torch.no_grad()
 def bench(device, budget=5.0, arch=gansynth.Architecture(), spectrum=spectral.Spectrum(),
           wavegan=gansynth.WaveGANArchitecture(), wavenet=gansynth.WaveNetArchitecture()):
     """Print the seconds that a note takes, of each model at the paper's size, with random weights.
-    A WaveNet's are extrapolated from a sample: all cost the same with a cache; without, the first
-    have less past to look at."""
-    first, threads = None, torch.get_num_threads()
+    A WaveNet's are those of one sample times their number: with a cache all cost the same; without,
+    the first have less past to look at."""
+    times, threads = [], torch.get_num_threads()
     print(f"notes of {spectrum.length:,} samples on {device}, {threads} threads, torch "
           f"{torch.__version__}, random weights\n{'':18} notes        a note  of the first")
 
     def row(name, function, samples=1):
-        nonlocal first
         timer = Timer("f()", globals={"f": function}, num_threads=threads)
         once = timer.blocked_autorange(min_run_time=budget).median
-        a_note = once * samples / n
-        first = first or a_note
-        print(f"{name:18}{n:6}{a_note:12.4g} s{a_note / first:12,.1f} x"
+        times.append(once * samples / n)
+        print(f"{name:18}{n:6}{times[-1]:12.4g} s{times[-1] / times[0]:12,.1f} x"
               + f"  extrapolated from {once * 1e3:.3g} ms a sample" * (samples > 1), flush=True)
 
     G, wave_G, net = (net.to(device) for net in (
@@ -361,10 +355,11 @@ def bench(device, budget=5.0, arch=gansynth.Architecture(), spectrum=spectral.Sp
         row("GANSynth", lambda: gansynth.synthesise(G, spectrum, z, pitch, arch.resolutions - 1.0))
         row("WaveGAN", lambda: wave_G(z, pitch))
         row("WaveNet, cached", lambda: net.draw(cache.step(x)), wavenet.length)
-    n, past = 1, min(wavenet.receptive_field, wavenet.length)
-    crop = torch.zeros(1, past, device=device)
-    row("WaveNet, naive", lambda: net.draw(net(crop, pitch[:1])[..., -1]),
-        wavenet.length - past / 2)
+        if n == 1:
+            past = min(wavenet.receptive_field, wavenet.length)
+            crop = torch.zeros(1, past, device=device)
+            row("WaveNet, naive", lambda: net.draw(net(crop, pitch)[..., -1]),
+                wavenet.length - past / 2)
     print("paper, Titan X: GANSynth 0.020 s, WaveNet 1077.53 s a note, 53,880 x")
     # Which sampler took those 16.8 ms a sample?  The naive one needs 6,141 columns a sample of 63M
     # multiply-adds each, or half of them without those that no longer matter: 35 to 70 ms at that
@@ -372,7 +367,7 @@ def bench(device, budget=5.0, arch=gansynth.Architecture(), spectrum=spectral.Sp
     # hundred kernels at some 10 us each, beside a call from Python: so it was likely this one.
 
 
-# ---- Command line -----------------------------------------------------------------------------
+# ---- Command line ---------------------------------------------------------------------------
 def at_least(low):
     """A type for argparse: whole numbers from `low` on that a seed can hold."""
     def whole_number(text):
@@ -398,14 +393,15 @@ def parse(argv):
     what.add_argument("--scale", action="store_true", help="one timbre over all trained pitches")
     what.add_argument("--interpolate", action="store_true", help="from one timbre to another")
     what.add_argument("--bench", action="store_true", help="time the paper's models, without one")
-    add("--pitch", type=parse_pitches, metavar="P,...", help="60, C4, F#3 or Bb4, in turn")
-    add("--count", type=at_least(1), metavar="N", help="notes, or steps (default 16, 9 or all)")
+    add("--pitch", type=parse_pitches, metavar="P,...", help="of the notes in turn: 60, C4, Bb4")
+    add("--count", type=at_least(1), metavar="N",
+        help="notes (default 16, or all of --latents or --scale, or 9 of --interpolate)")
     add("--seed", type=at_least(0), default=0, help="of latents and pitches (default 0)")
     add("--latents", type=Path, metavar="FILE", help="an earlier run's latents.npz, to hear again")
     add("--mel-inverse", choices=spectral.MEL_INVERSES,
         help="of if-mel: pseudo, by least squares, or transpose, the release's, which smears "
              "over neighbouring bands (default: as trained)")
-    add("--out", type=Path, metavar="DIR", help="new or empty (default: samples-0001, ...)")
+    add("--out", type=Path, metavar="DIR", help="new or empty (samples-0001, ... of the run)")
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
         help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     args = parser.parse_args(argv)
