@@ -353,7 +353,7 @@ def bench(device, budget=5.0, arch=gansynth.Architecture(), spectrum=spectral.Sp
         pitch, x = torch.zeros(n, dtype=torch.int64, device=device), torch.zeros(n, device=device)
         z, cache = torch.randn(n, arch.latent, device=device), gansynth.CachedWaveNet(net, pitch)
         row("GANSynth", lambda: gansynth.synthesise(G, spectrum, z, pitch, arch.resolutions - 1.0))
-        row("WaveGAN", lambda: wave_G(z, pitch))
+        row("WaveGAN", lambda: wave_G(torch.randn(n, wavegan.latent, device=device), pitch))
         row("WaveNet, cached", lambda: net.draw(cache.step(x)), wavenet.length)
         if n == 1:
             past = min(wavenet.receptive_field, wavenet.length)
