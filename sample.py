@@ -174,14 +174,14 @@ def out_folder(out, beside, kind="samples"):
         return beside / f"{kind}-{int(str(taken[-1])[-4:]) + 1:04}"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SampleError(f"{out} is there already and not an empty folder: name a new one")
-    return out
+    return out.absolute()                 # "." has no name to put another beside
 
 
 @contextlib.contextmanager
 def whole_folder(out):
     """Make `out`, of `out_folder`, whole or not at all: -> a folder beside it to fill, which is
     renamed in the end.  Enter before long work: a folder that cannot be made is told at once."""
-    part = out.absolute().with_name(f".{out.name}.{os.getpid()}.part")
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
     except OSError as error:

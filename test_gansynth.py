@@ -3660,17 +3660,15 @@ def test_command_lines_from_notes_to_sound(tmp_path):
 def tiny_checkpoint(path, model="gansynth", images=8, counts=(1, 2, 3, 2, 1), rep="if-mel"):
     """A checkpoint of random weights: MIDI 60..64, at 8 kHz notes of 200 samples, or of 60."""
     torch.manual_seed(0)
+    spectrum = Spectrum("waveform", 64 if model == "wavegan" else 60, 1, 60, 8000)
     if model == "gansynth":
         net = gansynth.Generator(gansynth.Architecture(
             8, 64, resolutions=2, latent=4, pitches=len(counts), channel_base=16, channel_max=8))
         spectrum = Spectrum(rep, 8, 64, 200, 8000)
     elif model == "wavegan":
         net = gansynth.WaveGANGenerator(gansynth.WaveGANArchitecture(64, 4, 5, 2))
-        spectrum = Spectrum("waveform", 64, 1, 60, 8000)
     else:
-        net = gansynth.WaveNet(gansynth.WaveNetArchitecture(
-            60, 8000, 5, 1, 2, 4, 4, conditioning_channels=4))
-        spectrum = Spectrum("waveform", 60, 1, 60, 8000)
+        net = gansynth.WaveNet(gansynth.WaveNetArchitecture(60, 8000, 5, 1, 2, 4, 4))
     gansynth.save_checkpoint(path, {
         "model": model, "config": {"model": model}, "architecture": asdict(net.arch),
         "spectrum": asdict(spectrum), "pitch_low": 60, "progress": float(model == "gansynth"),
@@ -3744,8 +3742,6 @@ def test_random_notes_with_table_page_and_pictures(tmp_path):
         assert list(map(base64.b64decode, inside)) == [(out / name).read_bytes() for name in names]
     assert all(wav[:-4] in page for wav in wavs) and not re.search("https?:|src=\"/|href=", page)
     assert "<title>&lt;A&gt; &amp; B - GANSynth</title>" in sample.page("<A> & B", "<p>")
-    rate, samples = scipy.io.wavfile.read(out / wavs[0])
-    assert samples.shape == (200,) and samples.dtype == np.int16 and rate == 8000
 
 
 def test_a_seed_is_the_same_notes_and_more_begin_with_the_same(tmp_path):
@@ -3753,9 +3749,7 @@ def test_a_seed_is_the_same_notes_and_more_begin_with_the_same(tmp_path):
     few, z_few, pitch_few, _ = run_sample(checkpoint, tmp_path / "few", "--count", 5)
     _, z, pitch, _ = run_sample(checkpoint, tmp_path / "many", "--count", 9)
     assert np.array_equal(z_few, z[:5]) and pitch_few == pitch[:5]
-    again, *_ = run_sample(checkpoint, tmp_path / "again", "--latents",
-                           tmp_path / "few" / "latents.npz")
-    assert few == again
+    run_sample(checkpoint, tmp_path / "again", "--latents", tmp_path / "few/latents.npz")
     for name in few:
         assert (tmp_path / "few" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     _, z, pitch, _ = run_sample(checkpoint, tmp_path / "at", "--count", 5, "--pitch", "C4,62")
@@ -3781,10 +3775,9 @@ def test_a_scale_is_the_first_timbre_and_an_interpolation_runs_to_the_second(tmp
 
 def test_a_run_folder_means_its_newest_checkpoint_and_numbered_samples(tmp_path, capsys):
     run = tmp_path / "<b> & run"                                    # a name to escape
-    run.mkdir()
+    (run / "samples-0007").mkdir(parents=True)
     tiny_checkpoint(run / "checkpoint-9.pt", images=9)
     tiny_checkpoint(run / "checkpoint-10.pt", images=1234)
-    (run / "samples-0007").mkdir()
     for count, words in (("1", "1,234 examples"), ("65", "the first 64 of 65")):
         sample.main([str(run), "--count", count, "--device", "cpu"])
         out = Path(capsys.readouterr().out.splitlines()[-1].partition(": ")[0])
@@ -3800,20 +3793,17 @@ def test_loud_notes_are_softened_by_one_factor_and_a_failure_leaves_nothing(
     monkeypatch.setattr(gansynth, "synthesise", lambda *args, **more: waves)
     waves[0] = 4
     wavs, *_ = run_sample(checkpoint, tmp_path / "a", "--count", 2)
-    peaks = [scipy.io.wavfile.read(tmp_path / "a" / wav)[1].max() for wav in wavs]
-    assert peaks == [32767, 8192] and "divided" in capsys.readouterr().out
-
-    def full(path, rgb):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(spectral, "write_png", full)
-    for words in ("No space left", "NaN"):
+    (rate, first), (_, second) = (scipy.io.wavfile.read(tmp_path / "a" / wav) for wav in wavs)
+    assert (first == 32767).all() and (second == 8192).all() and first.shape == (200,)
+    assert rate == 8000 and "divided" in capsys.readouterr().out
+    monkeypatch.setattr(spectral, "write_png", lambda path, rgb: open(path.parent))
+    for words in ("Is a directory", "NaN"):
         assert words in refusal(checkpoint, "--count", 2, "--out", tmp_path / "b")
         waves[1] = torch.nan
     assert sorted(os.listdir(tmp_path)) == ["a", "c.pt"]
 
 
-def test_the_mel_inverse_is_heard_and_refused_where_there_is_no_mel_scale(tmp_path):
+def test_what_a_model_has_is_heard_and_what_it_lacks_refused(tmp_path):
     checkpoint, flags = tiny_checkpoint(tmp_path / "c.pt"), ("--mel-inverse", "transpose")
     wavs, *_ = run_sample(checkpoint, tmp_path / "a", "--count", 1)
     run_sample(checkpoint, tmp_path / "b", "--count", 1, *flags)
@@ -3821,14 +3811,17 @@ def test_the_mel_inverse_is_heard_and_refused_where_there_is_no_mel_scale(tmp_pa
     for other in (tiny_checkpoint(tmp_path / "i.pt", rep="if"),
                   tiny_checkpoint(tmp_path / "g.pt", "wavegan")):
         assert "no mel scale" in refusal(other, *flags)
+    checkpoint = tiny_checkpoint(tmp_path / "n.pt", "wavenet")
+    wavs, z, pitch, page = run_sample(checkpoint, tmp_path / "c", "--pitch", "60,64", "--count", 3)
+    assert len(wavs) == 3 and z.shape == (3, 0) and pitch == [60, 64, 60] and "mulaw8" in page
+    for flags in (["--interpolate"], ["--latents", tmp_path / "c/latents.npz"]):
+        assert "has no latents" in refusal(checkpoint, *flags)
 
 
 def test_what_cannot_be_played_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny_checkpoint(Path("c.pt"))
     Path("zip").write_bytes(b"not a zip")
-    Path("full").mkdir()
-    Path("full", "mine.txt").write_text("keep")
     z = np.ones((1, 4))
     for name, *arrays in (("wide", np.ones((1, 5)), [60]), ("flat", np.ones(4), [60]),
                           ("nan", z * np.nan, [60]), ("none", z[:0], []), ("words", ["a"], [60]),
@@ -3838,9 +3831,9 @@ def test_what_cannot_be_played_is_one_sentence_and_leaves_nothing(tmp_path, monk
             np.savez(file, **dict(zip(("z", "pitch"), arrays)))
     before = sorted(tmp_path.rglob("*"))
     for words, argv in [
-            ("no checkpoint there", "nowhere"), ("no checkpoint there", "full"),
+            ("no checkpoint there", "nowhere"), ("no checkpoint there", "."),
             ("not a readable checkpoint", "zip"), ("60 to 64 (C4", "c.pt --pitch 60,C5"),
-            ("full is there already and not an empty folder", "c.pt --out full"),
+            (". is there already and not an empty folder", "c.pt --out ."),
             ("cannot be made (Not a directory)", "c.pt --out c.pt/below"),
             ("needs 2", "c.pt --latents one --interpolate"),
             ("needs 2", "c.pt --latents one --count 2"), ("pitch 90", "c.pt --latents high"),
@@ -3850,14 +3843,6 @@ def test_what_cannot_be_played_is_one_sentence_and_leaves_nothing(tmp_path, monk
         sentence = refusal(*argv.split())
         assert sentence.startswith("sample.py: ") and words in sentence and "\n" not in sentence
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_wavenet_has_no_latents_to_interpolate_or_replay(tmp_path):
-    checkpoint = tiny_checkpoint(tmp_path / "n.pt", "wavenet")
-    wavs, z, pitch, page = run_sample(checkpoint, tmp_path / "a", "--pitch", "60,64", "--count", 3)
-    assert len(wavs) == 3 and z.shape == (3, 0) and pitch == [60, 64, 60] and "mulaw8" in page
-    for flags in (["--interpolate"], ["--latents", tmp_path / "a" / "latents.npz"]):
-        assert "has no latents" in refusal(checkpoint, *flags)
 
 
 def test_contradictions_are_usage_errors(tmp_path, capsys):
@@ -3879,9 +3864,9 @@ def test_bench_prints_a_row_for_every_way_to_make_a_note(capsys):
     assert [row[:2] for row in rows] == [
         ("GANSynth", "1"), ("WaveGAN", "1"), ("WaveNet, cached", "1"), ("WaveNet, naive", "1"),
         ("GANSynth", "8"), ("WaveGAN", "8"), ("WaveNet, cached", "8")]
-    for *_, taken, times in rows:
-        expected = float(taken) / float(rows[0][2])
-        assert float(times.replace(",", "")) == pytest.approx(expected, rel=0.01, abs=0.06)
+    for *_, taken, ratio in rows:
+        assert float(ratio.replace(",", "")) == pytest.approx(
+            float(taken) / float(rows[0][2]), rel=0.01, abs=0.06)
     assert "WaveNet 1077.53 s a note, 53,880 x" in out                                  # paper
 
 
@@ -3897,8 +3882,7 @@ def test_the_pages_keys_play_and_stay_at_octaves_that_hold_notes(tmp_path, chrom
     assert chromium.js("asked") == [0, 1, 2, 3, 1]
     chromium.js("player.onended(); onward.click(); cards[2].click(); player.onended()")
     assert chromium.js("asked.slice(5)") == [2, 3]
-    chromium.js("player.onended()")
-    assert chromium.js("document.querySelectorAll('[aria-pressed=true]').length") == 0
+    assert chromium.js("player.onended(); document.querySelector('[aria-pressed=true]') === null")
 
 
 @pytest.mark.parametrize("script", ["sample.py"])
