@@ -308,7 +308,7 @@ function play(number) {                   // or stop, where there is no such car
   if (now < 0) return;
   cards[now].scrollIntoView({block: "nearest"});
   player.src = cards[now].dataset.wav;
-  player.play().catch(error => error.name === "AbortError" || play(-1));      // a newer note's
+  player.play().catch(error => error.name === "AbortError" || play(-1));   // unless by another
 }
 player.onended = () => play(document.getElementById("onward").checked ? now + 1 : -1);
 cards.forEach((card, i) => card.onclick = () => play(i === now ? -1 : i));
