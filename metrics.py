@@ -671,7 +671,7 @@ def checkpoint_run(run, args):
     except KeyError as error:
         raise gansynth.CheckpointError(f"{path}: its settings lack {error}: use the program that "
                                        "wrote it") from None
-    spectrum = spectral.Spectrum.restore(contents["spectrum"], args.mel_inverse)
+    spectrum = spectral.restore(contents["spectrum"], args.mel_inverse)
     count, low = args.samples or default_samples(setting), contents["pitch_low"]
 
     def fresh():

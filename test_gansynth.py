@@ -3580,17 +3580,22 @@ def test_command_lines_from_notes_to_sound(tmp_path):
 # sample.py
 
 
-def tiny_checkpoint(path, images=8, progress=1.0, latent=4, counts=(1, 2, 3, 2, 1)):
-    """A checkpoint of random weights: MIDI 60..64, notes of 200 samples at 8 kHz."""
+def tiny_checkpoint(path, model="gansynth", images=8, counts=(1, 2, 3, 2, 1), rep="if-mel"):
+    """A checkpoint of random weights: MIDI 60..64, at 8 kHz notes of 200 samples, or of 60."""
     torch.manual_seed(0)
-    spectrum = spectral.Spectrum("if-mel", frames=8, bins=64, length=200, sample_rate=8000)
-    arch = gansynth.Architecture(frames=8, bins=64, resolutions=2, latent=latent, pitches=5,
-                                 channel_base=16, channel_max=8)
-    G = gansynth.Generator(arch)
+    spectrum = Spectrum("waveform", 64 if model == "wavegan" else 60, 1, 60, 8000)
+    if model == "gansynth":
+        net = gansynth.Generator(gansynth.Architecture(
+            8, 64, resolutions=2, latent=4, pitches=len(counts), channel_base=16, channel_max=8))
+        spectrum = Spectrum(rep, 8, 64, 200, 8000)
+    elif model == "wavegan":
+        net = gansynth.WaveGANGenerator(gansynth.WaveGANArchitecture(64, 4, 5, 2))
+    else:
+        net = gansynth.WaveNet(gansynth.WaveNetArchitecture(60, 8000, 5, 1, 2, 4, 4))
     gansynth.save_checkpoint(path, {
-        "architecture": asdict(arch), "spectrum": asdict(spectrum), "pitch_low": 60,
-        "progress": progress, "counts": torch.tensor(counts), "images": images,
-        "G": G.state_dict(), "G_ema": G.state_dict()})
+        "model": model, "config": {"model": model}, "architecture": asdict(net.arch),
+        "spectrum": asdict(spectrum), "pitch_low": 60, "progress": float(model == "gansynth"),
+        "counts": torch.tensor(counts), "images": images, "G_ema": net.state_dict()})
     return path
 
 
@@ -3610,26 +3615,25 @@ def refusal(*argv):
     return caught.value.code
 
 
-def test_pitches_have_names_and_numbers():
+def test_pitches_have_names_and_numbers_and_are_drawn_as_often_as_trained():
     assert [sample.note_name(p) for p in (0, 60, 61, 127)] == ["C-1", "C4", "C#4", "G9"]
-    assert sample.parse_pitches("60, C4,f#3,Bb4,C-1,Cb4") == [60, 60, 54, 70, 0, 59]
+    assert sample.parse_pitches("60, C4,f#3,Bb4,C-1,db4") == [60, 60, 54, 70, 0, 61]
     assert all(sample.parse_pitches(sample.note_name(p)) == [p] for p in range(128))
+    _, pitch = sample.draw(400, 4, torch.tensor([0, 3, 1]), 60, seed=0)
+    assert pitch.count(60) == 0 and 0.65 < pitch.count(61) / 400 < 0.85
 
 
 def test_slerp_keeps_the_length_and_both_ends():
     z0, z1 = torch.tensor([3.0, 0, 0]), torch.tensor([0, 3.0, 0])
     arc = sample.slerp(z0, z1, 5)
     torch.testing.assert_close(arc.norm(dim=1), torch.full((5,), 3.0))
-    assert torch.equal(arc[0], z0)
-    torch.testing.assert_close(arc[-1], z1)
-    torch.testing.assert_close(arc[2], (z0 + z1) / 2 ** 0.5)
+    torch.testing.assert_close(arc[[0, 2, 4]], torch.stack([z0, (z0 + z1) / 2 ** 0.5, z1]))
     assert torch.equal(sample.slerp(z0, 2 * z0, 3), z0 * torch.tensor([[1], [1.5], [2]]))
 
 
 def test_synthesise_does_not_depend_on_the_batch_and_enlarges_young_pictures(tmp_path):
     G, contents = gansynth.load_generator(tiny_checkpoint(tmp_path / "c.pt"))
-    spectrum = spectral.Spectrum(**contents["spectrum"])
-    z, pitch = torch.randn(7, 4), torch.arange(7) % 5
+    spectrum, z, pitch = Spectrum(**contents["spectrum"]), torch.randn(7, 4), torch.arange(7) % 5
     for progress in (0.0, 0.5, 1.0):
         waves = gansynth.synthesise(G, spectrum, z, pitch, progress)
         assert waves.shape == (7, 200) and waves.dtype == torch.float32
@@ -3637,266 +3641,171 @@ def test_synthesise_does_not_depend_on_the_batch_and_enlarges_young_pictures(tmp
         assert spectral.snr(waves, threes).min() > 40       # float rounding, at a tiny size
     torch.testing.assert_close(waves, spectrum.decode(G(z, pitch, 1.0)))
 
+    G, contents = gansynth.load_generator(tiny_checkpoint(tmp_path / "g.pt", "wavegan"))
+    spectrum, shown = Spectrum(**contents["spectrum"]), []
+    waves = gansynth.synthesise(G, spectrum, z, pitch, 0.0, batch=3, show=shown.append)
+    torch.testing.assert_close(waves, G(z, pitch)[:, 2:62])         # 60 of 64 samples
+    assert shown == [3, 6, 7]
+
 
 def test_random_notes_with_table_page_and_pictures(tmp_path):
-    checkpoint = tiny_checkpoint(tmp_path / "c.pt")
-    wavs, z, pitch, page = run_sample(checkpoint, tmp_path / "out")
+    out = tmp_path / "out"
+    wavs, z, pitch, page = run_sample(tiny_checkpoint(tmp_path / "c.pt"), out)
     assert len(wavs) == 16 and z.shape == (16, 4) and set(pitch) <= set(range(60, 65))
     assert wavs[3] == f"003-{sample.note_name(pitch[3]).replace('#', 's')}-{pitch[3]:03}.wav"
-    assert {file.name for file in (tmp_path / "out").iterdir()} == {
-        "index.html", "latents.npz", "notes.csv", *wavs, *(w[:-3] + "png" for w in wavs)}
-
-    with open(tmp_path / "out" / "notes.csv", newline="", encoding="utf-8") as file:
+    pngs = [wav[:-3] + "png" for wav in wavs]
+    assert set(os.listdir(out)) == {"index.html", "latents.npz", "notes.csv", *wavs, *pngs}
+    with open(out / "notes.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [row["file"] for row in rows] == wavs
-    assert [int(row["pitch"]) for row in rows] == pitch
-    assert [row["note"] for row in rows] == [sample.note_name(p) for p in pitch]
-    table = [[np.float32(row[f"z{i}"]) for i in range(4)] for row in rows]
-    assert np.array_equal(table, z)
-
-    sounds = re.findall(r'data-wav="data:audio/wav;base64,([^"]+)"', page)
-    assert [base64.b64decode(sound) for sound in sounds] == [
-        (tmp_path / "out" / wav).read_bytes() for wav in wavs]
-    assert all(wav[:-4] in page for wav in wavs)
-    assert page.count("data:image/png;base64,") == 16
-    assert "http:" not in page and "https:" not in page and "src=\"//" not in page
-    samples, rate = nsynth.read_wav(tmp_path / "out" / wavs[0])
-    assert len(samples) == 200 and rate == 8000
+    assert [(row["file"], int(row["pitch"]), row["note"]) for row in rows] == [
+        (wav, p, sample.note_name(p)) for wav, p in zip(wavs, pitch)]
+    assert np.array_equal([[np.float32(row[f"z{i}"]) for i in range(4)] for row in rows], z)
+    for kind, names in (("audio/wav", wavs), ("image/png", pngs)):
+        inside = re.findall(f'"data:{kind};base64,([^"]+)"', page)
+        assert list(map(base64.b64decode, inside)) == [(out / name).read_bytes() for name in names]
+    assert all(wav[:-4] in page for wav in wavs) and not re.search("https?:|src=\"/|href=", page)
+    assert "<title>&lt;A&gt; &amp; B - GANSynth</title>" in sample.page("<A> & B", "<p>")
 
 
 def test_a_seed_is_the_same_notes_and_more_begin_with_the_same(tmp_path):
     checkpoint = tiny_checkpoint(tmp_path / "c.pt")
     few, z_few, pitch_few, _ = run_sample(checkpoint, tmp_path / "few", "--count", 5)
-    _, z_many, pitch_many, _ = run_sample(checkpoint, tmp_path / "many", "--count", 9)
-    assert np.array_equal(z_few, z_many[:5]) and pitch_few == pitch_many[:5]
-    run_sample(checkpoint, tmp_path / "again", "--count", 5)
-    _, z_other, *_ = run_sample(checkpoint, tmp_path / "other", "--count", 5, "--seed", 1)
+    _, z, pitch, _ = run_sample(checkpoint, tmp_path / "many", "--count", 9)
+    assert np.array_equal(z_few, z[:5]) and pitch_few == pitch[:5]
+    run_sample(checkpoint, tmp_path / "again", "--latents", tmp_path / "few/latents.npz")
     for name in few:
         assert (tmp_path / "few" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    assert not np.array_equal(z_few, z_other)
-    _, z_pitched, pitch, _ = run_sample(checkpoint, tmp_path / "pitched", "--count", 5,
-                                        "--pitch", "C4,62")
-    assert np.array_equal(z_pitched, z_few) and pitch == [60, 62, 60, 62, 60]
+    _, z, pitch, _ = run_sample(checkpoint, tmp_path / "at", "--count", 5, "--pitch", "C4,62")
+    assert np.array_equal(z, z_few) and pitch == [60, 62, 60, 62, 60]
+    _, z, *_ = run_sample(checkpoint, tmp_path / "other", "--count", 5, "--seed", 1)
+    assert not np.array_equal(z, z_few)
 
 
-def test_notes_are_drawn_at_pitches_as_often_as_trained():
-    _, pitch = sample.draw(400, 4, torch.tensor([0, 3, 1]), 60, seed=0)
-    assert pitch.count(60) == 0 and 0.65 < pitch.count(61) / 400 < 0.85
-
-
-def test_scale_is_the_first_timbre_over_all_pitches(tmp_path):
+def test_a_scale_is_the_first_timbre_and_an_interpolation_runs_to_the_second(tmp_path):
     checkpoint = tiny_checkpoint(tmp_path / "c.pt")
-    _, first, *_ = run_sample(checkpoint, tmp_path / "one", "--count", 1)
-    wavs, z, pitch, page = run_sample(checkpoint, tmp_path / "scale", "--scale")
-    assert pitch == [60, 61, 62, 63, 64] and (z == first).all() and "One timbre" in page
-    assert wavs[1] == "001-Cs4-061.wav" and '<p class="soft" id="piano" >' in page
-    _, z, pitch, page = run_sample(checkpoint, tmp_path / "three", "--scale", "--pitch", "64,C4")
-    assert pitch == [64, 60] and (z == first).all()
-
-
-def test_interpolation_runs_between_the_first_two_timbres(tmp_path):
-    checkpoint = tiny_checkpoint(tmp_path / "c.pt")
-    _, ends, *_ = run_sample(checkpoint, tmp_path / "two", "--count", 2)
-    _, z, pitch, page = run_sample(checkpoint, tmp_path / "inter", "--interpolate")
-    assert pitch == [62] * 9 and "Interpolation" in page
-    np.testing.assert_allclose(z[[0, -1]], ends, rtol=1e-6)
-    _, z, pitch, _ = run_sample(checkpoint, tmp_path / "more", "--interpolate", "--count", 3,
-                                "--pitch", "Eb4", "--seed", 5)
-    assert pitch == [63] * 3 and z.shape == (3, 4)
-
-
-def test_latents_of_an_earlier_run_play_again(tmp_path):
-    checkpoint = tiny_checkpoint(tmp_path / "c.pt")
-    wavs, z, pitch, _ = run_sample(checkpoint, tmp_path / "a", "--count", 6, "--seed", 3)
-    latents = tmp_path / "a" / "latents.npz"
-    again, z_again, pitch_again, _ = run_sample(checkpoint, tmp_path / "b", "--latents", latents)
-    assert again == wavs and np.array_equal(z, z_again) and pitch == pitch_again
-    for name in wavs:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-    flags = ("--latents", latents)
-    _, z_scale, *_ = run_sample(checkpoint, tmp_path / "c", *flags, "--scale")
-    assert (z_scale == z[0]).all() and len(z_scale) == 5
-    _, z_inter, *_ = run_sample(checkpoint, tmp_path / "d", *flags, "--interpolate")
-    np.testing.assert_allclose(z_inter[[0, -1]], z[:2], rtol=1e-6)
-    _, z_some, pitch, _ = run_sample(checkpoint, tmp_path / "e", *flags, "--pitch", 61,
-                                     "--count", 2)
-    assert np.array_equal(z_some, z[:2]) and pitch == [61, 61]
-    np.savez(tmp_path / "bare.npz", z=z)                            # without pitches: drawn ones
-    _, z_bare, *_ = run_sample(checkpoint, tmp_path / "f", "--latents", tmp_path / "bare.npz")
-    assert np.array_equal(z_bare, z)
+    _, ends, *_ = run_sample(checkpoint, tmp_path / "2", "--count", 2, "--seed", 3)
+    for i, flags in enumerate((["--seed", 3], ["--latents", tmp_path / "2" / "latents.npz"])):
+        wavs, z, pitch, page = run_sample(checkpoint, tmp_path / f"a{i}", "--scale", *flags)
+        assert pitch == [60, 61, 62, 63, 64] and (z == ends[0]).all()
+        assert wavs[1] == "001-Cs4-061.wav" and "<p>Or play A W S" in page
+        _, z, pitch, page = run_sample(checkpoint, tmp_path / f"b{i}", "--interpolate", *flags)
+        assert pitch == [62] * 9 and "<p hidden>Or play" in page
+        np.testing.assert_allclose(z[[0, -1]], ends, rtol=1e-6)
+    assert run_sample(checkpoint, tmp_path / "c", "--scale", "--pitch", "64,C4")[2] == [64, 60]
+    flags = ("--interpolate", "--count", 3, "--pitch", "Eb4")
+    assert run_sample(checkpoint, tmp_path / "d", *flags)[2] == [63] * 3
 
 
 def test_a_run_folder_means_its_newest_checkpoint_and_numbered_samples(tmp_path, capsys):
     run = tmp_path / "<b> & run"                                    # a name to escape
-    run.mkdir()
+    (run / "samples-0007").mkdir(parents=True)
     tiny_checkpoint(run / "checkpoint-9.pt", images=9)
     tiny_checkpoint(run / "checkpoint-10.pt", images=1234)
-    (run / "samples-0007").mkdir()
-    sample.main([str(run), "--count", "1", "--device", "cpu"])
-    sample.main([str(run), "--count", "1", "--device", "cpu"])
-    assert {f.name for f in run.iterdir() if f.is_dir()} == {
-        "samples-0007", "samples-0008", "samples-0009"}
-    page = (run / "samples-0008" / "index.html").read_text(encoding="utf-8")
-    assert "&lt;b&gt; &amp; run/checkpoint-10.pt" in page and "<b>" not in page
-    assert "1,234" in page
-    assert str(run / "samples-0009" / "index.html") in capsys.readouterr().out
+    for count, words in (("1", "1,234 examples"), ("65", "the first 64 of 65")):
+        sample.main([str(run), "--count", count, "--device", "cpu"])
+        out = Path(capsys.readouterr().out.splitlines()[-1].partition(": ")[0])
+        page = out.read_text(encoding="utf-8")
+        assert "&lt;b&gt; &amp; run/checkpoint-10.pt" in page and "<b> &" not in page
+        assert words in page and page.count('class="card"') == min(int(count), 64)
+    assert out == run / "samples-0009" / "index.html" and (run / "samples-0008").is_dir()
 
 
-def test_a_hundred_notes_are_files_and_sixty_four_on_the_page(tmp_path):
-    wavs, z, _, page = run_sample(tiny_checkpoint(tmp_path / "c.pt"), tmp_path / "out",
-                                  "--count", 100)
-    assert len(wavs) == len(z) == 100 and page.count('class="card"') == sample.PAGE_NOTES
-    assert "first 64 of 100" in page
+def test_loud_notes_are_softened_by_one_factor_and_a_failure_leaves_nothing(
+        tmp_path, monkeypatch, capsys):
+    checkpoint, waves = tiny_checkpoint(tmp_path / "c.pt"), torch.ones(2, 200)
+    monkeypatch.setattr(gansynth, "synthesise", lambda *args, **more: waves)
+    waves[0] = 4
+    wavs, *_ = run_sample(checkpoint, tmp_path / "a", "--count", 2)
+    (rate, first), (_, second) = (scipy.io.wavfile.read(tmp_path / "a" / wav) for wav in wavs)
+    assert (first == 32767).all() and (second == 8192).all() and first.shape == (200,)
+    assert rate == 8000 and "divided" in capsys.readouterr().out
+    monkeypatch.setattr(spectral, "write_png", lambda path, rgb: open(path.parent))
+    for words in ("Is a directory", "NaN"):
+        assert words in refusal(checkpoint, "--count", 2, "--out", tmp_path / "b")
+        waves[1] = torch.nan
+    assert sorted(os.listdir(tmp_path)) == ["a", "c.pt"]
 
 
-def test_loud_notes_are_all_softened_by_one_factor(tmp_path, monkeypatch, capsys):
-    checkpoint = tiny_checkpoint(tmp_path / "c.pt")
-
-    def loud(G, spectrum, z, *rest, **more):
-        return torch.tensor([4.0, 1.0])[:, None] * torch.ones(2, spectrum.length)
-
-    monkeypatch.setattr(gansynth, "synthesise", loud)
-    wavs, *_ = run_sample(checkpoint, tmp_path / "out", "--count", 2)
-    peaks = [nsynth.read_wav(tmp_path / "out" / wav)[0].max() for wav in wavs]
-    assert peaks == [32767, 8192] and "divided" in capsys.readouterr().out
-    monkeypatch.setattr(gansynth, "synthesise", lambda *a, **b: torch.full((2, 200), torch.nan))
-    assert "NaN" in refusal(checkpoint, "--count", 2, "--out", tmp_path / "nan")
-    assert not (tmp_path / "nan").exists()
-
-
-def test_mel_inverse_is_heard(tmp_path):
-    checkpoint = tiny_checkpoint(tmp_path / "c.pt")
+def test_what_a_model_has_is_heard_and_what_it_lacks_refused(tmp_path):
+    checkpoint, flags = tiny_checkpoint(tmp_path / "c.pt"), ("--mel-inverse", "transpose")
     wavs, *_ = run_sample(checkpoint, tmp_path / "a", "--count", 1)
-    run_sample(checkpoint, tmp_path / "b", "--count", 1, "--mel-inverse", "transpose")
+    run_sample(checkpoint, tmp_path / "b", "--count", 1, *flags)
     assert (tmp_path / "a" / wavs[0]).read_bytes() != (tmp_path / "b" / wavs[0]).read_bytes()
+    for other in (tiny_checkpoint(tmp_path / "i.pt", rep="if"),
+                  tiny_checkpoint(tmp_path / "g.pt", "wavegan")):
+        assert "no mel scale" in refusal(other, *flags)
+    checkpoint = tiny_checkpoint(tmp_path / "n.pt", "wavenet")
+    wavs, z, pitch, page = run_sample(checkpoint, tmp_path / "c", "--pitch", "60,64", "--count", 3)
+    assert len(wavs) == 3 and z.shape == (3, 0) and pitch == [60, 64, 60] and "mulaw8" in page
+    for flags in (["--interpolate"], ["--latents", tmp_path / "c/latents.npz"]):
+        assert "has no latents" in refusal(checkpoint, *flags)
 
 
-def test_what_cannot_be_played_is_one_sentence_and_leaves_nothing(tmp_path):
-    checkpoint = tiny_checkpoint(tmp_path / "c.pt")
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "mine.txt").write_text("keep")
-    (tmp_path / "bad.npz").write_bytes(b"not a zip")
-    np.save(tmp_path / "array.npy", np.zeros((3, 4)))
-    for name, arrays in {
-            "wide": {"z": np.zeros((3, 5))}, "flat": {"z": np.zeros(4)},
-            "nan": {"z": np.full((3, 4), np.nan)}, "noz": {"x": np.zeros((3, 4))},
-            "scalar": {"z": np.array(1.0)}, "words": {"z": np.array(["a"])},
-            "short": {"z": np.ones((3, 4)), "pitch": np.array([60])},
-            "half": {"z": np.ones((1, 4)), "pitch": np.array([60.5])},
-            "high": {"z": np.ones((1, 4)), "pitch": np.array([90])},
-            "one": {"z": np.ones((1, 4))}}.items():
-        np.savez(tmp_path / f"{name}.npz", **arrays)
+def test_what_cannot_be_played_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_checkpoint(Path("c.pt"))
+    Path("zip").write_bytes(b"not a zip")
+    z = np.ones((1, 4))
+    for name, *arrays in (("wide", np.ones((1, 5)), [60]), ("flat", np.ones(4), [60]),
+                          ("nan", z * np.nan, [60]), ("none", z[:0], []), ("words", ["a"], [60]),
+                          ("short", z, [60, 61]), ("half", z, [60.5]), ("high", z, [90]),
+                          ("one", z, [60]), ("bare", z)):
+        with open(name, "wb") as file:
+            np.savez(file, **dict(zip(("z", "pitch"), arrays)))
     before = sorted(tmp_path.rglob("*"))
-    cases = [
-        ([tmp_path / "none.pt"], "no whole checkpoint there"),
-        ([tmp_path / "full"], "no whole checkpoint there"),
-        ([tmp_path / "bad.npz"], "not a readable checkpoint"),
-        ([checkpoint, "--pitch", "C5"], "60 to 64 (C4 to E4)"),
-        ([checkpoint, "--pitch", "60,999"], "60 to 64"),
-        ([checkpoint, "--out", tmp_path / "full"], "not an empty folder"),
-        ([checkpoint, "--out", checkpoint], "not an empty folder"),
-        ([checkpoint, "--out", checkpoint / "below"], "c.pt"),
-        ([checkpoint, "--latents", tmp_path / "nothing.npz"], "nothing.npz"),
-        ([checkpoint, "--latents", tmp_path / "array.npy"], "not an .npz"),
-        ([checkpoint, "--latents", tmp_path / "one.npz", "--interpolate"], "needs 2"),
-        ([checkpoint, "--latents", tmp_path / "one.npz", "--count", 2], "needs 2"),
-        ([checkpoint, "--latents", tmp_path / "high.npz"], "pitch 90"),
-    ] + [([checkpoint, "--latents", tmp_path / f"{name}.npz"], name)
-         for name in ("bad", "wide", "flat", "nan", "noz", "scalar", "words", "short", "half")]
-    for argv, words in cases:
-        sentence = refusal(*argv)
-        assert isinstance(sentence, str) and sentence.startswith("sample.py: "), argv
-        assert words in sentence and "\n" not in sentence, (argv, sentence)
+    for words, argv in [
+            ("no whole checkpoint there", "nowhere"), ("no whole checkpoint there", "."),
+            ("damaged, or not a checkpoint", "zip"), ("60 to 64 (C4", "c.pt --pitch 60,C5"),
+            (". is there already and not an empty folder", "c.pt --out ."),
+            ("cannot be made (Not a directory)", "c.pt --out c.pt/below"),
+            ("needs 2", "c.pt --latents one --interpolate"),
+            ("needs 2", "c.pt --latents one --count 2"), ("pitch 90", "c.pt --latents high"),
+            *((f"{name}: {fault}", f"c.pt --latents {name}") for names, fault in (
+                ("wide flat nan none", "z has shape"), ("short half", "pitch is not (1,) whole"),
+                ("zip words bare", "not an .npz"), ("gone", "No such")) for name in names.split())]:
+        sentence = refusal(*argv.split())
+        assert sentence.startswith("sample.py: ") and words in sentence and "\n" not in sentence
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def baseline_checkpoint(path, model):
-    """A checkpoint of a baseline with random weights: MIDI 60..64, notes of 60 samples at 8 kHz."""
-    torch.manual_seed(0)
-    net = {"wavegan": gansynth.WaveGANGenerator(gansynth.WaveGANArchitecture(64, 4, 5, 2)),
-           "wavenet": gansynth.WaveNet(gansynth.WaveNetArchitecture(
-               60, 8000, 5, 1, 2, 4, 4, conditioning_channels=4))}[model]
-    spectrum = spectral.Spectrum("waveform", {"wavegan": 64, "wavenet": 60}[model], 1, 60, 8000)
-    gansynth.save_checkpoint(path, {
-        "model": model, "architecture": asdict(net.arch), "spectrum": asdict(spectrum),
-        "pitch_low": 60, "progress": 0.0, "counts": torch.ones(5), "images": 8,
-        "G_ema": net.state_dict()})
-    return path
+def test_contradictions_are_usage_errors(tmp_path, capsys):
+    for flags in ("", "c.pt --bench", "--bench --scale", "--bench --seed 3", "c.pt --count 0",
+                  "c.pt --scale --interpolate", "c.pt --pitch H4", "c.pt --pitch 60,",
+                  "c.pt --seed -1", f"c.pt --seed {2 ** 64}", "c.pt --mel-inverse other",
+                  "c.pt --device abacus", "c.pt --device meta"):
+        assert refusal(*flags.split()) == 2, flags
+        assert "error:" in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_synthesise_makes_notes_of_any_model(tmp_path):
-    pitch, seeds = torch.tensor([0, 4, 2, 2, 1]), [torch.Generator().manual_seed(3) for _ in "ab"]
-    G, contents = gansynth.load_generator(baseline_checkpoint(tmp_path / "g.pt", "wavegan"))
-    spectrum, z, shown = spectral.Spectrum(**contents["spectrum"]), torch.randn(5, 4), []
-    waves = gansynth.synthesise(G, spectrum, z, pitch, 0.0, batch=2, show=shown.append)
-    torch.testing.assert_close(waves, G(z, pitch)[:, 2:62])         # 60 of 64 samples
-    assert shown == [2, 4, 5]
-    G, contents = gansynth.load_generator(baseline_checkpoint(tmp_path / "n.pt", "wavenet"))
-    spectrum, shown = spectral.Spectrum(**contents["spectrum"]), []
-    waves = gansynth.synthesise(G, spectrum, torch.zeros(5, 0), pitch, 0.0, show=shown.append,
-                                generator=seeds[0])
-    assert torch.equal(waves, gansynth.wavenet_generate(G, pitch, 60, seeds[1]))
-    assert shown[-1] == 5 and waves.shape == (5, 60)
-
-
-def test_a_wavenet_has_no_latents_to_interpolate_or_replay(tmp_path):
-    checkpoint = baseline_checkpoint(tmp_path / "n.pt", "wavenet")
-    wavs, z, pitch, page = run_sample(checkpoint, tmp_path / "a", "--pitch", "60,64", "--count", 3)
-    assert len(wavs) == 3 and z.shape == (3, 0) and pitch == [60, 64, 60] and "mulaw8" in page
-    for flags in (["--interpolate"], ["--latents", tmp_path / "a" / "latents.npz"]):
-        sentence = refusal(checkpoint, *flags, "--out", tmp_path / "b")
-        assert "has no latents" in sentence and len(sentence.splitlines()) == 1
-    assert not (tmp_path / "b").exists()
-    wavs, z, pitch, _ = run_sample(baseline_checkpoint(tmp_path / "g.pt", "wavegan"),
-                                   tmp_path / "c", "--interpolate", "--count", 3)
-    assert len(wavs) == 3 and z.shape == (3, 4) and pitch == [62] * 3
-
-
-def test_bench_prints_a_row_for_every_way_to_make_a_note(monkeypatch, capsys):
-    spectrum = spectral.Spectrum("if-mel", frames=8, bins=64, length=200, sample_rate=8000)
+def test_bench_prints_a_row_for_every_way_to_make_a_note(capsys):
     arch = gansynth.Architecture(frames=8, bins=64, resolutions=2, channel_base=16)
-    monkeypatch.setattr(sample, "bench", lambda device, bench=sample.bench: bench(
-        device, 0, arch, spectrum, gansynth.WaveGANArchitecture(256, channels=2),
-        gansynth.WaveNetArchitecture(200, stacks=1, layers=3, channels=4, skip=4,
-                                     conditioning_channels=4)))
-    sample.main(["--bench", "--device", "cpu"])
+    sample.bench(torch.device("cpu"), 1e-3, arch, Spectrum("if-mel", 8, 64, 200, 8000),
+                 gansynth.WaveGANArchitecture(256, channels=2), gansynth.WaveNetArchitecture(
+                     200, stacks=1, layers=3, channels=4, skip=4, conditioning_channels=4))
     out = capsys.readouterr().out
     rows = re.findall(r"(\w+(?:, \w+)?) +([18]) +([\d.e-]+) s +([\d,.]+) x", out)
     assert [row[:2] for row in rows] == [
-        ("GANSynth", "1"), ("GANSynth", "8"), ("WaveGAN", "1"), ("WaveGAN", "8"),
-        ("WaveNet, cached", "1"), ("WaveNet, cached", "8"), ("WaveNet, naive", "1")]
-    first = float(rows[0][2])
-    for *_, taken, times in rows:
-        times = float(times.replace(",", ""))
-        assert times == pytest.approx(float(taken) / first, rel=0.01, abs=0.06)
-    assert "WaveNet 1077.53 s a note, 53,880 x" in out and "16.8 ms a sample" in out   # paper
+        ("GANSynth", "1"), ("WaveGAN", "1"), ("WaveNet, cached", "1"), ("WaveNet, naive", "1"),
+        ("GANSynth", "8"), ("WaveGAN", "8"), ("WaveNet, cached", "8")]
+    for *_, taken, ratio in rows:
+        assert float(ratio.replace(",", "")) == pytest.approx(
+            float(taken) / float(rows[0][2]), rel=0.01, abs=0.06)
+    assert "WaveNet 1077.53 s a note, 53,880 x" in out                                  # paper
 
 
-def test_contradictions_are_usage_errors(tmp_path, capsys):
-    checkpoint = tiny_checkpoint(tmp_path / "c.pt")
-    for wrong in ([checkpoint, "--bench"], ["--bench", "--scale"], ["--bench", "--count", "3"],
-                  ["--bench", "--seed", "3"]):
-        assert refusal(*wrong) == 2
-    for flags in (["--scale", "--interpolate"], ["--scale", "--count", "3"], ["--count", "0"],
-                  ["--interpolate", "--count", "1"], ["--interpolate", "--pitch", "60,61"],
-                  ["--pitch", "H4"], ["--pitch", ""], ["--pitch", "60,"], ["--seed", "-1"],
-                  ["--seed", str(2 ** 64)], ["--mel-inverse", "other"], ["--device", "abacus"],
-                  ["--device", "meta"], []):
-        assert refusal(*([checkpoint, *flags] if flags else [])) == 2, flags
-        assert "error:" in capsys.readouterr().err.splitlines()[-1]
-    assert os.listdir(tmp_path) == ["c.pt"]
-
-
-def test_a_failure_while_writing_leaves_nothing(tmp_path, monkeypatch):
-    checkpoint = tiny_checkpoint(tmp_path / "c.pt")
-
-    def full(path, rgb):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(spectral, "write_png", full)
-    assert "No space left" in refusal(checkpoint, "--out", tmp_path / "out")
-    assert os.listdir(tmp_path) == ["c.pt"]
+def test_the_pages_keys_play_and_stay_at_octaves_that_hold_notes(tmp_path, chromium):
+    run_sample(tiny_checkpoint(tmp_path / "c.pt", counts=[1] * 24), tmp_path / "out",
+               "--scale", "--pitch", "C4,E4,C5,Eb5")
+    chromium("Page.navigate", url=(tmp_path / "out" / "index.html").as_uri())
+    chromium.wait("document.readyState === 'complete' && typeof keys === 'object'")
+    # The notes are too short to catch one as it plays: what was asked to play, instead.
+    chromium.js("var asked = []; player.play = () => (asked.push(now), Promise.resolve())")
+    for key in "zzzzaedxxxxaezd":
+        chromium.key(key)
+    assert chromium.js("asked") == [0, 1, 2, 3, 1]
+    chromium.js("player.onended(); onward.click(); cards[2].click(); player.onended()")
+    assert chromium.js("asked.slice(5)") == [2, 3]
+    assert chromium.js("player.onended(); document.querySelector('[aria-pressed=true]') === null")
 
 
 # ---------------------------------------------------------------------------------------------
