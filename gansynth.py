@@ -27,7 +27,7 @@ import math
 import os
 import warnings
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -449,7 +449,7 @@ def ema_update(averages, parameters, decay):
 # =============================================================================================
 
 
-# ---- Shapes that cannot be, and those of the waveform GAN (paper's Table 2) -----------------
+# ---- Shapes that cannot be, and the waveform GAN's (paper's Table 2) ------------------------
 
 
 class ArchitectureError(ValueError):
@@ -457,36 +457,22 @@ class ArchitectureError(ValueError):
 
 
 def check_architecture(arch):
-    """ArchitectureError for networks that cannot be built."""
-    check_counts(arch)
-    unit, (t, f) = arch.factor(arch.resolutions - 1), arch.kernel
-    if t % 2 == 0 or f % 2 == 0:
-        raise ArchitectureError(f"a kernel of {t} x {f} has no middle: both must be odd")
-    if arch.frames % unit[0] or arch.bins % unit[1]:
+    (t, f), times = arch.factor(arch.resolutions - 1), arch.resolutions - 1
+    if arch.frames % t or arch.bins % f:
         raise ArchitectureError(
             f"a picture of {arch.frames} x {arch.bins} cannot be made {arch.growth[0]} x "
-            f"{arch.growth[1]} times smaller {arch.resolutions - 1} times: its sides must be "
-            f"multiples of {unit[0]} and {unit[1]}")
+            f"{arch.growth[1]} times smaller {times} times: its sides must be multiples of {t} "
+            f"and {f}")
     if arch.channels(arch.resolutions) < 1:
         raise ArchitectureError(
             f"channel_base {arch.channel_base} leaves no channel for block {arch.resolutions}: "
             f"the least that does is {2 ** arch.resolutions}")
 
 
-def check_counts(arch, zero=()):
-    """ArchitectureError unless the numbers of an architecture are at least 1, or 0 for `zero`."""
-    for name, value in asdict(arch).items():
-        numbers = value if isinstance(value, tuple) else (value,)
-        if any(type(n) is int and n < (name not in zero) for n in numbers):
-            raise ArchitectureError(f"{name} is {value}: expected at least {int(name not in zero)}")
-
-
-# What differs for the paper's waveform GAN: notes are pictures one bin wide, 65,536 x 1, that grow
-# along time only.  No settings were published: these are ours.  Growth by 4: from 16 samples over
-# the same seven blocks fits the release's options.  Kernel of 9: as many weights as 3 x 3, and
-# about the least beside growth by 4, after which fewer than 8 or 9 taps would often see copies of
-# one or two samples only; WaveGAN's 25 would cost 2.8 times as much.  No scaling: waves lie in
-# tanh's range already.
+# Notes are pictures one bin wide, 65,536 x 1, that grow along time only.  No settings were
+# published: these are ours.  Growth by 4: from 16 samples over the same seven blocks.  Kernel of 9:
+# as many weights as 3 x 3, and about the least after growth by 4, as fewer taps would often see
+# copies of one sample or two.  No scaling: waves lie in tanh's range already.
 WAVEFORM = {"growth": (4, 1), "kernel": (9, 1), "spectra": False}
 
 
@@ -498,11 +484,9 @@ WAVEFORM = {"growth": (4, 1), "kernel": (9, 1), "spectra": False}
 class _Conv(torch.autograd.Function):
     """Same-size convolution of stride 1, whose second derivative is as fast as its first.
 
-    The gradient by the input is a convolution again, with the kernel turned round; so the gradient
-    penalty, which differentiates that once more, needs nothing new.  (torch's own double backward
-    computes the weights' part as a convolution with kernels as large as the picture, several
-    times slower.)  Where a graph of the gradient itself is asked for, the weights' part is left
-    out: the penalty differentiates by the picture first, and by the weights only then.
+    The gradient by the input is a convolution again, with the kernel turned round; the penalty
+    differentiates just that once more, by the weights.  (torch's own double backward is several
+    times slower: it convolves with kernels as large as the picture.)
     """
 
     @staticmethod
@@ -516,7 +500,7 @@ class _Conv(torch.autograd.Function):
         by_x = by_weight = by_bias = None
         if ctx.needs_input_grad[0]:
             by_x = _Conv.apply(g, weight.flip(2, 3).transpose(0, 1), None)
-        if ctx.needs_input_grad[1] and not torch.is_grad_enabled():
+        if ctx.needs_input_grad[1] and not torch.is_grad_enabled():     # not while creating graphs
             by_weight = _weight_gradient(x, g, weight, _middle(weight))
         if ctx.needs_input_grad[2]:
             by_bias = g.sum(dim=(0, 2, 3))
@@ -549,8 +533,7 @@ class UpConv2d(EqualConv2d):
 
 
 class _UpConv(torch.autograd.Function):
-    """Transposed 4x4 convolution of stride 2 (of waves 12x1, stride 4), differentiable once: all
-    that G needs."""
+    """Transposed convolution, differentiable once: all that G needs."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, stride):
@@ -569,8 +552,7 @@ class _UpConv(torch.autograd.Function):
 
 def _weight_gradient(x, g, weight, padding, stride=(1, 1), up=False):
     """Gradient of a convolution by its weights.  On a CPU this, unlike all else, is faster with the
-    channels first, so x and g are turned round: a few examples at a time, as copies of all would
-    be large."""
+    channels first, so x and g are turned round, a few examples at a time."""
     def gradient(x, g):
         return torch.ops.aten.convolution_backward(
             g, x, weight, None, stride, padding, (1, 1), up, (0, 0), 1, (False, True, False))[1]
@@ -611,8 +593,7 @@ class _Leaky(torch.autograd.Function):
 
 
 class _Gate(torch.autograd.Function):
-    """Gradient of leaky ReLU, linear in g; its derivative by y, zero, costs nothing here (torch's
-    own holds a tensor of zeros for every layer until the penalty is through)."""
+    """Gradient of leaky ReLU, linear in g; by y it is zero, of which torch would keep a tensor."""
 
     @staticmethod
     def forward(ctx, g, y):
@@ -633,7 +614,7 @@ class _LeakyPixelNorm(torch.autograd.Function):
     """pixel_norm(leaky(x)) in place, keeping only the result for the way back.
 
     With y = a / r, a = leaky(x), r = sqrt(mean a^2 + eps), the derivative is
-    da = (dy - y mean(y dy)) / r, and y has the sign of x.  First derivative only: all that G needs.
+    da = (dy - y mean(y dy)) / r, and y has the sign of x.  Differentiable once.
     """
 
     @staticmethod
@@ -655,8 +636,8 @@ class _LeakyPixelNorm(torch.autograd.Function):
 
 
 class _Pool(torch.autograd.Function):
-    """Mean over factor x factor pixels.  Pooling and repeating pixels are each other's gradients
-    up to the pixels' number, so that each needs nothing but the other, to any order."""
+    """Mean over pixels.  Pooling and repeating are each other's gradients up to the number of
+    pixels, so that each needs nothing but the other, to any order."""
 
     @staticmethod
     def forward(ctx, x, factor):
@@ -669,7 +650,7 @@ class _Pool(torch.autograd.Function):
 
 
 class _Repeat(torch.autograd.Function):
-    """Every pixel factor x factor times."""
+    """Every pixel so many times."""
 
     @staticmethod
     def forward(ctx, x, factor):
@@ -685,8 +666,7 @@ class _Repeat(torch.autograd.Function):
 
 
 FORMAT, VERSION = "gansynth", 2           # 1 was before blocks had the paper's numbers
-# What a checkpoint must hold to be sampled from, and of which type it is; to go on, a run needs
-# what else train.py puts in.
+# What a checkpoint must hold to be sampled from.
 SAMPLE_PARTS = {"model": str, "architecture": dict, "spectrum": dict, "pitch_low": int,
                 "progress": float, "counts": torch.Tensor, "images": int, "G_ema": dict}
 
@@ -698,8 +678,8 @@ class CheckpointError(ValueError):
 def save_checkpoint(path, contents):
     """Write a dictionary of plain tensors and settings to one file, whole or not at all.
 
-    It goes to a temporary file beside `path`, is flushed to the disk (fsync) and then renamed, so
-    a full disk or a power cut leaves the previous checkpoint as it was.
+    It is written beside `path`, flushed to the disk (fsync) and renamed, so that a full disk or a
+    power cut leaves the previous checkpoint as it was.
     """
     temporary = f"{path}.part"
     try:
@@ -812,6 +792,9 @@ def load_generator(path, device="cpu"):
     return G.eval().requires_grad_(False), contents
 
 
+RISE = 0.002                              # seconds
+
+
 @torch.no_grad()
 def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None, generator=None):
     """Latents and pitch labels -> notes: what one does with a trained G.
@@ -820,6 +803,9 @@ def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None
     early progress the small picture is stretched to full size first.  `batch` notes at a time, and
     `show(done)` after each.  A WaveNet, which has no latents, draws its samples from `generator`,
     and shows parts of notes.  -> (N, L) float32 on the CPU; waves may exceed [-1, 1].
+    code: notes begin wherever the decoded wave does, so they do with the release's mel inverse.
+    ours: over RISE seconds, as G leaves some energy in the zeros before a note, which would be cut
+    off in full swing: an audible tick.
     """
     device, waves = next(G.parameters()).device, []
     for i in range(0, len(z), batch):
@@ -836,7 +822,11 @@ def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None
                 G, pitch_few, length, generator,
                 lambda done: done < length and show(i + len(z_few) * done / length)
             )[:, None, :, None]
-        waves.append(spectrum.decode(picture).cpu())                            # (n, L)
+        wave = spectrum.decode(picture)                                         # (n, L)
+        if isinstance(G, Generator) and spectrum.mel_inverse != "transpose":
+            wave = wave * (torch.arange(wave.shape[1], device=device) / (
+                RISE * spectrum.sample_rate) * math.pi / 2).clamp(max=math.pi / 2).sin().square()
+        waves.append(wave.cpu())
         show(i + len(z_few))
     return torch.cat(waves)
 
@@ -845,35 +835,30 @@ def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None
 
 
 def layer_table(arch):
-    """Rows (net, layer, shape F x T x C, kernel, nonlinearity, parameters), as in Table 3."""
-    rows = [("G", "z and one-hot pitch", (1, 1, arch.latent + arch.pitches), "", "pixel norm", 0)]
+    """Rows (net, layer, shape F x T x C, kernel F x T, nonlinearity, parameters), as in Table 3."""
+    G, D, C, rows = Generator(arch), Discriminator(arch), arch.channels, []
 
-    def row(net, name, size, channels, kernel, after, module=None):
-        count = sum(p.numel() for p in module.parameters()) if module else 0
+    def row(net, name, size, channels, after="", layer=None):
+        kernel = "x".join(map(str, layer.weight.shape[:1:-1])) if isinstance(layer, EqualConv2d) \
+            else "dense" if layer else ""
+        count = sum(p.numel() for p in layer.parameters()) if layer else 0
         rows.append((net, name, (size[1], size[0], channels), kernel, after, count))
 
-    G, D, C = Generator(arch), Discriminator(arch), arch.channels
-    kernel, growth = (f"{f}x{t}" for t, f in (arch.kernel, arch.growth))
-    start = f"{arch.size(1)[1]}x{arch.size(1)[0]} (dense)"
+    row("G", "z and one-hot pitch", (1, 1), arch.latent + arch.pitches, "pixel norm")
     for b in range(1, arch.resolutions + 1):
-        block, size, after = G.blocks[b], arch.size(b), "leaky ReLU, pixel norm"
-        if b > 1:
-            row("G", f"block {b} upsample {growth}", size, C(b - 1), "", "")
-        row("G", f"block {b} conv0", size, C(b), start if b == 1 else kernel, after, block.conv0)
-        row("G", f"block {b} conv1", size, C(b), kernel, after, block.conv1)
-        row("G", f"block {b} to picture", size, 2, "1x1", "tanh", block.to_picture)
+        for name in ("conv0", "conv1"):
+            row("G", f"block {b} {name}", arch.size(b), C(b), "leaky ReLU, pixel norm",
+                getattr(G.blocks[b], name))
+        row("G", f"block {b} to picture", arch.size(b), 2, "tanh", G.blocks[b].to_picture)
     for b in range(arch.resolutions, 0, -1):
         block, size, after = D.blocks[b], arch.size(b), "leaky ReLU"
-        row("D", f"block {b} from picture", size, C(b), "1x1", after, block.from_picture)
+        row("D", f"block {b} from picture", size, C(b), after, block.from_picture)
         if b == 1:
-            row("D", "block 1 minibatch stddev", size, C(1) + 1, "", "")
-        row("D", f"block {b} conv0", size, C(b), kernel, after, block.conv0)
-        row("D", f"block {b} conv1", size if b > 1 else (1, 1), C(b - 1),
-            kernel if b > 1 else start, after, block.conv1)
-        if b > 1:
-            row("D", f"block {b} downsample {growth}", arch.size(b - 1), C(b - 1), "", "")
-    row("D", "score", (1, 1), 1, "dense", "", D.score)
-    row("D", "pitch", (1, 1), arch.pitches, "dense", "softmax in the loss", D.pitch)
+            row("D", "block 1 minibatch stddev", size, C(1) + 1)
+        row("D", f"block {b} conv0", size, C(b), after, block.conv0)
+        row("D", f"block {b} conv1", size if b > 1 else (1, 1), C(b - 1), after, block.conv1)
+    row("D", "score", (1, 1), 1, "", D.score)
+    row("D", "pitch", (1, 1), arch.pitches, "softmax in the loss", D.pitch)
     return rows
 
 
@@ -882,13 +867,10 @@ def layer_table(arch):
 
 @dataclass(frozen=True)
 class WaveGANArchitecture:
-    """Everything that determines WaveGAN's shapes; the defaults make the paper's notes.
+    """Everything that determines WaveGAN's shapes; the defaults make the paper's notes, padded.
 
-    paper: WaveGAN with the pitch added, and no more settings.  Chosen here: notes padded from
-    64,000 to 65,536 samples, made by WaveGAN's own variant for that length (a layer more, 32 d
-    channels at the start); z normal, as GANSynth's (WaveGAN: uniform), so that latents are walked
-    through alike; the pitch as one-hot beside z, and D naming it by a second dense head, both as in
-    GANSynth, as is the weight of 10 for it; Glorot's start and zero biases, TensorFlow's.
+    paper: WaveGAN with the pitch added, and no more settings.  Here as in its authors' code, but
+    that z is normal, and the pitch beside z and named by D, as in GANSynth.
     """
 
     length: int = 65536                   # samples made: 16 x 4^k for k layers
@@ -898,25 +880,11 @@ class WaveGANArchitecture:
     kernel: int = 25
     phase_shuffle: int = 2                # n: D's activations move by -n..n samples
 
-    def __post_init__(self):
-        check_counts(self, zero=("phase_shuffle",))
-        if self.layers < 1 or self.length != 16 * 4 ** self.layers:
-            k = max(1, math.ceil(math.log(self.length / 16, 4)))
-            raise ArchitectureError(f"WaveGAN cannot make {self.length} samples: expected 16 x "
-                                    f"4^k, such as {16 * 4 ** k}; pad the notes")
-        if self.kernel < 4:
-            raise ArchitectureError(f"kernel is {self.kernel}: expected at least the stride, 4")
-        if self.phase_shuffle >= 64:
-            raise ArchitectureError(f"phase_shuffle is {self.phase_shuffle}: expected less than "
-                                    "64, the fewest samples it is done on")
-
     @property
-    def layers(self):
-        return (self.length.bit_length() - 5) // 2
-
     def widths(self):
         """Channels from the wave's end to the start's: 1, d, 2d, 4d, ..."""
-        return [1] + [self.channels * 2 ** i for i in range(self.layers)]
+        k = max(1, math.ceil(math.log2(self.length / 16) / 2))
+        return [1] + [self.channels * 2 ** i for i in range(k)]
 
 
 def _glorot(net):
@@ -929,22 +897,18 @@ class WaveGANGenerator(nn.Module):
 
     def __init__(self, arch):
         super().__init__()
-        self.arch = arch
-        widths = arch.widths()[::-1]
-        padding = (arch.kernel - 3) // 2                            # so that 1 sample becomes 4
+        self.arch, widths, before = arch, arch.widths[::-1], (arch.kernel - 4) // 2
         self.dense = nn.Linear(arch.latent + arch.pitches, 16 * widths[0])
-        self.up = nn.ModuleList([
-            nn.ConvTranspose1d(a, b, arch.kernel, stride=4, padding=padding,
-                               output_padding=2 * padding + 4 - arch.kernel)
-            for a, b in zip(widths, widths[1:])])
+        self.up = nn.ModuleList(nn.ConvTranspose1d(a, b, arch.kernel, stride=4, padding=before)
+                                for a, b in zip(widths, widths[1:]))
         _glorot(self)
 
     def forward(self, z, pitch):
         """z (N, latent), pitch (N,) labels 0..P-1 -> (N, length) in [-1, 1]."""
         one_hot = F.one_hot(pitch, self.arch.pitches).to(z.dtype)
         x = self.dense(torch.cat([z, one_hot], dim=1)).unflatten(1, (-1, 16))   # (N, C, 16)
-        for up in self.up:
-            x = up(F.relu(x))                                       # (N, C/2, 4 L)
+        for up in self.up:                # D's convolution transposed: cuts off what that pads
+            x = up(F.relu(x))[..., :4 * x.shape[2]]                 # (N, C/2, 4 L)
         return torch.tanh(x[:, 0])
 
 
@@ -953,69 +917,29 @@ class WaveGANDiscriminator(nn.Module):
 
     def __init__(self, arch):
         super().__init__()
-        self.arch = arch
-        widths, padding = arch.widths(), (arch.kernel - 3) // 2
-        self.down = nn.ModuleList([nn.Conv1d(a, b, arch.kernel, stride=4, padding=padding)
-                                   for a, b in zip(widths, widths[1:])])
+        self.arch, widths = arch, arch.widths
+        self.same = (arch.kernel - 4) // 2, (arch.kernel - 3) // 2  # TensorFlow's SAME padding
+        self.down = nn.ModuleList(nn.Conv1d(a, b, arch.kernel, stride=4)
+                                  for a, b in zip(widths, widths[1:]))
         self.score = nn.Linear(16 * widths[-1], 1)
         self.pitch = nn.Linear(16 * widths[-1], arch.pitches)
         _glorot(self)
 
-    def forward(self, wave, shift=None):
-        """(N, length) and shifts of `draw_phase_shuffle`, or None for none -> scores (N,), pitch
-        logits (N, P)."""
+    def forward(self, wave, shift=()):
+        """(N, length), shifts of `draw_phase_shuffle` or none -> scores (N,), logits (N, P)."""
         x = wave[:, None]                                           # (N, 1, L)
         for i, down in enumerate(self.down):
-            x = F.leaky_relu(down(x), LEAK)                         # (N, 2 C, L/4)
-            if shift is not None and i < len(self.down) - 1:
-                x = phase_shuffle(x, shift[i])
-        x = x.flatten(1)
-        return self.score(x)[:, 0], self.pitch(x)
-
-
-def draw_phase_shuffle(arch, n, generator=None):
-    """Shifts for one pass of n waves through D: (layers - 1, n) integers in [-phase_shuffle,
-    phase_shuffle], one for each wave and each layer but the last."""
-    most = arch.phase_shuffle
-    return torch.randint(-most, most + 1, (arch.layers - 1, n), generator=generator)
+            x = F.leaky_relu(down(F.pad(x, self.same)), LEAK)       # (N, 2 C, L/4)
+            if i < len(shift):
+                x = phase_shuffle(x, int(shift[i]))
+        return self.score(x.flatten(1))[:, 0], self.pitch(x.flatten(1))
 
 
 def phase_shuffle(x, shift):
-    """Phase shuffle: each example's activations moved later by its shift, the gap filled by
-    reflection.  Transposed convolutions leave artefacts of one phase, by which D would know
-    fakes too easily.  x (N, C, L), shift (N,) integers -> (N, C, L)."""
-    L = x.shape[2]
-    place = torch.arange(L, device=x.device) - shift.to(x.device)[:, None]      # (N, L)
-    place = (L - 1) - ((L - 1) - place.abs()).abs()                 # reflected at both ends
-    return x.gather(2, place[:, None].expand_as(x))
-
-
-def wavegan_generator_loss(G, D, z, pitch, shift, weights=LossWeights()):
-    """G's loss on fresh fakes: (loss, named terms)."""
-    score, logits = D(G(z, pitch), shift)
-    terms = {"G_score": -score.mean(), "G_pitch": F.cross_entropy(logits, pitch)}
-    return terms["G_score"] + weights.pitch * terms["G_pitch"], terms
-
-
-def wavegan_discriminator_loss(D, x_real, pitch_real, x_fake, mix, shifts,
-                               weights=LossWeights()):
-    """D's loss (WGAN-GP, Gulrajani et al. 2017; pitch on real notes only, no drift): (loss, named
-    terms).
-
-    x_real, x_fake (N, length); mix (N, 1) uniform in [0, 1]; shifts: three of
-    `draw_phase_shuffle`, for the passes of real, fake and mixed waves.  WaveGAN takes five such
-    steps for one of G's, batches of 64 and Adam with 1e-4 and betas (0.5, 0.9).
-    """
-    real, logits = D(x_real, shifts[0])
-    fake, _ = D(x_fake, shifts[1])
-    x_hat = (x_real + mix * (x_fake - x_real)).detach().requires_grad_()
-    score, _ = D(x_hat, shifts[2])
-    gradient, = torch.autograd.grad(score.sum(), x_hat, create_graph=True)
-    terms = {"D_real": -real.mean(), "D_fake": fake.mean(),
-             "D_pitch": F.cross_entropy(logits, pitch_real),
-             "D_penalty": (gradient.norm(dim=1) - 1).square().mean()}
-    return (terms["D_real"] + terms["D_fake"] + weights.pitch * terms["D_pitch"]
-            + weights.penalty * terms["D_penalty"]), terms
+    """x (N, C, L) moved later by `shift` samples, the gap filled by reflection.  Transposed
+    convolutions leave artefacts of one phase, by which D would know fakes too easily."""
+    before, after = max(shift, 0), max(-shift, 0)
+    return F.pad(x, (before, after), mode="reflect").narrow(2, after, x.shape[2])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1034,104 +958,67 @@ class WaveNetArchitecture:
     channels: int = 512                   # of the residual path and of each half of the gates
     skip: int = 512                       # of the skip path and the head; not in the paper
     filter: int = 3                       # taps of every convolution in time
-    conditioning_layers: int = 5          # dilations 2^1 .. 2^5: "5 dilated layers (to 2^5)"
-    conditioning_plain: int = 3           # then so many of dilation 1
+    conditioning: tuple = (2, 4, 8, 16, 32, 1, 1, 1)        # dilations: 5 "to 2^5", 3 plain
     conditioning_channels: int = 512
     output: str = "mulaw8"                # or "mol16": a mixture of logistics on 16 bits
     mixtures: int = 10                    # logistics in it
     hold: float = 0.75                    # share of the note that the pitch is on: 3 s of 4
-
     latent = 0                            # no setting: a WaveNet has no z
-
-    def __post_init__(self):
-        check_counts(self, zero=("conditioning_layers", "conditioning_plain"))
-        if self.output not in ("mulaw8", "mol16"):
-            raise ArchitectureError(f"output is {self.output!r}: expected 'mulaw8' or 'mol16'")
-        if not 0 < self.hold <= 1:
-            raise ArchitectureError(f"hold is {self.hold}: expected a share of the note, above 0 "
-                                    "and at most 1")
 
     @property
     def dilations(self):
         return [2 ** i for i in range(self.layers)] * self.stacks
 
     @property
-    def conditioning_dilations(self):
-        return [2 ** (i + 1) for i in range(self.conditioning_layers)] + (
-            [1] * self.conditioning_plain)
-
-    @property
     def receptive_field(self):
         """How many samples before the one that is foretold have a say in it: 6,141."""
         return 1 + (self.filter - 1) * (1 + sum(self.dilations))
-
-    @property
-    def outputs(self):
-        """Numbers that describe one sample's distribution."""
-        return 256 if self.output == "mulaw8" else 3 * self.mixtures
 
 
 class WaveNet(nn.Module):
     """The past of a wave and its pitch -> the distribution of its next sample.
 
-    Where the papers leave it open: the wave comes in as one number a sample (its mu-law code over
-    [-1, 1], or its 16-bit value) through a first causal convolution; the residual and skip 1x1s
-    have no biases, which those of the next gates and of the head would only repeat; the head is
-    ReLU, 1x1, ReLU, 1x1.  The layers of the conditioning stack have ReLUs and, but for the first,
-    add to what they are given; the stack looks both ways in time: when the pitch goes on and off
-    is known beforehand, so that it need not be causal.
+    Where the papers leave it open: a sample comes in as one number; no 1x1 has a bias that the next
+    would only repeat; the head is ReLU, 1x1, ReLU, 1x1; the conditioning's layers have ReLUs, add
+    to what they are given (but for the first) and look ahead in time, too.
     """
 
     def __init__(self, arch):
         super().__init__()
-        self.arch = arch
-        C, S, taps, depth = arch.channels, arch.skip, arch.filter, len(arch.dilations)
-        inputs = [arch.pitches] + [arch.conditioning_channels] * len(arch.conditioning_dilations)
-        self.conditioning = nn.ModuleList([
-            nn.Conv1d(a, b, taps, dilation=d)
-            for a, b, d in zip(inputs, inputs[1:], arch.conditioning_dilations)])
-        self.input = nn.Conv1d(1, C, taps)
-        self.dilated = nn.ModuleList([nn.Conv1d(C, 2 * C, taps, dilation=d)
-                                      for d in arch.dilations])
-        self.to_gates = nn.ModuleList([nn.Conv1d(inputs[-1], 2 * C, 1, bias=False)
-                                       for _ in range(depth)])
-        self.residual = nn.ModuleList([nn.Conv1d(C, C, 1, bias=False) for _ in range(depth - 1)])
-        self.skip = nn.ModuleList([nn.Conv1d(C, S, 1, bias=False) for _ in range(depth)])
+        self.arch, C, S, wide = arch, arch.channels, arch.skip, arch.conditioning_channels
+        taps, depth = arch.filter, len(arch.dilations)
+        self.conditioning = nn.ModuleList(
+            nn.Conv1d(wide if i else arch.pitches, wide, taps, dilation=d)
+            for i, d in enumerate(arch.conditioning))
+        self.input = nn.Conv1d(1, C, taps, padding=taps - 1)        # causal, once its end is cut
+        self.dilated = nn.ModuleList(
+            nn.Conv1d(C, 2 * C, taps, dilation=d, padding=(taps - 1) * d) for d in arch.dilations)
+        self.to_gates = nn.ModuleList(nn.Conv1d(wide, 2 * C, 1, bias=False) for _ in range(depth))
+        self.residual = nn.ModuleList(nn.Conv1d(C, C, 1, bias=False) for _ in range(depth - 1))
+        self.skip = nn.ModuleList(nn.Conv1d(C, S, 1, bias=False) for _ in range(depth))
         self.skip_bias = nn.Parameter(torch.zeros(S))
-        self.head = nn.ModuleList([nn.Conv1d(S, S, 1), nn.Conv1d(S, arch.outputs, 1)])
-        # He's start, made small beside what each layer adds to.  (With nothing to add to, eight
-        # layers in a row, a short run never learnt to heed the pitch.)  At the first layer one of
-        # the P inputs is not zero.
+        self.mulaw8 = arch.output == "mulaw8"
+        outputs = 256 if self.mulaw8 else 3 * arch.mixtures
+        self.head = nn.ModuleList([nn.Conv1d(S, S, 1), nn.Conv1d(S, outputs, 1)])
+        # He's start (one of the P inputs is not zero), small beside what each layer adds to: with
+        # nothing to add to, eight layers in a row, a short run never learnt to heed the pitch.
         for i, conv in enumerate(self.conditioning):
-            fan_in = taps * (inputs[i] * len(self.conditioning) if i else 1)
+            fan_in = taps * (wide * len(self.conditioning) if i else 1)
             nn.init.normal_(conv.weight, std=math.sqrt(2 / fan_in))
             nn.init.zeros_(conv.bias)
-
-        # A note's conditioning hardly ever changes: `condition` makes the columns that differ, for
-        # a note held so short that only one of them sees the pitch on from end to end.
-        span = (taps - 1) * sum(arch.conditioning_dilations)
-        self.before = span // 2                                     # samples seen to the left
+        self.span = (taps - 1) * sum(arch.conditioning)             # samples that it sees around t
+        self.before = self.span // 2                                # those of them to the left
         self.hold = round(arch.hold * arch.length)
-        self.short_hold = min(self.hold, span + 1)
-        self.span = span
+        self.surplus = max(0, self.hold - self.span - 1)            # columns that repeat another
 
     def compress(self, x):
-        """Waves in [-1, 1] -> what the network takes in, as exact as its output is."""
-        if self.arch.output == "mulaw8":
-            return mu_law_encode(x).to(x.dtype) / 127.5 - 1
-        return to_16_bits(x)
-
-    def expand(self, u):
-        """The inverse of `compress`."""
-        if self.arch.output == "mulaw8":
-            return mu_law_decode(((u + 1) * 127.5).round().long()).to(u.dtype)
-        return u
+        """Waves in [-1, 1] -> what the network takes in: mu-law codes over [-1, 1], or 16 bits."""
+        return mu_law_encode(x).to(x.dtype) / 127.5 - 1 if self.mulaw8 else to_16_bits(x)
 
     def condition(self, pitch):
-        """pitch (N,) -> the different columns of the conditioning, in order (N, C, columns)."""
-        columns = self.short_hold + self.before + 1
-        on = self.skip_bias.new_zeros(columns + self.span)
-        on[self.before:self.before + self.short_hold] = 1           # the note begins at `before`
+        """pitch (N,) -> the columns that occur in its conditioning, in order (N, C, columns): those
+        of a note held for `surplus` less, so that one column sees the pitch on throughout."""
+        on = F.pad(self.skip_bias.new_ones(self.hold - self.surplus), (self.before, self.span + 1))
         x = F.one_hot(pitch, self.arch.pitches)[:, :, None] * on    # (N, P, columns + span)
         for i, conv in enumerate(self.conditioning):
             y = F.relu(conv(x))                                     # shorter than x at both ends
@@ -1141,81 +1028,49 @@ class WaveNet(nn.Module):
 
     def column(self, t):
         """Which of those columns is that of time t."""
-        surplus = self.hold - self.short_hold
-        t -= min(max(t - self.before, 0), surplus)
-        return min(t, self.short_hold + self.before)
+        t -= min(max(t - self.before, 0), self.surplus)
+        return min(t, self.hold - self.surplus + self.before)
 
     def spread(self, columns, offset, L):
         """(N, C, columns) -> (N, C, L): times offset .. offset + L - 1 of the note."""
-        pieces, surplus = [], self.hold - self.short_hold
-        edges = (0, self.before, self.before + surplus, self.before + self.hold, offset + L)
-        for start, stop in zip(edges, edges[1:]):                   # runs of one column, or of many
-            start, stop = max(start, offset), min(stop, offset + L)
-            if start < stop:
-                run = columns[..., self.column(start):self.column(stop - 1) + 1]
-                pieces.append(run.expand(-1, -1, stop - start))
-        return torch.cat(pieces, dim=2)
+        steady, silent = self.before + self.surplus, self.before + self.hold
+        edges = [min(max(edge, offset), offset + L)                 # of runs of columns, or of one
+                 for edge in (0, self.before, steady, silent, offset + L)]
+        return torch.cat([columns[..., self.column(a):self.column(b - 1) + 1].expand(-1, -1, b - a)
+                          for a, b in zip(edges, edges[1:]) if a < b], dim=2)
 
     def forward(self, x, pitch, offset=0):
-        """x (N, L) waves in [-1, 1], pitch (N,) labels -> (N, outputs, L) distribution parameters.
-
-        Those at t depend on x before t only.  x is a crop that begins at `offset` in the note;
-        what was before it counts as zero.
-        """
+        """x (N, L) in [-1, 1], a crop that begins at `offset` in the note (what was before counts
+        as zero), pitch (N,) -> (N, outputs, L), of which those at t depend on x before t only."""
+        L, conditioning, skip = x.shape[1], self.condition(pitch), self.skip_bias[:, None]
         u = F.pad(self.compress(x)[:, None, :-1], (1, 0))           # (N, 1, L)  one sample late
-        h, skip = causal(self.input, u), self.skip_bias[:, None]    # (N, C, L)
-        conditioning = self.condition(pitch)
+        h = self.input(u)[..., :L]                                  # (N, C, L)
         for i, (dilated, to_gates) in enumerate(zip(self.dilated, self.to_gates)):
-            gates = causal(dilated, h) + self.spread(to_gates(conditioning), offset, x.shape[1])
+            gates = dilated(h)[..., :L] + self.spread(to_gates(conditioning), offset, L)
             a, b = gates.chunk(2, dim=1)
             y = torch.tanh(a) * torch.sigmoid(b)                    # (N, C, L)
             skip = skip + self.skip[i](y)                           # (N, S, L)
             if i < len(self.residual):
                 h = h + self.residual[i](y)
-        return self.head[1](F.relu(self.head[0](F.relu(skip))))     # (N, outputs, L)
+        return self.head[1](F.relu(self.head[0](F.relu(skip))))
 
     def draw(self, parameters, generator=None):
         """Distribution parameters (N, outputs) -> samples (N,), as `compress` gives them."""
-        if self.arch.output == "mol16":
-            return mol_sample(parameters, generator)
-        return draw_index(parameters, generator) / 127.5 - 1
+        if self.mulaw8:
+            return draw_index(parameters, generator) / 127.5 - 1
+        return mol_sample(parameters, generator)
 
 
-def causal(conv, x):
-    """A convolution in time that sees the present and the past, of which zeros precede x."""
-    return conv(F.pad(x, ((conv.kernel_size[0] - 1) * conv.dilation[0], 0)))
+def mu_law_encode(x):
+    """Waves in [-1, 1] -> mu-law codes 0..255 (ITU-T G.711's curve): finer near zero."""
+    y = x.sign() * torch.log1p(255 * x.abs().clamp(max=1)) / math.log(256)      # [-1, 1]
+    return ((y + 1) * 127.5).round().long()
 
 
-def wavenet_loss(net, x, pitch, offset=0):
-    """Negative log likelihood of waves (N, L): (loss in nats a sample, terms in nats and bits).
-
-    The first samples of a crop from within the note lack their past and do not count, up to half of
-    the crop.
-    """
-    skip = min(offset, net.arch.receptive_field, x.shape[1] // 2)
-    parameters, x = net(x, pitch, offset)[..., skip:], x[:, skip:]
-    if net.arch.output == "mulaw8":
-        nats = F.cross_entropy(parameters, mu_law_encode(x))
-    else:
-        nats = -mol_log_likelihood(parameters, x).mean()
-    return nats, {"nats": nats, "bits": nats / math.log(2)}
-
-
-# What a sample may be: one of 256 mu-law codes, or one of 65,536 values under a density
-
-
-def mu_law_encode(x, codes=256):
-    """Waves in [-1, 1] -> mu-law codes 0 .. codes - 1 (ITU-T G.711's curve): finer near zero."""
-    mu = codes - 1
-    y = x.sign() * torch.log1p(mu * x.abs().clamp(max=1)) / math.log1p(mu)      # [-1, 1]
-    return ((y + 1) / 2 * mu + 0.5).floor().long()
-
-
-def mu_law_decode(code, codes=256):
+def mu_law_decode(code):
     """Mu-law codes -> waves in [-1, 1]."""
-    mu = codes - 1
-    y = 2 * code / mu - 1
-    return y.sign() * torch.expm1(y.abs() * math.log1p(mu)) / mu
+    y = code / 127.5 - 1
+    return y.sign() * torch.expm1(y.abs() * math.log(256)) / 255
 
 
 def to_16_bits(x):
@@ -1223,174 +1078,108 @@ def to_16_bits(x):
     return (x * 32768).round().clamp(-32768, 32767) / 32768
 
 
-def _mixture(parameters):
-    """(N, 3 M, ...) -> logits, means and log scales, each (N, M, ...).  Scales from e^-14, far
-    below a step of the 16-bit values, to e^14, far above their range: beyond, nothing changes."""
-    logits, mean, log_scale = parameters.chunk(3, dim=1)
-    return logits, mean, log_scale.clamp(-14, 14)
-
-
 def mol_log_likelihood(parameters, x):
     """Discretised mixture of logistics (PixelCNN++, Salimans et al. 2017) on 16-bit values.
 
-    parameters (N, 3 M, L), x (N, L) in [-1, 1] -> log probabilities (N, L) of x's 16-bit values.
-    A value has the mass from half a step below to half a step above it; the least and the
-    greatest have all that lies beyond, too.  With s the logistic function and a > b,
-    s(a) - s(b) = s(a) s(-b) (1 - e^(b - a)), in whose logarithm nothing cancels, however far from
-    the mean.
+    parameters (N, 3 M, L), x (N, L) in [-1, 1] -> log probabilities (N, L): the mass within half a
+    step of x's value, and of all beyond the least and the greatest.  With s the logistic function,
+    s(a) - s(b) = s(a) s(-b) (1 - e^(b - a)): in its logarithm nothing cancels far from the mean.
     """
-    logits, mean, log_scale = _mixture(parameters)                  # (N, M, L) each
+    logits, mean, log_scale = parameters.chunk(3, dim=1)            # (N, M, L) each
     x, half = to_16_bits(x)[:, None], 2.0 ** -16
-    below = F.logsigmoid((x + half - mean) * torch.exp(-log_scale))           # log s(a)
-    above = F.logsigmoid((mean - (x - half)) * torch.exp(-log_scale))         # log s(-b)
-    width = torch.log(-torch.expm1(-2 * half * torch.exp(-log_scale)))
-    least, greatest = x == -1, x == 1 - 2 * half
-    inside = torch.where(least, below, torch.where(greatest, above, below + above + width))
-    return torch.logsumexp(F.log_softmax(logits, dim=1) + inside, dim=1)
+    sharp = torch.exp(-log_scale.clamp(-14, 14))                    # beyond, nothing changes
+    below = F.logsigmoid((x + half - mean) * sharp)                 # log s(a)
+    above = F.logsigmoid((mean - (x - half)) * sharp)               # log s(-b)
+    inside = below + above + torch.log(-torch.expm1(-2 * half * sharp))
+    mass = torch.where(x == -1, below, torch.where(x == 1 - 2 * half, above, inside))
+    return torch.logsumexp(F.log_softmax(logits, dim=1) + mass, dim=1)
 
 
 def mol_sample(parameters, generator=None):
     """parameters (N, 3 M) -> 16-bit values (N,): picks a logistic, then draws from it."""
-    logits, mean, log_scale = _mixture(parameters)
+    logits, mean, log_scale = parameters.chunk(3, dim=1)
     pick = draw_index(logits, generator)[:, None]
-    u = _uniform(logits, generator)[:, 0].clamp(1e-7, 1 - 1e-7)
-    x = mean.gather(1, pick)[:, 0] + log_scale.gather(1, pick)[:, 0].exp() * torch.logit(u)
-    return to_16_bits(x)
+    u = torch.empty_like(mean[:, :1]).uniform_(1e-7, 1 - 1e-7, generator=generator)
+    scale = log_scale.gather(1, pick).clamp(max=14).exp()
+    return to_16_bits(mean.gather(1, pick) + scale * torch.logit(u))[:, 0]
 
 
 def draw_index(logits, generator=None):
-    """Logits (N, K) -> indices (N,), by the inverse of the cumulative distribution (one random
-    number a note; torch.multinomial takes K and several times as long)."""
+    """Logits (N, K) -> indices (N,).  One random number a note: faster than torch.multinomial."""
     cumulative = torch.softmax(logits, dim=1).cumsum(dim=1)
-    index = torch.searchsorted(cumulative, _uniform(logits, generator), right=True)[:, 0]
+    u = torch.empty_like(logits[:, :1]).uniform_(generator=generator)
+    index = torch.searchsorted(cumulative, u, right=True)[:, 0]
     return index.clamp(max=logits.shape[1] - 1)                     # the sum may fall short of 1
 
 
-def _uniform(like, generator):
-    """One random number in [0, 1) for each row: (N, 1)."""
-    return torch.rand(len(like), 1, generator=generator, device=like.device, dtype=like.dtype)
-
-
-# Sampling: fast, with every layer's past at hand, and naive
-
-
 @torch.no_grad()
-def wavenet_generate(net, pitch, length=None, generator=None, show=None):
-    """Notes from the first sample on: pitch (N,) labels -> waves (N, length) in [-1, 1].
-
-    Every sample is a step of `CachedWaveNet`.  `show(done)` now and then, in samples.
-    """
-    cache = CachedWaveNet(net, pitch)
-    return _generate(net, len(pitch), length, generator, show, lambda u, t: cache.step(u[:, t]))
-
-
-@torch.no_grad()
-def wavenet_generate_naive(net, pitch, length=None, generator=None, show=None):
-    """The same notes by a whole forward pass over the receptive field for every sample."""
-    def parameters(u, t):
-        start = max(0, t - net.arch.receptive_field)
-        return net(net.expand(u[:, start + 1:t + 2]), pitch, start)[..., -1]
-    return _generate(net, len(pitch), length, generator, show, parameters)
-
-
-def _generate(net, notes, length, generator, show, parameters):
-    """u[:, t] is the sample before t: column 0 stands for the silence before the note."""
+def wavenet_generate(net, pitch, length=None, generator=None, show=lambda done: None):
+    """Notes from their first sample on: pitch (N,) labels -> waves (N, length) in [-1, 1].
+    `show(samples done)` now and then."""
     length, device = length or net.arch.length, net.skip_bias.device
     if generator and generator.device != device:        # no copy from the CPU for every sample
         seed = int(torch.randint(2 ** 62, (), generator=generator, device=generator.device))
         generator = torch.Generator(device).manual_seed(seed)
-    u = net.skip_bias.new_zeros(notes, length + 2)
-    for t in range(length):
-        u[:, t + 1] = net.draw(parameters(u, t), generator)
-        if show and ((t + 1) % 256 == 0 or t + 1 == length):
+    cache, u = CachedWaveNet(net, pitch), net.skip_bias.new_zeros(len(pitch), length + 1)
+    for t in range(length):               # u[:, t] is the sample before t; before the note, silence
+        u[:, t + 1] = net.draw(cache.step(u[:, t]), generator)
+        if (t + 1) % 256 == 0 or t + 1 == length:
             show(t + 1)
-    return net.expand(u[:, 1:-1])
+    return mu_law_decode((u[:, 1:] + 1) * 127.5) if net.mulaw8 else u[:, 1:]
 
 
 class CachedWaveNet:
     """WaveNet one sample at a time: each layer keeps what it needs of its past, so that a sample
-    costs one column of the network instead of the whole receptive field.
-
-    A layer is four operations, none of which allocates: gates, tanh, product, residual.  One tanh
-    serves both halves of the gates, as sigmoid(b) = (1 + tanh(b / 2)) / 2: the halves are put into
-    the weights.  All skips together are one more product.
-    """
+    costs one column of the network instead of the whole receptive field."""
 
     @torch.no_grad()
     def __init__(self, net, pitch):
-        arch, N = net.arch, len(pitch)
-        C, depth, new = arch.channels, len(arch.dilations), net.skip_bias.new_empty
-        halve = new(2 * C).fill_(1)
-        halve[C:] = 0.5                                             # the sigmoid's half
-        self.net, self.t, self.at = net, 0, None
-        self.rings = [Ring(net.input.weight, 1, N)] + [
-            Ring(conv.weight * halve[:, None, None], d, N)
-            for conv, d in zip(net.dilated, arch.dilations)]
-        self.columns = net.condition(pitch).permute(2, 0, 1).contiguous()       # (columns, N, C)
-        self.to_gates = torch.cat([conv.weight[..., 0].t() * halve for conv in net.to_gates], 1)
-        self.gate_bias = torch.cat([conv.bias * halve for conv in net.dilated])
-        self.conditioned = new(N, depth * 2 * C)                    # every layer's, at this column
-        self.conditioned_of = self.conditioned.split(2 * C, dim=1)
-        self.gates = new(N, 2 * C)
-        self.halves = self.gates.chunk(2, dim=1)
-        self.y = new(N, depth * C)                                  # every layer's, for the skips
-        self.y_of = self.y.split(C, dim=1)
-        self.residual = [conv.weight[..., 0].t().contiguous() / 2 for conv in net.residual]
-        self.skip = torch.cat([conv.weight[..., 0].t() for conv in net.skip]) / 2
-        self.head = [(conv.bias, conv.weight[..., 0].t().contiguous()) for conv in net.head]
+        self.net, self.t, self.column, self.columns = net, 0, None, net.condition(pitch)
+        N, C, depth, new = len(pitch), net.arch.channels, len(net.skip), net.skip_bias.new_empty
+        self.rings = [ring(conv, N) for conv in (net.input, *net.dilated)]
+        self.gates, self.y = new(N, 2 * C), new(N, depth * C)       # one layer's, every layer's
+        self.to_tanh, self.to_sigmoid = self.gates.chunk(2, dim=1)
+        self.y_of = self.y.chunk(depth, dim=1)
+        self.residual = [conv.weight[..., 0].t() for conv in net.residual]
+        self.skips = torch.cat([conv.weight[..., 0] for conv in net.skip], dim=1).t()
+        self.head = [(conv.bias, conv.weight[..., 0].t()) for conv in net.head]
 
     @torch.no_grad()
     def step(self, u):
         """u (N,): the sample before, as `compress` gives it, at first 0 -> (N, outputs)."""
-        t, column = self.t, self.net.column(self.t)
-        if column != self.at:                                       # hardly ever
-            torch.addmm(self.gate_bias, self.columns[column], self.to_gates, out=self.conditioned)
-            self.at = column
-        first, *layers = self.rings
-        first.newest(t).copy_(u[:, None])
-        h = torch.addmm(self.net.input.bias, first.past(t), first.turned(t),
-                        out=layers[0].newest(t))                    # (N, C)
-        for i, ring in enumerate(layers):
-            torch.addmm(self.conditioned_of[i], ring.past(t), ring.turned(t), out=self.gates)
-            self.gates.tanh_()
-            torch.addcmul(self.halves[0], *self.halves, out=self.y_of[i])       # twice the product
+        net, column = self.net, self.net.column(self.t)
+        if column != self.column:                                   # hardly ever
+            self.column, c = column, self.columns[..., column]      # (N, C)
+            self.conditioned = [F.linear(c, to_gates.weight[..., 0], dilated.bias)
+                                for to_gates, dilated in zip(net.to_gates, net.dilated)]
+        (newest, past, weights), *layers = [turns[self.t % len(turns)] for turns in self.rings]
+        newest.copy_(u[:, None])
+        h = torch.addmm(net.input.bias, past, weights, out=layers[0][0])        # (N, C)
+        for i, (_, past, weights) in enumerate(layers):
+            torch.addmm(self.conditioned[i], past, weights, out=self.gates)
+            torch.mul(self.to_tanh.tanh_(), self.to_sigmoid.sigmoid_(), out=self.y_of[i])
             if i < len(self.residual):
-                h = torch.addmm(h, self.y_of[i], self.residual[i], out=layers[i + 1].newest(t))
+                h = torch.addmm(h, self.y_of[i], self.residual[i], out=layers[i + 1][0])
         self.t += 1
-        x = torch.addmm(self.net.skip_bias, self.y, self.skip).relu_()
-        x = torch.addmm(self.head[0][0], x, self.head[0][1]).relu_()
-        return torch.addmm(self.head[1][0], x, self.head[1][1])
+        x = torch.addmm(net.skip_bias, self.y, self.skips)          # every layer's skip at once
+        for bias, weights in self.head:
+            x = torch.addmm(bias, x.relu_(), weights)
+        return x
 
 
-class Ring:
-    """The past of one causal convolution, weight (outputs, inputs, f), and the weights to match.
+def ring(conv, N):
+    """A causal convolution's past, for times t in turn: where the input (N, C) at t goes, all f
+    inputs that matter at t (N, f C), and the weights to match (f C, outputs).
 
-    With dilation d the output at t needs the inputs at t, t - d, ..., t - (f - 1) d.  Row t mod d
-    holds just those, side by side.  The newest takes the place of the oldest, so that their order
-    turns round as time goes on, and the weights turn with it: f views of one matrix.
+    With dilation d row t mod d holds the inputs at t, t - d, ..., t - (f - 1) d.  The newest takes
+    the oldest's place, so that their order turns, and with it the weights: views of one matrix.
     """
-
-    def __init__(self, weight, dilation, N):
-        _, C, f = weight.shape
-        ring = weight.new_zeros(dilation, N, f * C)
-        matrix = weight.permute(2, 1, 0).flatten(0, 1)              # (f C, outputs)  oldest first
-        matrix = torch.cat([matrix, matrix[:-C]])
-        self.f, self.d, self.rows = f, dilation, list(ring)
-        self.turns = [matrix[(f - 1 - r) * C:(2 * f - 1 - r) * C] for r in range(f)]
-        self.places = [ring[t % dilation, :, t // dilation * C:(t // dilation + 1) * C]
-                       for t in range(f * dilation)]
-
-    def newest(self, t):
-        """Where the input at t goes (N, C)."""
-        return self.places[t % (self.f * self.d)]
-
-    def past(self, t):
-        """The f inputs that the output at t depends on (N, f C)."""
-        return self.rows[t % self.d]
-
-    def turned(self, t):
-        """The weights in the order of `past` (f C, outputs)."""
-        return self.turns[t // self.d % self.f]
+    (_, C, f), d = conv.weight.shape, conv.dilation[0]
+    rows = conv.weight.new_zeros(d, N, f * C)
+    matrix = conv.weight.permute(2, 1, 0).flatten(0, 1)             # oldest first
+    matrix = torch.cat([matrix, matrix[:-C]])
+    return [(row[:, r * C:(r + 1) * C], row, matrix[(f - 1 - r) * C:(2 * f - 1 - r) * C])
+            for r in range(f) for row in rows]
 
 
 # ---- Command line ---------------------------------------------------------------------------

@@ -37,6 +37,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch.nn.functional import cross_entropy
 
 import gansynth
 import nsynth
@@ -647,6 +648,47 @@ class WaveNetConfig(BaselineConfig):
             skip=self.channels, conditioning_channels=self.channels, output=self.output, hold=hold)
 
 
+def draw_phase_shuffle(arch, generator=None):
+    """Shifts for one pass of a batch: (places,) integers in [-n, n], after D's first four layers,
+    but never after its last."""
+    n, places = arch.phase_shuffle, min(len(arch.widths) - 2, 4)
+    return torch.randint(-n, n + 1, (places,), generator=generator)
+
+
+def wavegan_generator_loss(G, D, z, pitch, shift, weights=gansynth.LossWeights()):
+    """G's loss on fresh fakes: (loss, named terms)."""
+    score, logits = D(G(z, pitch), shift)
+    terms = {"G_score": -score.mean(), "G_pitch": cross_entropy(logits, pitch)}
+    return terms["G_score"] + weights.pitch * terms["G_pitch"], terms
+
+
+def wavegan_discriminator_loss(D, x_real, pitch_real, x_fake, mix, shifts, weights=gansynth.LossWeights()):
+    """D's loss (WGAN-GP, Gulrajani et al. 2017, and the pitch of real notes): (loss, named terms).
+
+    x_real, x_fake (N, length), mix (N, 1) uniform in [0, 1], shifts for real, fake and mixed.
+    """
+    real, logits = D(x_real, shifts[0])
+    fake, _ = D(x_fake, shifts[1])
+    x_hat = (x_real + mix * (x_fake - x_real)).detach().requires_grad_()
+    score, _ = D(x_hat, shifts[2])
+    gradient, = torch.autograd.grad(score.sum(), x_hat, create_graph=True)
+    terms = {"D_real": -real.mean(), "D_fake": fake.mean(),
+             "D_pitch": cross_entropy(logits, pitch_real),
+             "D_penalty": (gradient.norm(dim=1) - 1).square().mean()}
+    return (terms["D_real"] + terms["D_fake"] + weights.pitch * terms["D_pitch"]
+            + weights.penalty * terms["D_penalty"]), terms
+
+
+def wavenet_loss(net, x, pitch, offset=0):
+    """Negative log likelihood of waves (N, L): (loss in nats a sample, terms in nats and bits).
+    The first samples of a crop from within the note lack their past: up to half do not count."""
+    skip = min(offset, net.arch.receptive_field, x.shape[1] // 2)
+    parameters, x = net(x, pitch, offset)[..., skip:], x[:, skip:]
+    nats = (cross_entropy(parameters, gansynth.mu_law_encode(x)) if net.mulaw8
+            else -gansynth.mol_log_likelihood(parameters, x).mean())
+    return nats, {"nats": nats, "bits": nats / math.log(2)}
+
+
 class BaselineState(State):
     """A run of a baseline: networks from `NETS`, by name, and one pair of Adam's betas."""
 
@@ -685,10 +727,10 @@ class WaveGANState(BaselineState):
         weights = gansynth.LossWeights(penalty=cfg.penalty, pitch=cfg.pitch_weight)
         draws, random = draw(cfg, self.counts, self.images, self.device), random_at(
             cfg.seed, self.images, 1)
-        shifts = [gansynth.draw_phase_shuffle(G.arch, random) for _ in range(4)]    # a pass each
+        shifts = [draw_phase_shuffle(G.arch, random) for _ in range(4)]    # a pass each
         if self.images // cfg.batch % cfg.critic_steps == 0:
             D.requires_grad_(False)
-            loss, self.terms = gansynth.wavegan_generator_loss(G, D, draws.z_G, draws.pitch_G,
+            loss, self.terms = wavegan_generator_loss(G, D, draws.z_G, draws.pitch_G,
                                                                shifts.pop(), weights)
             self.update("G", loss)
             D.requires_grad_(True)
@@ -697,7 +739,7 @@ class WaveGANState(BaselineState):
         x_real = cfg.spectrum().encode(waves)[:, 0, :, 0]           # (N, L), padded
         with torch.no_grad():
             x_fake = G(draws.z_D, draws.pitch_D)
-        loss, part = gansynth.wavegan_discriminator_loss(
+        loss, part = wavegan_discriminator_loss(
             D, x_real, pitch_real, x_fake, draws.mix.flatten(1), shifts[:3], weights)
         self.update("D", loss)
         self.images += cfg.batch
@@ -726,7 +768,7 @@ class WaveNetState(BaselineState):
         offset = int(offset.clamp(0, last))
         indices, pitch = self.batch()
         waves = self.notes.waves(indices)[:, offset:offset + crop].to(self.device)
-        loss, terms = gansynth.wavenet_loss(self.nets.G, waves, pitch, offset)
+        loss, terms = wavenet_loss(self.nets.G, waves, pitch, offset)
         self.update("G", loss)
         self.images += cfg.batch
         return {name: term.detach() for name, term in terms.items()}
