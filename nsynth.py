@@ -198,13 +198,13 @@ def _shuffle(count, seed, *more):
     return np.random.default_rng([seed, *more]).permutation(count)
 
 
-# The release's training notes of each pitch, 24..84 (TFDS nsynth/gansynth_subset): 60,788.
+# The release's training notes of each pitch (TFDS nsynth/gansynth_subset), 24..84: 60,788.
 # paper: 70,379 notes with those held out.
-RELEASE_COUNTS = [int(count) for count in """
+RELEASE_COUNTS = [0] * 24 + [int(count) for count in """
     551 545 561 550 549 578 547 628 626 630 670 668 751 768 788 801 821 871 873 860 873 844 883
     865 1058 1036 1094 1065 1186 1200 1187 1346 1273 1320 1263 1283 1349 1285 1281 1332 1286 1301
     1220 1300 1209 1257 1288 1223 1258 1183 1178 1125 1171 1089 1024 1081 966 1043 991 959 977
-    """.split()]
+    """.split()] + [0] * 60
 
 
 def describe(train, held_out, release=False) -> str:
@@ -218,22 +218,22 @@ def describe(train, held_out, release=False) -> str:
     seconds = train.audio.shape[1] / train.sample_rate
     lines = [f"kept {kept:,} of {kept + lost:,} notes, {seconds:g} s at {train.sample_rate:,} Hz",
              *(f"  dropped {reason}" for reason in _reasons(train.dropped, 40)),
-             f"{'':18}{'train':>9}{'held out':>10}", f"{'all':18}{len(train):9,}{len(held_out):10,}"]
+             f"{'':18}{'train':>9}{'held out':>10}",
+             f"{'all':18}{len(train):9,}{len(held_out):10,}"]
     if release:
         lines += [f"{'paper: all':18}{0.8 * 70_379:9,.0f}{0.2 * 70_379:10,.0f}",
-                  f"{'release: all':18}{sum(RELEASE_COUNTS):9,}"]
+                  f"{'release: all':18}{sum(RELEASE_COUNTS[24:85]):9,}"]
     for column in ("source", "family"):
         mine, theirs = (Counter(getattr(part, column).tolist()) for part in (train, held_out))
         lines += [f"{f'{column} {value}':18}{mine[value]:9,}{theirs[value]:10,}"
                   for value in sorted(mine | theirs)]
     lines += ["pitch             " + "".join(f"{f'+{i}':>6}" for i in range(12))]
+    tables = [pitch_counts(part, (0, 143)).tolist() for part in (train, held_out)]
     pitches = np.concatenate([train.pitch, held_out.pitch])
     for low in range(pitches.min(), pitches.max() + 1, 12):             # an octave a line
-        rows = [(f"{low:5}  train", pitch_counts(train, (low, low + 11)).tolist()),
-                ("       held out", pitch_counts(held_out, (low, low + 11)).tolist())]
-        if release:
-            rows += [("  release, train", ([0] * 24 + RELEASE_COUNTS + [0] * 54)[low:low + 12])]
-        lines += [f"{label:18}" + "".join(f"{n:6}" for n in counts) for label, counts in rows]
+        for label, counts in zip((f"{low:5}  train", "       held out", "  release, train"),
+                                 tables + [RELEASE_COUNTS] * release):
+            lines += [f"{label:18}" + "".join(f"{n:6}" for n in counts[low:low + 12])]
     return "\n".join(lines)
 
 
@@ -296,24 +296,23 @@ def progress_bar(items, what, wanted=True, total=None, each=1):
     An item stands for `each` of `what`. `total`: how many items there are, if they have no len().
     """
     total = total or (len(items) if hasattr(items, "__len__") else 0)
-    on_screen, start, shown = sys.stderr.isatty(), time.monotonic(), 0
+    end, start, shown = "    \r" if sys.stderr.isatty() else "\n", time.monotonic(), 0
     for done, item in enumerate(items):
         seconds = time.monotonic() - start
-        if wanted and seconds > max(2, shown + (0.2 if on_screen else 5)):
+        if wanted and seconds > max(2, shown + (5 if end == "\n" else 0.2)):
             left = f", {seconds * (total / done - 1):,.0f} s left" if total and done else ""
-            print(f"{done * each:,} {what}, {done * each / seconds:,.0f} a second{left}",
-                  end="    \r" if on_screen else "\n", file=sys.stderr, flush=True)
+            print(f"{done * each:,} {what}, {done * each / seconds:,.0f} a second{left}", end=end,
+                  file=sys.stderr, flush=True)
             shown = seconds
         yield item
-    if shown and on_screen:
+    if shown and end != "\n":
         print(file=sys.stderr)
 
 
-# ---- Readers ------------------------------------------------------------------------------------
+# ---- Readers: from the files of one form to an Entry for every note in them ---------------------
 #
-# A reader takes the files of one form and yields an Entry for every note in them. What is wrong
-# goes to fault(error), which raises it or, with skip_damaged, counts it; what is merely of no use
-# is counted in `dropped`.
+# What is wrong goes to fault(error), which raises it or, with skip_damaged, counts it; what is
+# merely of no use is counted in `dropped`.
 
 SOUNDS = (".wav", ".aif", ".aiff", ".caf", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wma")
 AGAIN = "fetch the file again, or go on without what is damaged with --skip-damaged"
@@ -387,21 +386,20 @@ def _find(data):
     inside = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names
                     if os.path.isfile(os.path.join(folder, name)))
     sounds = [file for file in inside if file.suffix.lower() in SOUNDS]
-    examples = [file for file in inside if file.name == "examples.json"]
-    for depth in (0, 1):
-        here = [file for file in examples if len(file.relative_to(path).parts) == depth + 1]
-        if here:
-            return _read_examples, here + sounds
+    examples = [path / "examples.json"] if (path / "examples.json").is_file() else sorted(
+        path.glob("*/examples.json"))
+    if examples:
+        return _read_examples, examples + sounds
 
-    def rank(file):                       # in this folder, or in a version of TFDS's; none: []
-        tfds = re.search(r"gansynth_subset[^/\\]*[/\\](\d+)\.(\d+)\.(\d+)$", str(file.parent))
-        return [999] if file.parent == path else [int(n) for n in tfds.groups()] if tfds else []
+    def rank(folder):                     # this folder, or else the newest version TFDS made
+        tfds = re.search(r"gansynth_subset[^/\\]*[/\\](\d+)\.(\d+)\.(\d+)$",
+                         os.path.abspath(folder))
+        return folder == path, [int(n) for n in tfds.groups()] if tfds else []
 
-    records = [file for file in inside if ".tfrecord" in file.name or
-               file.name == "dataset_info.json"]
-    best = max(map(rank, records), default=[])
-    if best:
-        return _read_records, [file for file in records if rank(file) == best]
+    folder = max((f.parent for f in inside if ".tfrecord" in f.name), key=rank, default=None)
+    if folder and any(rank(folder)):
+        return _read_records, [file for file in inside if file.parent == folder and (
+            ".tfrecord" in file.name or file.name == "dataset_info.json")]
     return _read_recordings, [file for file in inside if file == path / "pitches.csv"] + sounds
 
 
@@ -421,27 +419,22 @@ def _rows(text):
 
 
 def _entry(about, part, origin, sound):
-    """The Entry of a note, from a dict of what NSynth says about it; ValueError for what is wrong.
-
-    `sound` still needs the rate.
-    """
-    def check(key, right, expected):
-        value = about.get(key)
-        if not right(value):
-            raise ValueError(f"field {key} of note {str(about.get('note_str'))!r:.80} is "
-                             f"{'missing' if value is None else format(repr(value), '.80')}: "
+    """The Entry of a note, from a dict of what NSynth says about it; ValueError where that is not
+    as it should be. `sound` still needs the rate."""
+    words = ("note_str", "instrument_family_str", "instrument_source_str")
+    name, family, source, pitch, rate, flags = (
+        about.get(key) for key in (*words, "pitch", "sample_rate", "qualities"))
+    checks = [(key, "a plain word", type(about.get(key)) is str and about[key].isprintable()
+               and Path(about[key]).name == about[key] != "") for key in words] + [
+        ("pitch", "a whole number, 0 to 127", type(pitch) is int and pitch in range(128)),
+        ("sample_rate", "1000 to 384000", type(rate) is int and rate in RATES),
+        ("qualities", "ten of 0 and 1, or no such field", flags is None or type(flags) is list and
+         len(flags) == 10 and all(type(flag) is int and flag in (0, 1) for flag in flags))]
+    for key, expected, right in checks:
+        if not right:
+            raise ValueError(f"field {key} of note {str(name)!r:.80} is {about.get(key)!r:.80}: "
                              f"expected {expected}")
-        return value
-
-    words = [check(key, lambda x: type(x) is str and x.isprintable() and Path(x).name == x != "",
-                   "a word such as guitar_acoustic_000-060-100, guitar or acoustic")
-             for key in ("note_str", "instrument_family_str", "instrument_source_str")]
-    pitch = check("pitch", lambda x: type(x) is int and 0 <= x <= 127, "a whole number, 0 to 127")
-    rate = check("sample_rate", lambda x: type(x) is int and x in RATES,
-                 f"a whole number, {RATES[0]} to {RATES[-1]}")
-    flags = check("qualities", lambda x: x is None or type(x) is list and len(x) == 10 and all(
-        type(flag) is int and flag in (0, 1) for flag in x), "ten of 0 and 1, or no such field")
-    return Entry(words[0], pitch, *words[1:], part, flags or [-1] * 10, origin,
+    return Entry(name, pitch, family, source, part, flags or [-1] * 10, origin,
                  functools.partial(sound, rate))
 
 
@@ -476,8 +469,8 @@ def _read_examples(files, fault, dropped):
 
 # ---- TFRecord files: checksum, record, message, note --------------------------------------------
 #
-# A TFRecord file is a row of records, each with two checksums, and a record of NSynth is a
-# tf.train.Example, which is a protocol buffer. Both are read from their bytes up, without TensorFlow.
+# A record of NSynth is a tf.train.Example, which is a protocol buffer; both are read from their
+# bytes up, without TensorFlow.
 #
 # A CRC is the remainder of a division. The bits of a message are the coefficients of a polynomial,
 # highest power first, in arithmetic where 1 + 1 = 0: adding is XOR. CRC-32C is what is left of it
@@ -491,8 +484,11 @@ def _read_examples(files, fault, dropped):
 FOLD, NEAR, FAR = 5685, 5685 - 1362, 5685 - 426
 
 
-def _crc32c(data) -> int:
-    """The CRC-32C of bytes: 0.1 ms for a note of 256 kB. (zlib's CRC divides by another P.)"""
+def _crc32c(data) -> bytes:
+    """The CRC-32C of bytes, as TFRecord writes it: 0.1 ms for a note of 256 kB.
+
+    (zlib's CRC divides by another P.)
+    """
     x = np.zeros((len(data) + 11) // 8 * 8, np.uint8)    # zeros in front change nothing; four bytes
     first = len(x) - 4 - len(data)                       # of them have to follow the message;
     x[first:-4] = np.frombuffer(data, np.uint8)
@@ -505,7 +501,8 @@ def _crc32c(data) -> int:
                 x[start + places:][:len(head)] ^= head
         x = x[-FOLD:]
     bits = np.unpackbits(x, bitorder="little")           # the lowest bit of a byte is its first
-    return int(np.bitwise_xor.reduce(bits * _remainders()[-len(bits):])) ^ 0xFFFFFFFF
+    crc = int(np.bitwise_xor.reduce(bits * _remainders()[-len(bits):])) ^ 0xFFFFFFFF
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)   # its mask
 
 
 @functools.lru_cache(maxsize=1)
@@ -521,16 +518,10 @@ def _remainders():
 def _records(path, count, fault):
     """Yield (number from 1, payload) for every sound record of a file, plain or GZIP.
 
-    A record is a length in bytes (uint64), the CRC of those 8 bytes (uint32), the payload and its
-    CRC (uint32), all little-endian. After a damaged payload comes the next record; after a damaged
-    length, or where the file breaks off, nothing says where that begins, and the rest is lost.
-    `count`: how many there should be, where known: cut between two records a file looks whole.
+    A record is a length in bytes (uint64), the CRC of those 8 bytes, the payload and its CRC. After
+    a damaged payload comes the next record; after a damaged length, or where the file breaks off,
+    nothing says where that begins. `count`: how many there should be, or None where not known.
     """
-    def sound(data, stored):              # CRCs are stored masked: rotated, and a number added
-        crc = _crc32c(data)
-        crc = ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
-        return crc == int.from_bytes(stored, "little")
-
     number = 0
     try:
         with open(path, "rb") as disk:
@@ -538,23 +529,20 @@ def _records(path, count, fault):
             disk.seek(0)
             file = gzip.open(disk) if zipped else disk
             while header := file.read(12):
-                number += 1
-                length = int.from_bytes(header[:8], "little")
-                if not sound(header[:8], header[8:]):
-                    raise ValueError("the checksum of its length does not match, or breaks off")
+                number, length = number + 1, int.from_bytes(header[:8], "little")
+                if _crc32c(header[:8]) != header[8:]:
+                    raise EOFError("the checksum of its length does not match, or breaks off")
                 data = file.read(min(length, 1 << 22) + 4)    # 4 MB: 16 times a note of NSynth
                 if len(data) != length + 4:
-                    raise ValueError("the file breaks off inside it, or it is longer than any note")
-                if sound(data[:-4], data[-4:]):
+                    raise EOFError("the file breaks off inside it, or it is longer than any note")
+                if _crc32c(data[:-4]) == data[-4:]:
                     yield number, memoryview(data)[:-4]
                 else:
                     fault(NoteError(f"{path}, record {number}: its checksum does not match; "
                                     f"{AGAIN}"))
-        if count not in (None, number):
+        if count not in (None, number):   # cut between two records a file looks whole
             fault(NoteError(f"{path} holds {number} records: expected {count}; {AGAIN}"))
-    except NoteError:
-        raise
-    except (ValueError, OSError, EOFError, zlib.error) as error:  # the last two from GZIP
+    except (OSError, EOFError, zlib.error) as error:          # all three from GZIP, too
         reason = getattr(error, "strerror", None) or error
         fault(NoteError(f"{path}, record {number}: {reason}, so the rest of the file is lost; "
                         f"{AGAIN}"))
@@ -587,10 +575,9 @@ def _fields(message):
 
 
 def _features(payload):
-    """The features of a tf.train.Example: {name: values}. ValueError if malformed.
+    """The features of a tf.train.Example: {name: list of bytes or ints, or float32 array}.
 
-    Values are a list of bytes, a list of whole numbers, or a float32 array. What the fields' numbers
-    mean is agreed elsewhere:
+    What the fields' numbers mean is agreed elsewhere:
 
         Example     1: Features                   Feature   one of  1: BytesList,
         Features    1: entry (repeated)                     2: FloatList, 3: Int64List
@@ -619,15 +606,15 @@ def _read_records(files, fault, dropped):
     words, counts = {"family": FAMILIES, "source": SOURCES}, {}
     if files[0].name == "dataset_info.json":
         info, *files = files
+        about = _read(info, json.loads)
         try:
             counts = {f"nsynth-{split['name']}.tfrecord-{i:05}-of-{len(split['shardLengths']):05}":
-                      int(count) for split in _read(info, json.loads)["splits"]
+                      int(count) for split in about["splits"]
                       for i, count in enumerate(split["shardLengths"])}
-        except (LookupError, TypeError, OverflowError) as error:
-            raise NoteError(f"{info} is not as TFDS writes it ({error!r}): fetch it again") from None
-        there = {file.name for file in files}
-        for name in sorted(set(counts) - there):
-            if any(other.split(".")[0] == name.split(".")[0] for other in there):
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
+            raise NoteError(f"{info} is not TFDS's ({error!r}): fetch it again") from None
+        for name in sorted(set(counts) - {file.name for file in files}):
+            if any(file.name.startswith(name.split("-0")[0]) for file in files):
                 fault(NoteError(f"{info.parent} lacks {name}; {AGAIN}"))
         words = {key: _read(info.with_name(f"instrument-{key}.labels.txt"), str.split)
                  for key in words}
@@ -677,11 +664,10 @@ def _read_ids(path):
     rows, ids, a_note = _read(path, _rows), {}, r"[^/]+-\d{3}-\d{3}"
     if rows and re.fullmatch(a_note, rows[0][0]):         # a list may have no heading
         rows = [["id"], *rows]
-    head = [cell.lower() for cell in rows[0]] if rows else []
     for row in rows[1:]:
-        cells = dict(zip(head, row))
+        cells = dict(zip(map(str.lower, rows[0]), row))
         name = cells.get("id", cells.get("note_str", row[0]))
-        where = cells.get("split", "" if "split" in head else "train")
+        where = cells.get("split", "train" * ("split" not in map(str.lower, rows[0])))
         if not re.fullmatch(a_note, name) or ids.setdefault(name, where) != where or not where:
             raise NoteError(f"{path}: {','.join(row)[:80]!r} names no note and its split, or one "
                             "that is in another: expected guitar_acoustic_000-060-100,train")
@@ -718,7 +704,8 @@ def _read_recordings(files, fault, dropped):
 
 
 def _read_pitches(path, sounds):
-    """pitches.csv: {file's name without .wav: MIDI pitch}; lines such as take1.wav,60 or take,C4."""
+    """pitches.csv: {file's name without .wav: MIDI pitch}; lines such as take1.wav,60 or a.wav,C4.
+    """
     pitches, known = {}, {_printable(file.stem) for file in sounds}
     for i, row in enumerate(_read(path, _rows)):
         name, told = re.sub(r"(?i)\.wav$", "", row[0]), "".join(row[1:2])
@@ -726,8 +713,8 @@ def _read_pitches(path, sounds):
         if pitch is None and i == 0:      # a title
             continue
         if pitch not in range(128) or name not in known or name in pitches:
-            raise NoteError(f"{path}, line {i + 1}, {','.join(row)[:80]!r}: expected a file that is "
-                            "there and in no other line, and its pitch, such as take1.wav,60 or "
+            raise NoteError(f"{path}, line {i + 1}, {','.join(row)[:80]!r}: expected a file that "
+                            "is there and in no other line, and its pitch, as in take1.wav,60 or "
                             "take1.wav,C4")
         pitches[name] = pitch
     return pitches
@@ -881,32 +868,26 @@ def _first(file, seconds):
     So a long file costs no memory, and one that was written to a pipe is read to its end.
     """
     start, form = file.read(12), b""
-    order = ">" if start[:4] == b"RIFX" else "<"
-    if start[:4] not in (b"RIFF", b"RIFX", b"RF64") or start[8:] != b"WAVE":
-        other = next((kind for sign, kind in OTHERS.items() if sign in start[:8]), "something else")
-        raise ValueError(f"it is not a WAV file, but seems to be {other}")
-    while len(head := file.read(8)) == 8:                 # chunks: a tag, a size, that many bytes
-        tag, size = struct.unpack(order + "4sI", head)
+    if start[:4] not in (b"RIFF", b"RF64") or start[8:] != b"WAVE":
+        kinds = [kind for sign, kind in OTHERS.items() if sign in start[:8]]
+        raise ValueError(f"it is not a WAV file, but looks like {''.join(kinds) or 'another'}")
+    while len(head := file.read(8)) == 8 and head[:4] != b"data":  # chunks: tag, size, so many bytes
+        size = int.from_bytes(head[4:], "little")
         end = file.tell() + size + size % 2
-        if tag == b"data":
-            break
-        form = file.read(min(size, 64)) if tag == b"fmt " else form
+        form = file.read(min(size, 64)) if head[:4] == b"fmt " else form
         file.seek(end)
-    if len(head) < 8 or len(form) < 16:
-        raise ValueError("it is cut short, or does not say of what kind it is")
-    channels, rate, _, frame = struct.unpack(order + "HIIH", form[2:14])
-    there = os.fstat(file.fileno()).st_size - file.tell()
+    size, there = int.from_bytes(head[4:], "little"), os.fstat(file.fileno()).st_size - file.tell()
+    if len(head) < 8 or len(form) < 16 or there < size < 0x7FFF0000:  # more: written to a pipe
+        raise ValueError(f"it is cut short: {max(0, there):,} of {size:,} bytes of sound are there")
+    channels, rate, _, frame = struct.unpack("<HIIH", form[2:14])
     if rate not in RATES or not 1 <= channels <= frame:
         raise ValueError(f"it states {channels} channels at {rate:,} Hz: expected {RATES[0]:,} to "
                          f"{RATES[-1]:,} Hz")
-    if there < size < 0x7FFF0000:         # so much or more states who writes to a pipe
-        raise ValueError(f"it is cut short: {there:,} of {size:,} bytes of sound are there")
     data = file.read(min(size, there, math.ceil(seconds * rate) * frame, 1 << 28) // frame * frame)
     if not data:
         raise ValueError("it holds no sound")
-    head = struct.pack(order + "4sI4s4sI", b"RIFX" if order == ">" else b"RIFF",
-                       20 + len(form) + len(data), b"WAVE", b"fmt ", len(form))
-    return head + form + struct.pack(order + "4sI", b"data", len(data)) + data
+    return struct.pack(f"<4sI4s4sI{len(form)}s4sI", b"RIFF", 20 + len(form) + len(data), b"WAVE",
+                       b"fmt ", len(form), form, b"data", len(data)) + data
 
 
 def write_wav(path, wave, sample_rate):
@@ -941,15 +922,13 @@ def save(notes, folder, progress=True):
         if folder.exists() and any(folder.iterdir()):
             raise NoteError(f"{folder} is not empty: name a new folder to write to")
         (folder / "audio").mkdir(parents=True, exist_ok=True)
-        for i in progress_bar(range(len(notes)), "notes written", progress):
-            name = str(notes.name[i])
+        for i, name in enumerate(progress_bar(notes.name.tolist(), "notes written", progress)):
             write_wav(folder / "audio" / f"{name}.wav", notes.waves([i])[0], notes.sample_rate)
+            flags = notes.qualities[i].tolist()
             examples[name] = {
                 "note_str": name, "pitch": int(notes.pitch[i]), "sample_rate": notes.sample_rate,
-                "instrument_family_str": str(notes.family[i]),
-                "instrument_source_str": str(notes.source[i])}
-            if notes.qualities[i].min() >= 0:
-                examples[name]["qualities"] = notes.qualities[i].tolist()
+                "instrument_family_str": str(notes.family[i]), "instrument_source_str": str(
+                    notes.source[i]), **({"qualities": flags} if min(flags) >= 0 else {})}
         (folder / "examples.json").write_text(json.dumps(examples, indent=1), encoding="utf-8")
     except OSError as error:
         raise NoteError(f"cannot write to {folder}: {error.strerror}") from None
@@ -962,23 +941,12 @@ def save(notes, folder, progress=True):
 # has resonances at fixed Hz, so an instrument's spectrum changes over its range. And high partials
 # come later and are gone sooner. The figures are chosen by hand to suggest each instrument.
 
-
-class Timbre(NamedTuple):
-    tilt: float       # dB lost per octave above the fundamental
-    even: float       # level of even harmonics, dB: a pipe closed at one end has hardly any
-    attack: float     # seconds to full level
-    loss: float       # decay, 1/s, of a partial at 0 Hz ...
-    loss_khz: float   # ... and what each kHz adds to it; none where bow or breath keep it going
-    release: float    # seconds to fall to 1/e, once the key is let go
-    vibrato: float    # cents either way
-    breath: float     # noise of breath or bow while it sounds, dB ...
-    chiff: float      # ... and at its start: of hammer, nail or lips
-    noise_hz: float   # ... and where
-    body: tuple       # resonances, half an octave wide: Hz, dB, Hz, dB
-
-
-TIMBRES = {name: Timbre(*row) for name, row in {
-    #                        tilt even attack loss /kHz release vib breath chiff Hz  body
+TIMBRES = {
+    # tilt: dB lost per octave above the fundamental; even: level of even harmonics, dB; attack: s
+    # to full level; loss: decay, 1/s, of a partial at 0 Hz, and what each kHz adds; release: s to
+    # fall to 1/e; vibrato: cents; noise: dB while the note lasts, dB at its start, around which Hz;
+    # body: resonances, half an octave wide, Hz and dB of each
+    #                        tilt even attack loss  /kHz release vib  noise   at   Hz   body
     "guitar_acoustic_000":   (6,   0, .002,  .8, 1.8,  .05,  0, -90, -26,  400, (105, 9, 420, 5)),
     "bass_acoustic_000":     (9,   0, .002, 1.8, 4.0,  .08,  0, -90, -24,  180, (110, 9, 230, 5)),
     "string_acoustic_000":   (6,   0,  .09,   0,   0,  .12, 11, -42, -24, 3000, (460, 8, 2600, 9)),
@@ -992,12 +960,12 @@ TIMBRES = {name: Timbre(*row) for name, row in {
     "reed_acoustic_000":     (6, -24,  .05,   0,   0,  .06,  0, -46, -30, 1800, (1500, 6, 3200, 5)),
     "reed_acoustic_001":     (3,   0,  .04,   0,   0,  .05,  8, -48, -28, 2500, (1150, 13, 3e3, 9)),
     "brass_acoustic_000":    (4,   0,  .04,   0,   0,  .06,  5, -48, -24, 2500, (1200, 10, 2e3, 5)),
-    "brass_acoustic_001":    (9,   0,  .08,   0,   0,  .10,  0, -50, -30,  700, (420, 9, 750, 5)),
+    "brass_acoustic_001":   (12,   0,  .08,   0,   0,  .10,  0, -50, -30,  700, (420, 9, 750, 5)),
     "organ_acoustic_000":    (8,   4,  .05,   0,   0,  .09,  0, -50, -20, 1600, (500, 2, 3000, 4)),
     "organ_acoustic_001":    (2,  -3,  .03,   0,   0,  .07,  0, -54, -30,  900, (650, 7, 1900, 8)),
     "vocal_acoustic_000":    (8,   0,  .10,   0,   0,  .12, 12, -40, -34, 2500, (700, 16, 2700, 9)),
     "vocal_acoustic_001":   (10,   0,  .12,   0,   0,  .14, 10, -40, -36, 1500, (320, 14, 800, 12)),
-}.items()}
+}
 VELOCITIES = {50: 0.5, 100: 1.0}  # MIDI velocity and how hard that is; softer is quieter and duller
 HOLD = 0.75                       # of a note's length, as NSynth: held for 3 s of 4
 orchestra = functools.partial(load, "orchestra", progress=False)
@@ -1027,43 +995,37 @@ def _play(name, f0, force, wish, seconds):
     The sum of a_k sin(k phi) is the imaginary part of a polynomial in one complex number w =
     r exp(i phi) that turns at the note's frequency; r below 1 takes more from the high partials.
     """
-    timbre, t = TIMBRES[name.split("-")[0]], np.arange(wish.length) / wish.sample_rate      # s
+    tilt, even, attack, loss, loss_khz, release, vibrato, breath, chiff, hz, body = TIMBRES[
+        name.split("-")[0]]
     rng = np.random.default_rng(zlib.crc32(name.encode()))  # chance, but the same every time
-    a = _partials(timbre, f0, force, wish.sample_rate, rng)             # (K,)  complex
+    k = np.arange(1, 1 + min(120, int(0.48 * wish.sample_rate / f0)))   # 120: 4 kHz of the lowest
+    dB = even * (k % 2 == 0) - (tilt + 6 * (1 - force)) * np.log2(k)    # (K,)  softer is duller
+    for centre, rise in zip(body[::2], body[1::2]):
+        dB += rise * np.exp(-8 * np.log2(k * f0 / centre) ** 2)
+    dB += rng.uniform(-1.5, 1.5, len(k)) - 10 * np.log10(1 + (k * f0 / 3000 / force) ** 4)
+    a = 10 ** (dB / 20) * np.exp(2j * np.pi * rng.uniform(size=len(k)))
     if name.startswith("mallet"):         # a bar is tuned to have these partials only
-        a[~np.isin(np.arange(1, 1 + len(a)), (1, 4, 10))] = 0
-    sway = np.sin(2 * np.pi * rng.uniform(5.0, 5.8) * t) * _rise((t - 0.4) / 0.6)
-    cycles = np.cumsum(2 ** (timbre.vibrato / 1200 * sway)) * f0 / wish.sample_rate
-    phi = (2 * np.pi * (cycles % 1)).astype(np.float32)                 # (L,)
-    lost = timbre.loss_khz * t + 1 - _rise(t / (2 * timbre.attack))     # (L,)  nepers a kHz
-    w = np.exp(-lost * f0 / 1000).astype(np.float32) * (np.cos(phi) + 1j * np.sin(phi))
-    x = np.zeros_like(w)                                                # (L,)  complex64
-    for level in a[::-1].astype(np.complex64):    # Horner's rule: a_1 w + a_2 w^2 + ...
-        x = (x + level) * w
-    x = x.imag * np.exp(-timbre.loss * t)
+        a[~np.isin(k, (1, 4, 10))] = 0
+    a = a[:1 + np.flatnonzero(dB > dB.max() - 70)[-1]].astype(np.complex64)
 
-    f = np.fft.rfftfreq(len(t), 1 / wish.sample_rate)                   # noise around noise_hz
-    noise = np.exp(2j * np.pi * rng.uniform(size=len(f)) - np.log2(
-        np.maximum(f, 1) / timbre.noise_hz) ** 2)
-    noise = np.fft.irfft(noise, len(t)) if len(t) > 1 else t            # (L,)
-    level = 10 ** (timbre.breath / 20) + 10 ** (timbre.chiff / 20) * np.exp(-t / 0.02)
-    x += level * noise * np.linalg.norm(a) / max(np.sqrt(2 * np.mean(noise ** 2)), 1e-9)
-    x *= _rise(t / timbre.attack) * _rise((t[-1] - t) / 0.02)           # the very end: no click
-    x *= np.exp(np.minimum(0, (HOLD * t[-1] - t) / timbre.release))
+    t = np.arange(wish.length) / wish.sample_rate                       # (L,)  seconds
+    sway = np.sin(2 * np.pi * rng.uniform(5.0, 5.8) * t) * _rise((t - 0.4) / 0.6)
+    cycles = np.cumsum(2 ** (vibrato / 1200 * sway)) * f0 / wish.sample_rate
+    phi = (2 * np.pi * (cycles % 1)).astype(np.float32)
+    lost = loss_khz * t + 1 - _rise(t / (2 * attack))                   # (L,)  nepers a kHz
+    w = np.exp(-lost * f0 / 1000).astype(np.float32) * (np.cos(phi) + 1j * np.sin(phi))
+    x = np.zeros_like(w)
+    for level in a[::-1]:                 # Horner's rule: a_1 w + a_2 w^2 + ...
+        x += level
+        x *= w
+    noise = np.convolve(rng.standard_normal(len(t)), np.hanning(3 + int(
+        wish.sample_rate / hz)), "same") * np.cos(2 * np.pi * hz * t)   # a band around `hz`
+    noise *= 10 ** (breath / 20) + 10 ** (chiff / 20) * np.exp(-t / 0.02)
+    x = x.imag * np.exp(-loss * t) + noise * np.linalg.norm(a)
+    x *= _rise(t / attack) * _rise((t[-1] - t) / 0.02)                  # the very end: no click
+    x *= np.exp(np.minimum(0, (HOLD * t[-1] - t) / release))
     level = rng.uniform(0.6, 0.8) * force ** 0.8                        # 0.34-0.8 of full scale
     return x * (32767 * level / max(np.abs(x).max(), 1e-9)), wish.sample_rate
-
-
-def _partials(timbre, f0, force, sample_rate, rng):
-    """How strong each partial of a note is, and where in its cycle it starts: (K,) complex."""
-    k = np.arange(1, 1 + min(120, int(0.48 * sample_rate / f0)))        # 120: 4 kHz of the lowest
-    level = timbre.even * (k % 2 == 0) - (timbre.tilt + 6 * (1 - force)) * np.log2(k)       # dB
-    for centre, dB in zip(timbre.body[::2], timbre.body[1::2]):
-        level += dB * np.exp(-8 * np.log2(k * f0 / centre) ** 2)
-    level -= 10 * np.log10(1 + (k * f0 / 3000 / force) ** 4)
-    level += rng.uniform(-1.5, 1.5, len(k))               # no two strings or keys are quite alike
-    a = 10 ** (level / 20) * np.exp(2j * np.pi * rng.uniform(size=len(k)))
-    return a[:1 + np.flatnonzero(level > level.max() - 70)[-1]]
 
 
 def _rise(x):
@@ -1089,8 +1051,7 @@ def main(argv=None):
         description="Say which notes there are, pack them for training, write them as WAV files.")
     add = parser.add_argument
     add("data", nargs="?", default="orchestra", help=f"{FORMS}; or of packed notes")
-    add("--length", type=Fraction, default=4, metavar="SECONDS",
-        help="of each note (default 4)")  # a Fraction: unlike float, it has no nan
+    add("--length", type=Fraction, default=4, metavar="SECONDS", help="of each note (default 4)")
     add("--rate", type=int, default=16000, help="samples a second (default 16000)")
     add("--pitches", type=span, default=(24, 84), metavar="LOW-HIGH", help="MIDI (default 24-84)")
     add("--sources", type=names, default=("acoustic",), metavar="NAMES",
