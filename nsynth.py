@@ -156,10 +156,8 @@ def pitch_counts(notes, pitch_range) -> torch.Tensor:
 
 
 def draw_pitches(counts, n, generator=None) -> torch.Tensor:
-    """n pitch labels for fakes: (n,) int64, 0 for the lowest pitch, as often as `counts` has them.
-
-    As the released code: D then sees each pitch as often among the fakes as among the real notes.
-    """
+    """n pitch labels for fakes: (n,) int64, 0 for the lowest pitch, as often as `counts` has them,
+    as the released code: D then sees each pitch as often among fakes as among real notes."""
     if counts.sum() <= 0:
         raise NoteError("no notes to draw pitches from: every count is 0")
     return torch.multinomial(counts.double(), n, replacement=True, generator=generator)
@@ -363,7 +361,7 @@ def _table(audio, rows, wish, dropped, **more):
 
 def _reasons(dropped, most):
     """{"reason": 3, ...} -> ["3 because reason", ...], no more than `most` and one for the rest."""
-    reasons = [f"{count:,} because {reason}" for reason, count in dropped.items()]
+    reasons = [f"{n:,} because {_printable(reason)}" for reason, n in dropped.items()]
     more = sum(list(dropped.values())[most:])
     return reasons[:most] + [f"{more:,} for other reasons"] * (more > 0)
 
@@ -383,8 +381,8 @@ def _find(data):
             return _read_records, files
         raise NoteError(f"{data} is {'no data that can be read' if files else 'not there'}: "
                         f"expected {FORMS}")
-    inside = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names
-                    if os.path.isfile(os.path.join(folder, name)))
+    names = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
+    inside = [Path(name) for name in sorted(names) if os.path.isfile(name)]
     sounds = [file for file in inside if file.suffix.lower() in SOUNDS]
     examples = [path / "examples.json"] if (path / "examples.json").is_file() else sorted(
         path.glob("*/examples.json"))
@@ -485,10 +483,7 @@ FOLD, NEAR, FAR = 5685, 5685 - 1362, 5685 - 426
 
 
 def _crc32c(data) -> bytes:
-    """The CRC-32C of bytes, as TFRecord writes it: 0.1 ms for a note of 256 kB.
-
-    (zlib's CRC divides by another P.)
-    """
+    """The CRC-32C of bytes, as TFRecord writes it. (zlib's CRC divides by another P.)"""
     x = np.zeros((len(data) + 11) // 8 * 8, np.uint8)    # zeros in front change nothing; four bytes
     first = len(x) - 4 - len(data)                       # of them have to follow the message;
     x[first:-4] = np.frombuffer(data, np.uint8)
@@ -658,9 +653,7 @@ def _note(features, words, part, origin):
 
 def _read_ids(path):
     """A published list of notes, in CSV: {name: its split, or train where the list tells none}.
-
-    Names are in the column headed id or note_str, else in the first; splits in one headed split.
-    """
+    Names are in the column headed id or note_str, else in the first; splits in one headed split."""
     rows, ids, a_note = _read(path, _rows), {}, r"[^/]+-\d{3}-\d{3}"
     if rows and re.fullmatch(a_note, rows[0][0]):         # a list may have no heading
         rows = [["id"], *rows]
@@ -680,15 +673,13 @@ def _read_ids(path):
 
 
 def _read_recordings(files, fault, dropped):
-    """The notes of WAV files of any kind: the pitch from their names, or from pitches.csv.
-
-    A file that cannot be used is left out, and the report says why: people's own folders hold other
-    things as well.
-    """
+    """The notes of WAV files of any kind: the pitch from their names, or from pitches.csv. A file
+    that cannot be used is left out, and counted: people's own folders hold other things as well."""
     sounds = [file for file in files if file.name != "pitches.csv"]
     pitches = _read_pitches(files[0], sounds) if len(sounds) < len(files) else {}
+    root = os.path.commonpath([file.parent for file in sounds]) if sounds else ""
     for file in sounds:
-        place = file.relative_to(os.path.commonpath([file.parent for file in sounds]))
+        place = file.relative_to(root)
         pitch = pitches.get(_printable(file.stem), pitch_of(file.stem))
         if file.suffix.lower() != ".wav":
             dropped[f"it is a {file.suffix} file: convert it to WAV, with ffmpeg or sox"] += 1
@@ -864,14 +855,12 @@ def read_sound(path, rate=None, seconds=LONGEST):
 
 def _first(file, seconds):
     """The first seconds of a WAV file, as the bytes of a shorter one. ValueError where it is none.
-
-    So a long file costs no memory, and one that was written to a pipe is read to its end.
-    """
+    So a long file costs no memory, and one that was written to a pipe is read to its end."""
     start, form = file.read(12), b""
     if start[:4] not in (b"RIFF", b"RF64") or start[8:] != b"WAVE":
         kinds = [kind for sign, kind in OTHERS.items() if sign in start[:8]]
-        raise ValueError(f"it is not a WAV file, but looks like {''.join(kinds) or 'another'}")
-    while len(head := file.read(8)) == 8 and head[:4] != b"data":  # chunks: tag, size, so many bytes
+        raise ValueError("it is not a WAV file" + "".join(f", but looks like {k}" for k in kinds))
+    while len(head := file.read(8)) == 8 and head[:4] != b"data":  # chunks: tag, size, bytes
         size = int.from_bytes(head[4:], "little")
         end = file.tell() + size + size % 2
         form = file.read(min(size, 64)) if head[:4] == b"fmt " else form
@@ -891,11 +880,9 @@ def _first(file, seconds):
 
 
 def write_wav(path, wave, sample_rate):
-    """Write a wave, (L,) float in [-1, 1] (beyond that it is clipped), as 16-bit mono.
-
-    The inverse of `read_sound(...)[0] / 32768`. Never leaves half a file: it is written beside its
-    place and renamed. NoteError for NaN, infinities, other shapes, and places one cannot write to.
-    """
+    """Write a wave, (L,) float in [-1, 1] (beyond that it is clipped), as 16-bit mono: the inverse
+    of `read_sound(...)[0] / 32768`. Written beside its place and renamed, so never half a file.
+    NoteError for NaN, infinities, other shapes, and places one cannot write to."""
     path, x = Path(path), torch.as_tensor(wave).detach().cpu()
     if x.ndim != 1 or not len(x) or not x.is_floating_point() or not x.isfinite().all():
         raise NoteError(f"cannot write {path}: expected a wave of floats with one axis and neither "
@@ -912,11 +899,8 @@ def write_wav(path, wave, sample_rate):
 
 
 def save(notes, folder, progress=True):
-    """Write Notes in NSynth's layout, so that they can be listened to, and loaded again.
-
-    Refuses a folder that holds anything (NoteError). examples.json comes last: a folder that has
-    one is complete.
-    """
+    """Write Notes in NSynth's layout, so that they can be listened to, and loaded again. Refuses a
+    folder that holds anything (NoteError). A folder that has an examples.json is complete."""
     folder, examples = Path(folder), {}
     try:
         if folder.exists() and any(folder.iterdir()):
@@ -974,19 +958,16 @@ orchestra = functools.partial(load, "orchestra", progress=False)
 def _read_orchestra(wish):
     """An Entry for each note of the orchestra in the range of pitches, at two velocities."""
     low, high = wish.pitch_range
-    if _hertz(high) > 0.4 * wish.sample_rate:
-        raise NoteError(f"pitch {high} is {_hertz(high):.0f} Hz, too high for the orchestra at "
+    hertz = {pitch: 440 * 2 ** ((pitch - 69) / 12) for pitch in range(low, high + 1)}
+    if hertz[high] > 0.4 * wish.sample_rate:
+        raise NoteError(f"pitch {high} is {hertz[high]:.0f} Hz, too high for the orchestra at "
                         f"{wish.sample_rate} Hz: ask for lower pitches or a higher sample rate")
     for timbre in TIMBRES:
-        for pitch in range(low, high + 1):
+        for pitch, f0 in hertz.items():
             for velocity, force in VELOCITIES.items():
                 name = f"{timbre}-{pitch:03}-{velocity:03}"
                 yield Entry(name, pitch, timbre.split("_")[0], "acoustic", "", [-1] * 10, name,
-                            functools.partial(_play, name, _hertz(pitch), force, wish))
-
-
-def _hertz(pitch):
-    return 440 * 2 ** ((pitch - 69) / 12)
+                            functools.partial(_play, name, f0, force, wish))
 
 
 def _play(name, f0, force, wish, seconds):
@@ -1008,12 +989,12 @@ def _play(name, f0, force, wish, seconds):
         a[~np.isin(k, (1, 4, 10))] = 0
     a = a[:1 + np.flatnonzero(dB > dB.max() - 70)[-1]].astype(np.complex64)
 
-    t = np.arange(wish.length) / wish.sample_rate                       # (L,)  seconds
+    t = np.arange(wish.length, dtype=np.float32) / np.float32(wish.sample_rate)     # (L,)  s
     sway = np.sin(2 * np.pi * rng.uniform(5.0, 5.8) * t) * _rise((t - 0.4) / 0.6)
-    cycles = np.cumsum(2 ** (vibrato / 1200 * sway)) * f0 / wish.sample_rate
-    phi = (2 * np.pi * (cycles % 1)).astype(np.float32)
+    cycles = np.cumsum(2 ** (vibrato / 1200 * sway), dtype=float) * f0 / wish.sample_rate
+    phi = 2 * np.pi * (cycles % 1).astype(np.float32)
     lost = loss_khz * t + 1 - _rise(t / (2 * attack))                   # (L,)  nepers a kHz
-    w = np.exp(-lost * f0 / 1000).astype(np.float32) * (np.cos(phi) + 1j * np.sin(phi))
+    w = np.exp(-lost * np.float32(f0 / 1000)) * (np.cos(phi) + 1j * np.sin(phi))
     x = np.zeros_like(w)
     for level in a[::-1]:                 # Horner's rule: a_1 w + a_2 w^2 + ...
         x += level

@@ -2518,7 +2518,7 @@ def test_soundfont_becomes_a_folder_like_nsynths_and_is_in_tune(tmp_path):
         assert abs(cents(spectral_peak(x[4000:44000], 16000, hertz(pitch)), pitch)) < 30, name
         assert abs(cents(period_pitch(x[4000:12000], 16000), pitch)) < 50, name
     # A note is the same, whatever is beside it.
-    assert render(FLUIDR3, "--out", tmp_path / "b", "--instruments", "flute", "--pitches", "62") == 0
+    assert render(FLUIDR3, "--out", tmp_path / "b", "--instruments", "flute", "--pitches", 62) == 0
     one = "nsynth-test/audio/flute_acoustic_073-062-100.wav"
     assert (tmp_path / "out" / one).read_bytes() == (tmp_path / "b" / one).read_bytes()
 
