@@ -305,7 +305,7 @@ def load_notes(cfg):
     """The notes that a run's settings ask for: (training notes, held-out ones)."""
     names = [name.strip() for name in cfg.sources.split(",") if name.strip() != "all"]
     notes = nsynth.load(cfg.data, cfg.length, cfg.sample_rate, (cfg.pitch_low, cfg.pitch_high),
-                        tuple(filter(None, names)), skip_damaged=cfg.skip_damaged)
+                        tuple(filter(None, names)), skip_damaged=cfg.skip_damaged, pack=cfg.pack)
     return nsynth.split(notes, cfg.seed, by=cfg.split)
 
 
@@ -662,7 +662,8 @@ def wavegan_generator_loss(G, D, z, pitch, shift, weights=gansynth.LossWeights()
     return terms["G_score"] + weights.pitch * terms["G_pitch"], terms
 
 
-def wavegan_discriminator_loss(D, x_real, pitch_real, x_fake, mix, shifts, weights=gansynth.LossWeights()):
+def wavegan_discriminator_loss(D, x_real, pitch_real, x_fake, mix, shifts,
+                               weights=gansynth.LossWeights()):
     """D's loss (WGAN-GP, Gulrajani et al. 2017, and the pitch of real notes): (loss, named terms).
 
     x_real, x_fake (N, length), mix (N, 1) uniform in [0, 1], shifts for real, fake and mixed.
@@ -1014,14 +1015,14 @@ def resumed_settings(path, contents, given):
     if "out" in given and Path(given["out"]).resolve() != path.parent.resolve():
         raise ConfigError(f"--out {given['out']} contradicts --resume, which goes on in "
                           f"{path.parent}")
-    if contents["images"] >= given.get("images", saved["images"]):
-        raise ConfigError(f"{path} has finished its {saved['images']:,} examples: add --images "
-                          "with more of them to go on")
     for name, value in given.items():
         free = name in ("device", "out", "data", "pack") or name == "images" and value > saved[name]
         if not free and value != saved[name]:
             raise ConfigError(f"{flag(name)} {value} contradicts {path}, which was trained with "
                               f"{saved[name]}: leave it out, or start a new run")
+    if contents["images"] >= given.get("images", saved["images"]):
+        raise ConfigError(f"{path} has finished its {saved['images']:,} examples: add --images "
+                          "with more of them to go on")
     del saved["model"]
     return kind(**{**saved, **given})
 
