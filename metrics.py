@@ -711,6 +711,19 @@ def markdown(texts):
 def print_table(setting, runs, args):
     """Measure real notes and runs; print the table, and write a folder with a page of it."""
     out = sample.out_folder(args.out, Path("runs"), "metrics")
+    with sample.whole_folder(out) as part:              # fails now, or after minutes of work
+        table, figures = measure(setting, runs, args, part)
+        (part / "table.json").write_text(json.dumps(table, indent=1), "utf-8")
+        (part / "index.html").write_text(measures_page(table, figures), "utf-8", "replace")
+    lines = (markdown if args.markdown else aligned)(table_texts(table["rows"]))
+    print(json.dumps(table, indent=1) if args.json else
+          "\n".join(["", table["title"], "", *lines, "", *table["remarks"]]))
+    print(f"\nlook at {out / 'index.html'}", file=sys.stderr)
+
+
+def measure(setting, runs, args, folder):
+    """Real notes and runs beside training notes -> a table, fit for JSON; and its figures, HTML,
+    with pictures and sounds in `folder`."""
     train, held_out = setting.notes(args.pack)
     classifier, which = find_classifier(setting, train, args)
     most, rate = args.samples or default_samples(setting), setting.sample_rate
@@ -721,25 +734,18 @@ def print_table(setting, runs, args):
     if args.controls:
         runs += controls(train, held_out, setting.length, most, args.seed)
     rows, told, figures = [], {}, []
-    with sample.whole_folder(out) as part:
-        for run in runs:
-            heard = hear(run, classifier, rate, args.device)
-            values, cells = row(heard, reference)
-            for sentence in remarks(run, heard, values, reference):
-                told.setdefault(sentence, []).append(run.name)
-            figures.append(figure(part / f"{len(rows):02}", run.name, heard, cells, rate))
-            rows.append({"name": run.name, "paper": run.paper, "values": values})
-        table = {"title": f"{setting}; NDB and FID beside {len(some):,} training notes of "
-                          f"{setting.data}; classifier: {which}",
-                 "setting": setting._asdict(), "seed": args.seed, "rows": rows, "remarks": [
-                     f"{sentence} ({'; '.join(names) if len(names) < len(runs) else 'all rows'})"
-                     for sentence, names in told.items()]}
-        (part / "table.json").write_text(json.dumps(table, indent=1), "utf-8")
-        (part / "index.html").write_text(measures_page(table, figures), "utf-8", "replace")
-    lines = (markdown if args.markdown else aligned)(table_texts(rows))
-    print(json.dumps(table, indent=1) if args.json else
-          "\n".join(["", table["title"], "", *lines, "", *table["remarks"]]))
-    print(f"\nlook at {out / 'index.html'}", file=sys.stderr)
+    for run in runs:
+        heard = hear(run, classifier, rate, args.device)
+        values, cells = row(heard, reference)
+        for sentence in remarks(run, heard, values, reference):
+            told.setdefault(sentence, []).append(run.name)
+        figures.append(figure(folder / f"{len(rows):02}", run.name, heard, cells, rate))
+        rows.append({"name": run.name, "paper": run.paper, "values": values})
+    title = (f"{setting}; NDB and FID beside {len(some):,} training notes of {setting.data}; "
+             f"classifier: {which}")
+    return {"title": title, "setting": setting._asdict(), "seed": args.seed, "rows": rows,
+            "remarks": [f"{sentence} ({'; '.join(names) if len(names) < len(runs) else 'all rows'})"
+                        for sentence, names in told.items()]}, figures
 
 
 def figure(file, name, heard, cells, rate):
@@ -832,7 +838,9 @@ def draw_pairs(pitches, pairs, seed):
     """
     random, used, drawn = np.random.default_rng(seed), Counter(), []
     contests = list(itertools.combinations(pitches, 2))
-    need = math.ceil(pairs / max(1, len(contests)))
+    if not contests:
+        raise MetricError("a listening test compares two models or more: name another one")
+    need = math.ceil(pairs / len(contests))
     meetings = {}                         # of each two models, in random order
     for a, b in contests:
         met = np.argwhere(pitches[a][:, None] == pitches[b])
@@ -964,7 +972,7 @@ save.onclick = () => {
 // Not before the first frame: Chromium may find the storage of a local file empty until then.
 requestAnimationFrame(() => setTimeout(() => {
   const kept = JSON.parse(localStorage.getItem(storage)) || {};
-  for (const name in kept) form.elements[name].value = kept[name];
+  for (const name in kept) form.elements.namedItem(name).value = kept[name];
   keep();
 }));
 """
