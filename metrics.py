@@ -860,10 +860,10 @@ def draw_pairs(pitches, pairs, seed):
 
 
 def listening_test(setting, runs, args):
-    """The paper's human evaluation as one page: blind pairs of the runs' notes, and of real ones
-    with --data.  All notes have one RMS, by one factor for all so that none clips.
+    """The paper's human evaluation as a page: blind pairs of the runs' notes, and with --data of
+    real ones.  All have one RMS, by one factor for all so that none clips.
 
-    It needs nothing but itself; raters open it, rate the pairs, and send the file that it saves:
+    The page needs nothing but itself; each rater sends the file that it saves:
 
         {"format": ANSWERS, "version": 1, "test": hash of the test, "rater": name, "answers":
          [{"pair": 1, "A": model, "B": model, "pitch": MIDI, "rating": 1 to 5}, ...]}
@@ -872,32 +872,39 @@ def listening_test(setting, runs, args):
     strongly agree, 3 neutral, 5 strongly disagree.  Which model is which stands in the page in
     base64 only: nobody reads it by chance, but who wants to cheat can.
     """
-    out, models, rate = sample.out_folder(args.out, None, ""), {}, setting.sample_rate
-    if args.data:
-        held_out = setting.notes(args.pack)[1]
-        some = np.random.default_rng(args.seed).permutation(len(held_out))[:args.samples]
-        runs = [real_run("real notes", held_out, some), *runs]
-    for run in runs:
-        waves = np.concatenate([waves for _, waves in batches(run)])
-        sounding = np.abs(waves).max(1) >= SILENT
-        models[run.name] = waves[sounding], run.pitch[sounding]
-    pairs = draw_pairs({name: pitch for name, (_, pitch) in models.items()}, args.pairs, args.seed)
-    waves = np.stack([models[name][0][i] for pair in pairs for name, i in pair])
-    waves /= np.sqrt(np.square(waves).mean(1, keepdims=True))
-    sounds = []
-    for wave in np.rint(waves * (0.9 * 32767 / np.abs(waves).max())).astype(np.int16):
-        scipy.io.wavfile.write(file := io.BytesIO(), rate, wave)
-        sounds.append("data:audio/wav;base64," + base64.b64encode(file.getvalue()).decode())
-    key = json.dumps([(a, b, int(models[a][1][i])) for (a, i), (b, _) in pairs]).encode()
-    forms = [PAIR.format(i=i, n=len(pairs), A=sounds[2 * i - 2], B=sounds[2 * i - 1])
-             for i in range(1, len(pairs) + 1)]
-    body = LISTENING.format(test=f"{zlib.crc32(key + waves.tobytes()):08x}", n=len(pairs),
-                            key=base64.b64encode(key).decode(), pairs="\n".join(forms))
+    out, models = sample.out_folder(args.out, None), {}
     with sample.whole_folder(out) as part:
-        (part / "index.html").write_text(
-            sample.page("Listening test", body, LISTENING_STYLE, LISTENING_SCRIPT), "utf-8")
+        if args.data:
+            held_out = setting.notes(args.pack)[1]
+            some = np.random.default_rng(args.seed).permutation(len(held_out))[:args.samples]
+            runs = [real_run("real notes", held_out, some), *runs]
+        for run in runs:
+            waves = np.concatenate([waves for _, waves in batches(run)])
+            sounding = np.abs(waves).max(1) >= SILENT
+            models[run.name] = waves[sounding], run.pitch[sounding]
+        pairs = draw_pairs({name: notes[1] for name, notes in models.items()}, args.pairs,
+                           args.seed)
+        waves = np.stack([models[name][0][i] for pair in pairs for name, i in pair])
+        waves /= np.sqrt(np.square(waves).mean(1, keepdims=True))
+        waves = np.rint(waves * (0.9 * 32767 / np.abs(waves).max())).astype(np.int16)
+        key = [(a, b, int(models[a][1][i])) for (a, i), (b, _) in pairs]
+        (part / "index.html").write_text(listening_page(key, waves, setting.sample_rate), "utf-8")
     print(f"open {out / 'index.html'} in a browser; when people have rated, score what it saved "
           "with: python metrics.py --score-test answers*.json")
+
+
+def listening_page(key, waves, sample_rate):
+    """The page of pairs; key: each one's (A, B, pitch); waves (2 pairs, L) int16, A and B."""
+    sounds = []
+    for wave in waves:
+        scipy.io.wavfile.write(file := io.BytesIO(), sample_rate, wave)
+        sounds.append("data:audio/wav;base64," + base64.b64encode(file.getvalue()).decode())
+    key = json.dumps(key).encode()
+    forms = [PAIR.format(i=i + 1, n=len(waves) // 2, A=sounds[2 * i], B=sounds[2 * i + 1])
+             for i in range(len(waves) // 2)]
+    body = LISTENING.format(test=f"{zlib.crc32(key + waves.tobytes()):08x}", n=len(forms),
+                            key=base64.b64encode(key).decode(), pairs="\n".join(forms))
+    return sample.page("Listening test", body, LISTENING_STYLE, LISTENING_SCRIPT)
 
 
 LISTENING = """\
@@ -1101,27 +1108,26 @@ def parse(argv):
     add("--mel-inverse", choices=spectral.MEL_INVERSES, help="for if-mel (default: the run's own)")
     add("--device", type=sample.device, default="cuda" if torch.cuda.is_available() else "cpu",
         help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    add("--controls", action="store_true", help="add three deliberate failures: white noise, one "
-        "note repeated, real notes with shuffled pitches")
+    add("--controls", action="store_true", help="add rows of three deliberate failures")
     add("--markdown", action="store_true", help="print Markdown")
     add("--json", action="store_true", help="print JSON")
     add("--out", type=Path, metavar="DIR", help="new, for the page (default: runs/metrics-0001)")
 
-    add = parser.add_argument_group("the classifier (trained on first use, and kept)").add_argument
-    add("--train-classifier", action="store_true", help="train it anew, even if one was kept")
-    add("--width", choices=WIDTHS, help="full: the paper's, 128 channels and more (default with "
-        "a GPU); thin: 16 (default without)")
-    add("--examples", type=sample.at_least(1), default=0, metavar="N", help="to train it on "
-        "(default: each note 8 times, but at least 16,000)")
-    add("--classifier", type=Path, metavar="FILE", help="use this one, trained before")
     add = parser.add_argument_group("what notes are like, where no run says it").add_argument
     add("--length", type=sample.at_least(1000), metavar="N", help="samples (default 64,000)")
     add("--sample-rate", type=sample.at_least(1000), metavar="HZ", help="default 16,000")
     add("--pitches", type=span, metavar="LOW-HIGH", help="MIDI numbers (default 24-84)")
 
+    add = parser.add_argument_group("the classifier (trained on first use, and kept)").add_argument
+    add("--train-classifier", action="store_true", help="train it anew, even if one was kept")
+    add("--width", choices=WIDTHS, help="full: the paper's, 128 channels (default with a GPU), "
+        "or thin: 16 (default without)")
+    add("--examples", type=sample.at_least(1), default=0, metavar="N",
+        help="to train it on (default: each note 8 times, but at least 16,000)")
+    add("--classifier", type=Path, metavar="FILE", help="use this one, trained before")
+
     add = parser.add_argument_group("people's ears (paper 4.1)").add_argument
-    add("--listening-test", action="store_true",
-        help="write a page of blind pairs of the runs' notes (and real ones of --data) to --out")
+    add("--listening-test", action="store_true", help="write a page of blind pairs to --out")
     add("--pairs", type=sample.at_least(1), default=40, help="of it (default 40)")
     add("--score-test", nargs="+", type=Path, metavar="FILE", help="what answers*.json say")
     args = parser.parse_args(argv)
