@@ -112,36 +112,40 @@ CELLS = 50                                # K of NDB
 NDB_LEVEL = 0.05                          # of significance in each cell
 
 
-def ndb(train, samples, k=CELLS, seed=0):
-    """Number of statistically different bins (Richardson and Weiss 2018), (N, D) and (M, D) rows.
+def cell_centres(train, k=CELLS, seed=0):
+    """The cells of NDB: k-means of training notes, (N, D) -> their centres, (K, D); K is k, or less
+    where some were left without notes.
 
-    The space is cut into k cells around the k-means of `train`.  In each a z-test of two
-    proportions (pooled) asks whether the samples fall there as often as the training notes do.
-    Of one kind, 2.5 of 50 are expected to differ by chance (paper's real notes: 2.2); as the cells
-    are fitted to `train` it can be more in many dimensions (36 of 50 for 500 of pure noise), so
-    that real notes are the yardstick.
-
-    As the authors do, clusters are sought in a random sixth of the dimensions where there are more
-    than 1000, and centred in all of them.  Unlike them, who sort samples in by that sixth and
-    leave the training notes where k-means put them, both sets go to the nearest centre in all
-    dimensions: one rule for both.
-
-    -> number of such cells; js, the Jensen-Shannon divergence of the two sets of shares in nats;
-    and of each cell, the fullest of training notes first, (k,): train and samples, the shares, p.
+    As its authors do, clusters are sought in a random sixth of the dimensions where there are more
+    than 1000, and centred in all of them.
     """
-    train, samples = np.asarray(train, np.float32), np.asarray(samples, np.float32)
     random, dims = np.random.default_rng(seed), train.shape[1]
     some = random.permutation(dims)[:dims // 6] if dims > 1000 else slice(None)
-    with warnings.catch_warnings():       # k-means tells of cells that lost all their rows
+    with warnings.catch_warnings():       # k-means tells of cells without notes
         warnings.simplefilter("ignore")
         _, cells = kmeans2(train[:, some], k, iter=100, minit="++", seed=random)
-    centres = np.stack([train[cells == c].mean(0) for c in np.unique(cells)])
-    n, m = (np.bincount(vq(rows, centres)[0], minlength=k) for rows in (train, samples))
+    return np.stack([train[cells == c].mean(0) for c in np.unique(cells)])
+
+
+def ndb(train, samples, centres):
+    """Number of statistically different bins (Richardson and Weiss 2018), (N, D) and (M, D) rows.
+
+    In each cell of the space a z-test of two proportions (pooled) asks whether samples fall there
+    as often as training notes do.  Of one kind, 2.5 of 50 are expected to differ by chance (paper's
+    real notes: 2.2); as the cells are fitted to `train` it can be more in many dimensions (36 of 50
+    for 500 of pure noise), so that real notes are the yardstick.  The authors sort samples in by
+    the dimensions that k-means saw, and leave the training notes where it put them; here both sets
+    go to the nearest centre in all dimensions: one rule for both.
+
+    -> number of such cells; js, the Jensen-Shannon divergence of the two sets of shares in nats;
+    and of each cell, the fullest of training notes first, (K,): train and samples, the shares, p.
+    """
+    n, m = (np.bincount(vq(rows, centres)[0], minlength=len(centres)) for rows in (train, samples))
     order = np.argsort(-n, kind="stable")
     n, m = n[order], m[order]
     p, q, both = n / len(train), m / len(samples), (n + m) / (len(train) + len(samples))
     spread = np.sqrt(both * (1 - both) * (1 / len(train) + 1 / len(samples)))
-    z = np.divide(p - q, spread, out=np.zeros(k), where=spread > 0)
+    z = np.divide(p - q, spread, out=np.zeros(len(p)), where=spread > 0)
     chance = 2 * norm.sf(np.abs(z))
     js = np.nan_to_num(jensenshannon(p, q) ** 2)        # the root of a rounding error is nan
     return SimpleNamespace(number=int((chance < NDB_LEVEL).sum()), js=float(js), train=p, samples=q,
@@ -603,8 +607,8 @@ def row(heard, reference):
     None where it cannot be measured: NDB of fewer notes than cells, variety where no two have one
     pitch, steadiness of notes too short for it.
     """
-    enough = min(len(heard.pitch), len(reference.pitch)) >= CELLS
-    cells = ndb(reference.pictures, heard.pictures) if enough else None
+    enough = reference.centres is not None and len(heard.pitch) >= CELLS
+    cells = ndb(reference.pictures, heard.pictures, reference.centres) if enough else None
     steady = heard.steady[np.isfinite(heard.steady)]
     values = {"notes": len(heard.pitch),
               "NDB": cells and cells.number, "JS": cells and cells.js,
@@ -730,6 +734,7 @@ def measure(setting, runs, args, folder):
     some, real = (np.sort(np.random.default_rng(args.seed).permutation(len(notes))[:most])
                   for notes in (train, held_out))
     reference = hear(real_run("training notes", train, some), classifier, rate, args.device, False)
+    reference.centres = cell_centres(reference.pictures) if len(some) >= CELLS else None
     runs = [real_run(f"real: held out of {setting.data}", held_out, real, "Real data"), *runs]
     if args.controls:
         runs += controls(train, held_out, setting.length, most, args.seed)
@@ -810,7 +815,7 @@ overtone is a streak of one colour); and NDB's {cells} cells, the fullest first,
 
 PAGE_STYLE = """\
 th, td { padding: .2rem .4rem; font-size: .85rem; }
-td:first-child { min-width: 12rem; white-space: normal; overflow-wrap: anywhere; }
+td:first-child { min-width: 9rem; white-space: normal; overflow-wrap: anywhere; }
 td button { padding: 0 .5rem; }
 figure { display: flex; flex-wrap: wrap; gap: 1rem; align-items: end; }
 figcaption { width: 100%; }
@@ -924,7 +929,8 @@ save them as a file and send it back. Within a pair, space plays and the keys 1 
 
 PAIR = """\
 <fieldset><legend>Pair {i} of {n}: A has better audio quality / fewer distortions than B.</legend>
-A <audio controls src="{A}"></audio> B <audio controls src="{B}"></audio>
+<label>A <audio controls src="{A}"></audio></label>
+<label>B <audio controls src="{B}"></audio></label>
 <p><label><input type="radio" name="{i}" value="1"> 1 Strongly agree</label>
 <label><input type="radio" name="{i}" value="2"> 2 Agree</label>
 <label><input type="radio" name="{i}" value="3"> 3 Neutral</label>
@@ -934,9 +940,9 @@ A <audio controls src="{A}"></audio> B <audio controls src="{B}"></audio>
 LISTENING_STYLE = """\
 body { max-width: 48rem; }
 fieldset { margin: 1rem 0; border: 1px solid var(--line); border-radius: .6rem; }
-audio { width: 16rem; max-width: 90%; height: 2.4rem; vertical-align: middle; }
-label { margin-right: 1rem; white-space: nowrap; }
-input { font: inherit; }
+audio { width: 16rem; height: 2.4rem; vertical-align: middle; }
+fieldset label { margin-right: 1rem; white-space: nowrap; }
+input { max-width: 100%; font: inherit; }
 .bar { position: sticky; bottom: 0; padding: .6rem 0; background: var(--paper); }
 """
 
