@@ -900,13 +900,15 @@ def listening_test(setting, runs, args):
 
 def listening_page(key, waves, sample_rate):
     """The page of pairs; key: each one's (A, B, pitch); waves (2 pairs, L) int16, A and B."""
-    sounds = []
+    sounds, forms = [], []
     for wave in waves:
         scipy.io.wavfile.write(file := io.BytesIO(), sample_rate, wave)
         sounds.append("data:audio/wav;base64," + base64.b64encode(file.getvalue()).decode())
+    for i, (a, b) in enumerate(zip(sounds[::2], sounds[1::2]), 1):
+        levels = [f'<label><input type="radio" name="{i}" value="{rating}"> {rating} {level}</label>'
+                  for rating, level in enumerate(LEVELS, 1)]
+        forms.append(PAIR.format(i=i, n=len(key), A=a, B=b, levels="\n".join(levels)))
     key = json.dumps(key).encode()
-    forms = [PAIR.format(i=i + 1, n=len(waves) // 2, A=sounds[2 * i], B=sounds[2 * i + 1])
-             for i in range(len(waves) // 2)]
     body = LISTENING.format(test=f"{zlib.crc32(key + waves.tobytes()):08x}", n=len(forms),
                             key=base64.b64encode(key).decode(), pairs="\n".join(forms))
     return sample.page("Listening test", body, LISTENING_STYLE, LISTENING_SCRIPT)
@@ -931,11 +933,8 @@ PAIR = """\
 <fieldset><legend>Pair {i} of {n}: A has better audio quality / fewer distortions than B.</legend>
 <label>A <audio controls src="{A}"></audio></label>
 <label>B <audio controls src="{B}"></audio></label>
-<p><label><input type="radio" name="{i}" value="1"> 1 Strongly agree</label>
-<label><input type="radio" name="{i}" value="2"> 2 Agree</label>
-<label><input type="radio" name="{i}" value="3"> 3 Neutral</label>
-<label><input type="radio" name="{i}" value="4"> 4 Disagree</label>
-<label><input type="radio" name="{i}" value="5"> 5 Strongly disagree</label></fieldset>"""
+<p>{levels}</fieldset>"""
+LEVELS = ("Strongly agree", "Agree", "Neutral", "Disagree", "Strongly disagree")
 
 LISTENING_STYLE = """\
 body { max-width: 48rem; }
@@ -997,24 +996,24 @@ def read_answers(paths):
     for path in paths:
         try:
             new = json.loads(path.read_text(encoding="utf-8"))
-            pairs = [(answer["A"], answer["B"]) for answer in new["answers"]]
-            if not ((new["format"], new["version"]) == (ANSWERS, 1) and pairs and all(
-                    type(answer["rating"]) is int and 1 <= answer["rating"] <= 5
-                    and answer["A"] != answer["B"] for answer in new["answers"])):
+            test = new["test"], [(answer["A"], answer["B"]) for answer in new["answers"]]
+            ratings = [answer["rating"] for answer in new["answers"]]
+            if ((new["format"], new["version"]) != (ANSWERS, 1) or not ratings
+                    or any(type(r) is not int or not 1 <= r <= 5 for r in ratings)):
                 raise ValueError
-            key = new["test"], pairs
+            rater = new["rater"]
         except (ValueError, TypeError, KeyError, RecursionError):
             raise MetricError(f"{path}: no answers to a listening test: give the answers-NAME.json "
                               "that its page saved, unchanged") from None
-        for other, (old_key, old) in files.items():
-            if key != old_key:
+        for other, (old_test, old_rater, _) in files.items():
+            if test != old_test:
                 raise MetricError(f"{path} and {other} are answers to different tests: score each "
                                   "test alone")
-            if new["rater"] == old["rater"]:
-                raise MetricError(f"{path} and {other} are both by {new['rater']!r}: give one of "
-                                  "them, or name two raters apart inside the files")
-        files[path] = key, new
-    return [new for _, new in files.values()]
+            if rater == old_rater:
+                raise MetricError(f"{path} and {other} are both by {rater!r}: give one of them, or "
+                                  "name two raters apart inside the files")
+        files[path] = test, rater, new["answers"]
+    return [answers for _, _, answers in files.values()]
 
 
 def holm(p):
@@ -1038,26 +1037,26 @@ def ratings_for_power(tests, preference=0.6, power=0.8):
 def score_test(paths):
     """Answers of several raters to one test, counted and tested.
 
-    -> raters, their number; models, {name: (wins, ties, losses)}, the best first; pairs, {(a, b):
-    (wins of a, ties, losses, p, p corrected)}.  p is the exact sign test's, of wins among ratings
+    -> raters, their number; models, {name: [wins, ties, losses]}, the best first; pairs, {(a, b):
+    [wins of a, ties, losses, p, p corrected]}.  p is the exact sign test's, of wins among ratings
     that are not neutral.
     """
     files = read_answers(paths)
-    sides, duels = {}, {}                 # of a model, and of a model and its opponent: 1, 0, -1
-    for answer in (answer for contents in files for answer in contents["answers"]):
-        sign = int(np.sign(3 - answer["rating"]))
-        for own, other, won in ((answer["A"], answer["B"], sign),
-                                (answer["B"], answer["A"], -sign)):
-            sides.setdefault(own, []).append(won)
-            duels.setdefault((own, other), []).append(won)
-    sides, duels = ({name: tuple(map(won.count, (1, 0, -1))) for name, won in group.items()}
-                    for group in (sides, duels))
-    models = dict(sorted(sides.items(), key=lambda side: (-side[1][0] / sum(side[1]), side[0])))
-    pairs = {pair: duels[pair] for pair in itertools.combinations(models, 2) if pair in duels}
-    p = [binomtest(won, won + lost).pvalue if won + lost else 1.0 for won, _, lost in
-         pairs.values()]
-    return len(files), models, {pair: (*counts, *both) for (pair, counts), both in
-                                zip(pairs.items(), zip(p, holm(p)))}
+    models, pairs = {}, {}
+    for answer in itertools.chain(*files):
+        outcome = 1 + int(np.sign(answer["rating"] - 3))            # 0: A wins, 1: a tie, 2: B wins
+        for own, other, place in ((answer["A"], answer["B"], outcome),
+                                  (answer["B"], answer["A"], 2 - outcome)):
+            models.setdefault(own, [0, 0, 0])[place] += 1
+            pairs.setdefault((own, other), [0, 0, 0])[place] += 1
+    models = dict(sorted(models.items(), key=lambda row: (-row[1][0] / sum(row[1]), row[0])))
+    pairs = {pair: pairs[pair] for pair in itertools.combinations(models, 2) if pair in pairs}
+    for row in pairs.values():
+        won, _, lost = row
+        row.append(binomtest(won, won + lost).pvalue if won + lost else 1.0)
+    for row, corrected in zip(pairs.values(), holm([row[3] for row in pairs.values()])):
+        row.append(corrected)
+    return len(files), models, pairs
 
 
 def format_scores(raters, models, pairs):
@@ -1138,6 +1137,10 @@ def parse(argv):
     add("--score-test", nargs="+", type=Path, metavar="FILE", help="what answers*.json say")
     args = parser.parse_args(argv)
     args.width = WIDTHS[args.width or ("full" if args.device.type == "cuda" else "thin")]
+    actions = args.train_classifier + args.listening_test + bool(args.score_test)
+    if actions > 1 or args.score_test and args.runs:
+        parser.error("--train-classifier, --listening-test and --score-test (which takes no runs) "
+                     "are done one at a time")
     if not (args.runs or args.data or args.train_classifier or args.score_test):
         parser.error("name a run: a folder that train.py wrote, a checkpoint, or a folder of WAVs; "
                      "or --data alone, for the row of real notes")

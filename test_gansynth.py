@@ -4163,6 +4163,7 @@ def test_inception_score_from_one_to_the_number_of_classes():
     one_hot = 1e3 * np.eye(61)[np.arange(610) % 61]
     assert metrics.inception_score(one_hot) == pytest.approx(61)
     counts = np.array(nsynth.RELEASE_COUNTS)                        # the ceiling of the paper's IS
+    counts = counts[counts > 0]
     ceiling = metrics.inception_score(1e3 * np.eye(61)[np.repeat(np.arange(61), counts // 5)])
     assert ceiling == pytest.approx(58.9, abs=0.05)
     logits = np.random.RandomState(0).randn(50, 7)
@@ -4547,7 +4548,7 @@ def test_runs_that_cannot_be_measured_together_are_refused(tmp_path, monkeypatch
     (["run", "--pitches", "24-84"], "where no run does"), (["run", "--width", "wide"], "wide"),
     (["run", "--listening-test"], "--out DIR"), (["run", "--device", "abacus"], "abacus"),
     (["--listening-test", "--data", "x", "--out", "y"], "needs runs"),
-    (["run", "--examples", "9"], "--train-classifier"),
+    (["run", "--examples", "9"], "--train-classifier"), (["run", "--score-test", "a"], "at a time"),
     (["run", "--train-classifier", "--classifier", "a.pt"], "does not")])
 def test_metrics_usage(argv, says, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -4652,17 +4653,17 @@ def test_wins_ties_and_losses_are_counted_from_both_sides(tmp_path):
     raters, models, pairs = found
     assert raters == 2
     # x against y: 1, 5, 2, 1; z: 3, 4.  y against x: from the other side; z: 4, 2, 3, 5
-    assert models == {"x": (3, 1, 2), "y": (3, 1, 4), "z": (2, 2, 2)}
+    assert models == {"x": [3, 1, 2], "y": [3, 1, 4], "z": [2, 2, 2]}
     assert list(models) == ["x", "y", "z"]              # 3/6, 3/8, 2/6
     assert {pair: row[:3] for pair, row in pairs.items()} == {
-        ("x", "y"): (3, 0, 1), ("x", "z"): (0, 1, 1), ("y", "z"): (2, 1, 1)}
+        ("x", "y"): [3, 0, 1], ("x", "z"): [0, 1, 1], ("y", "z"): [2, 1, 1]}
     assert pairs["x", "y"][3] == pytest.approx(10 / 16)             # 3 of 4 or further from 2
     assert pairs["x", "y"][4] == 1                                  # Holm's, of three
     text = metrics.format_scores(*found)
     assert re.search(r"^x +6 +3 +50\.0% +1 +16\.7% +2 +33\.3%$", text, re.M)
     assert "2 raters, 10 ratings" in text and "needs 7 such ratings" in text    # 3 x 2^-6 < 0.05
     neutral = metrics.score_test([answers_file(tmp_path / "1", [("x", "y", 3)] * 8)])
-    assert neutral[2]["x", "y"] == (0, 8, 0, 1, 1)
+    assert neutral[2]["x", "y"] == [0, 8, 0, 1, 1]
 
 
 def test_holm_is_the_worked_example_and_the_closure_of_bonferroni():
@@ -4698,7 +4699,7 @@ def test_answers_that_cannot_be_counted_are_refused(tmp_path):
               for name in ("text", "bytes", "list")),
             *((lambda changes=changes: [file(**changes)], "bad: no answers to a listening test")
               for changes in ({"format": "else"}, {"version": 2}, {"answers": []}, {"answers": 3},
-                              {"ratings": [("x", "x", 1)]}, {"ratings": [("x", "y", 6)]},
+                              {"ratings": [("x", "y", 6)]},
                               {"ratings": [("x", "y", True)]})),
             (lambda: [good, good], "both by 'Ann'"),
             (lambda: [good, file(test="u")], "different tests"),
