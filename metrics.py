@@ -905,8 +905,8 @@ def listening_page(key, waves, sample_rate):
         scipy.io.wavfile.write(file := io.BytesIO(), sample_rate, wave)
         sounds.append("data:audio/wav;base64," + base64.b64encode(file.getvalue()).decode())
     for i, (a, b) in enumerate(zip(sounds[::2], sounds[1::2]), 1):
-        levels = [f'<label><input type="radio" name="{i}" value="{rating}"> {rating} {level}</label>'
-                  for rating, level in enumerate(LEVELS, 1)]
+        levels = [f'<label><input type="radio" name="{i}" value="{n}"> {n} {level}</label>'
+                  for n, level in enumerate(LEVELS, 1)]
         forms.append(PAIR.format(i=i, n=len(key), A=a, B=b, levels="\n".join(levels)))
     key = json.dumps(key).encode()
     body = LISTENING.format(test=f"{zlib.crc32(key + waves.tobytes()):08x}", n=len(forms),
