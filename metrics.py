@@ -1,24 +1,18 @@
 """Every measure of the paper's tables, and its rows beside ours (paper 4; PAPER's Tables 1 and 2).
 
     python metrics.py runs/0001                    a run's fresh notes beside real ones, as a table
-    python metrics.py runs/0001 notes/ --data DATA        any folder of WAVs counts as a run too
+    python metrics.py runs/0001 notes/             any folder of WAVs counts as a run too
     python metrics.py --data DATA --controls       real notes, and three ways to fail
     python metrics.py --train-classifier --data DATA      the pitch classifier behind the measures
     python metrics.py --listening-test RUN RUN --out DIR  people compare: a page of blind pairs
     python metrics.py --score-test answers*.json          what they said
 
-The paper's measures, from a classifier that was trained on the real notes:
-
-    NDB       number of statistically different bins (Richardson and Weiss 2018): of 50 cells of the
-              space of spectrograms, how many have another share of the notes than of the real ones
-    FID       Frechet distance between real and fake features (Heusel et al. 2017)
-    IS        Inception score over pitch (Salimans et al. 2016)
-    PA, PE    pitch accuracy, and the entropy of the predicted pitch: does it know the note?
-
-and ours, which need no classifier:
+The paper's measures, from a classifier that was trained on the real notes: NDB, FID, IS, and PA and
+PE (pitch accuracy, and the entropy of the predicted pitch: does it know the note?).  And ours,
+which know nothing of networks:
 
     in tune   share of notes whose fundamental, by autocorrelation, is within a quarter tone (50
-              cents) of the pitch asked for: an estimate that knows nothing of the networks
+              cents) of the pitch asked for
     clean     share of a note's energy within a quarter tone of a harmonic of that pitch
     variety   log-spectral distance between two notes of one pitch, in dB: low when all sound alike
     steady    phase coherence (paper Fig. 3): do its harmonics' phases advance evenly?
@@ -27,36 +21,37 @@ Each measure is a function of arrays.  Shapes: N notes, L samples, F frequency b
 features, K classes or cells.  Waves are (N, L), pitches (N,) MIDI numbers, logits (N, K).
 """
 
-import os
+import signal
+import sys
 
-# As in train.py: threads that wait for each other soon sleep, which matters beside other programs.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+if __name__ == "__main__":                # Ctrl-C while the packages load: no traceback
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
 import base64
-import hashlib
 import html
 import io
 import itertools
 import json
 import math
 import re
-import sys
+import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from random import Random
-from string import Template
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import scipy.io.wavfile
-import scipy.special
-import scipy.stats
 import torch
 import torch.nn.functional as F
+from scipy.cluster.vq import kmeans2, vq
+from scipy.spatial.distance import jensenshannon
+from scipy.special import softmax
+from scipy.stats import binom, binomtest, entropy, norm
 from torch import nn
 
 import gansynth
@@ -68,47 +63,26 @@ QUARTER_TONE = 50                         # cents
 
 
 class MetricError(ValueError):
-    """Notes or a classifier that cannot be measured with; the message says why and what to do."""
+    """Notes, a classifier or answers that cannot be measured with: why, and what to do about it."""
 
 
 # ---------------------------------------------------------------------------------------------
 # The paper's measures, on arrays
 
 
-def _finite(array, name):
-    """As float64, two axes, and nothing but numbers in it."""
-    array = np.asarray(array, dtype=np.float64)
-    if array.ndim != 2 or len(array) < 2:
-        raise MetricError(f"{name} of shape {array.shape}: expected (N, D) with two rows or more")
-    if not np.isfinite(array).all():
-        raise MetricError(f"{name}: holds NaN or infinity, so what made it has gone astray")
-    return array
-
-
 def frechet_distance(features_real, features_fake):
     """Frechet distance between the Gaussians fitted to two sets of features (N, D), (M, D).
 
     |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), "FID" (Heusel et al. 2017).  The trace of the root is
-    the sum of the roots of the eigenvalues of C C', which are those of the symmetric
-    C^(1/2) C' C^(1/2): no root of a matrix without one is ever needed.  In float64, over all rows:
-    code: only the first 128, by mistake.  It is biased upwards for few rows, the more so where
-    there are no more rows than features; compare sets of one size.
+    the sum of the roots of the eigenvalues of C C', which are real and positive.  Over all rows
+    (code: only the first 128, by mistake).  It is too large for few rows, the more so where they
+    are no more than the features; compare sets of one size.
     """
-    a, b = _finite(features_real, "real features"), _finite(features_fake, "fake features")
-    if a.shape[1] != b.shape[1]:
-        raise MetricError(f"features of {a.shape[1]} and {b.shape[1]} dimensions: expected those "
-                          "of one classifier")
+    a, b = np.asarray(features_real, np.float64), np.asarray(features_fake, np.float64)
     cov_a, cov_b = np.atleast_2d(np.cov(a.T)), np.atleast_2d(np.cov(b.T))
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    product = np.linalg.eigvalsh(root @ cov_b @ root).clip(min=0)
-    distance = (np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a) + np.trace(cov_b)
-                - 2 * np.sqrt(product).sum())
+    roots = np.sqrt(np.linalg.eigvals(cov_a @ cov_b).real.clip(min=0))
+    distance = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b) - 2 * roots.sum()
     return max(0.0, float(distance))
-
-
-def _log_softmax(logits):
-    return scipy.special.log_softmax(_finite(logits, "logits"), axis=1)
 
 
 def inception_score(logits):
@@ -117,109 +91,65 @@ def inception_score(logits):
     From 1 (all notes alike, or nothing recognised) to exp(entropy of the pitches played), which is
     58.9 for the release's pitch counts.  Salimans et al. 2016.
     """
-    log_p = _log_softmax(logits)                                    # (N, K)  p(y|x)
-    log_mean = scipy.special.logsumexp(log_p, axis=0) - np.log(len(log_p))      # (K,)  p(y)
-    return float(np.exp((np.exp(log_p) * (log_p - log_mean)).sum(1).mean()))
+    p = softmax(np.asarray(logits, np.float64), axis=1)             # (N, K)  p(y|x)
+    return float(np.exp(entropy(p, p.mean(0), axis=1).mean()))
 
 
 def pitch_accuracy(logits, pitch, within=0):
-    """Share of notes whose likeliest pitch is the one asked for, to `within` semitones.
+    """Share of notes whose likeliest pitch is the one asked for, (N,), to `within` semitones.
 
     paper: exact.  code: counts a semitone's error as right (within=1).  Class k is MIDI pitch k.
     """
-    heard, pitch = _finite(logits, "logits").argmax(1), np.asarray(pitch)
-    if pitch.shape != heard.shape:
-        raise MetricError(f"pitches of shape {pitch.shape}: expected one for each of "
-                          f"{len(heard)} notes")
-    return float(np.mean(np.abs(heard - pitch) <= within))
+    return float(np.mean(np.abs(logits.argmax(1) - pitch) <= within))
 
 
 def pitch_entropy(logits):
     """Mean entropy, in nats, of the pitch that the classifier hears: low when it is sure."""
-    log_p = _log_softmax(logits)
-    return float(-(np.exp(log_p) * log_p).sum(1).mean())
+    return float(entropy(softmax(np.asarray(logits, np.float64), axis=1), axis=1).mean())
 
 
-# NDB
-
-
-class NDB(NamedTuple):
-    """What `ndb` found.  Shares and p are (K,), cells from the fullest with real notes on."""
-    number: int           # of cells whose share differs
-    expected: float       # how many would by chance, if both sets were of one kind
-    js: float             # Jensen-Shannon divergence of the two sets of shares, in nats
-    train: np.ndarray     # share of the training notes in each cell
-    samples: np.ndarray   # share of the samples
-    p: np.ndarray         # of the two-proportion z-test
-
-
+CELLS = 50                                # K of NDB
 NDB_LEVEL = 0.05                          # of significance in each cell
 
 
-def ndb(train, samples, k=50, seed=0, level=NDB_LEVEL):
+def cell_centres(train, k=CELLS, seed=0):
+    """The cells of NDB: k-means of training notes, (N, D) -> their centres, (K, D); K is k, or less
+    where some were left without notes.
+
+    As its authors do, clusters are sought in a random sixth of the dimensions where there are more
+    than 1000, and centred in all of them.
+    """
+    random, dims = np.random.default_rng(seed), train.shape[1]
+    some = random.permutation(dims)[:dims // 6] if dims > 1000 else slice(None)
+    with warnings.catch_warnings():       # k-means tells of cells without notes
+        warnings.simplefilter("ignore")
+        _, cells = kmeans2(train[:, some], k, iter=100, minit="++", seed=random)
+    return np.stack([train[cells == c].mean(0) for c in np.unique(cells)])
+
+
+def ndb(train, samples, centres):
     """Number of statistically different bins (Richardson and Weiss 2018), (N, D) and (M, D) rows.
 
-    The space is cut into k cells around the k-means of `train`.  In each a z-test of two
-    proportions (pooled) asks whether the samples fall there as often as the training notes do.
-    Of one kind, level x k = 2.5 of 50 cells are expected to differ by chance; paper's real test
-    notes: 2.2.  As the cells are fitted to `train` it can be more where rows have many dimensions
-    of their own (36 of 50 for 500 of pure noise), so that real notes are the yardstick.
-    As the authors do, clusters are sought on a random sixth of the dimensions where there are more
-    than 1000, and centred in all of them.  Both sets are then sorted in by the nearest centre.
+    In each cell of the space a z-test of two proportions (pooled) asks whether samples fall there
+    as often as training notes do.  Of one kind, 2.5 of 50 are expected to differ by chance (paper's
+    real notes: 2.2); as the cells are fitted to `train` it can be more in many dimensions (36 of 50
+    for 500 of pure noise), so that real notes are the yardstick.  The authors sort samples in by
+    the dimensions that k-means saw, and leave the training notes where it put them; here both sets
+    go to the nearest centre in all dimensions: one rule for both.
+
+    -> number of such cells; js, the Jensen-Shannon divergence of the two sets of shares in nats;
+    and of each cell, the fullest of training notes first, (K,): train and samples, the shares, p.
     """
-    train, samples = np.asarray(train, np.float32), np.asarray(samples, np.float32)
-    if train.ndim != 2 or samples.ndim != 2 or train.shape[1] != samples.shape[1]:
-        raise MetricError(f"NDB of arrays of shapes {train.shape} and {samples.shape}: expected "
-                          "(N, D) and (M, D)")
-    for rows, name in ((train, "training notes"), (samples, "samples")):
-        if len(rows) < k:
-            raise MetricError(f"{len(rows)} {name} for the {k} cells of NDB: expected at least "
-                              f"{k}; some {20 * k:,} make a test worth having")
-        if not np.isfinite(rows).all():
-            raise MetricError(f"{name}: hold NaN or infinity, so what made them has gone astray")
-    dims = train.shape[1]
-    some = np.random.default_rng(seed).permutation(dims)[:dims // 6] if dims > 1000 else slice(None)
-    cells = k_means(train[:, some], k, seed)
-    centres = np.stack([train[cells == c].mean(0) for c in np.unique(cells)])
-    n, m = (np.bincount(nearest(rows, centres), minlength=k) for rows in (train, samples))
+    n, m = (np.bincount(vq(rows, centres)[0], minlength=len(centres)) for rows in (train, samples))
     order = np.argsort(-n, kind="stable")
     n, m = n[order], m[order]
     p, q, both = n / len(train), m / len(samples), (n + m) / (len(train) + len(samples))
     spread = np.sqrt(both * (1 - both) * (1 / len(train) + 1 / len(samples)))
-    z = np.divide(p - q, spread, out=np.zeros(k), where=spread > 0)
-    chance = 2 * scipy.stats.norm.sf(np.abs(z))
-    js = scipy.stats.entropy((p + q) / 2) - (scipy.stats.entropy(p) + scipy.stats.entropy(q)) / 2
-    return NDB(int((chance < level).sum()), level * k, float(max(js, 0)), p, q, chance)
-
-
-def k_means(x, k, seed=0, rounds=100):
-    """The cluster, 0..k-1, of each row of x (N, D): Lloyd's rounds from k-means++ seeds.
-
-    k-means++ (Arthur and Vassilvitskii 2007) draws each next centre with a chance that grows with
-    the squared distance to those there are, so that no two start in one heap.
-    """
-    rng = np.random.default_rng(seed)
-    centres = x[rng.integers(len(x))][None]
-    distance = np.full(len(x), np.inf)
-    while len(centres) < k:
-        distance = np.minimum(distance, np.square(x - centres[-1]).sum(1))
-        chance = distance / distance.sum() if distance.any() else None      # None: all alike
-        centres = np.vstack([centres, x[rng.choice(len(x), p=chance)]])
-    cells = nearest(x, centres)
-    for _ in range(rounds):
-        for c in np.unique(cells):        # a centre that lost all its rows stays where it is
-            centres[c] = x[cells == c].mean(0)
-        before, cells = cells, nearest(x, centres)
-        if (cells == before).all():
-            break
-    return cells
-
-
-def nearest(x, centres, rows=1024):
-    """The nearest of centres (K, D) to each row of x (N, D), as its index (N,)."""
-    size = np.square(centres).sum(1)      # |x - c|^2 without |x|^2, which is the same for all c
-    return np.concatenate([np.argmin(size - 2 * x[i:i + rows] @ centres.T, axis=1)
-                           for i in range(0, len(x), rows)])
+    z = np.divide(p - q, spread, out=np.zeros(len(p)), where=spread > 0)
+    chance = 2 * norm.sf(np.abs(z))
+    js = np.nan_to_num(jensenshannon(p, q) ** 2)        # the root of a rounding error is nan
+    return SimpleNamespace(number=int((chance < NDB_LEVEL).sum()), js=float(js), train=p, samples=q,
+                           p=chance)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -236,17 +166,20 @@ def cents(f, reference):
     return 1200 * np.log2(np.maximum(f, 1e-9) / reference)
 
 
+def middle(wave):
+    """A note without its onset and release, as float64."""
+    return np.asarray(wave, dtype=np.float64)[len(wave) // 10: len(wave) * 17 // 20]
+
+
 def fundamental(wave, sample_rate, low=25.0, high=2000.0):
     """Fundamental frequency in Hz of one note (L,), by normalised autocorrelation; 0 if none.
 
     McLeod and Wyvill, "A smarter way to find pitch" (2005): the autocorrelation at each lag,
     divided by the energy of the two stretches it compares; the first peak that reaches nine tenths
     of the highest is the period.  Four lags a sample (the spectrum padded with zeros) and a
-    parabola through the peak make it exact to a cent or two.  Onset and release are left out.
+    parabola through the peak make it exact to a cent or two.
     """
-    fine = 4
-    x = np.asarray(wave, dtype=np.float64)
-    x = x[len(x) // 10: len(x) * 17 // 20]
+    fine, x = 4, middle(wave)
     x, n = x - x.mean(), len(x)
     power = np.abs(np.fft.rfft(x, 4 * n)) ** 2
     correlation = fine * np.fft.irfft(power, 4 * n * fine)[:n * fine]
@@ -293,19 +226,19 @@ def harmonic_share(waves, pitches, sample_rate):
 VARIETY_NOTES = 8                         # of a pitch: every further one adds little
 
 
-def variety(waves, pitches, window=512, most=VARIETY_NOTES):
-    """Mean log-spectral distance in dB between notes of one pitch, over up to `most` a pitch."""
+def variety(waves, pitches, window=512):
+    """Mean log-spectral distance in dB between notes of one pitch, over VARIETY_NOTES of each."""
     waves, pitches = torch.as_tensor(np.asarray(waves)), np.asarray(pitches)
     distances = []
     for pitch in np.unique(pitches):
-        same = waves[np.flatnonzero(pitches == pitch)[:most]]
+        same = waves[np.flatnonzero(pitches == pitch)[:VARIETY_NOTES]]
         if len(same) > 1:
             distances.append(spectral.log_spectral_distance(same, same.roll(1, 0), window))
     return torch.cat(distances).mean().item() if distances else float("nan")
 
 
 # ---------------------------------------------------------------------------------------------
-# Phase coherence (paper Fig. 3)
+# Ours: phase coherence (paper Fig. 3)
 
 HARMONICS = 10                            # looked at, from the fundamental up
 PERIODS = 4                               # in a window: its neighbours are then 4 bins away
@@ -316,16 +249,13 @@ def advances(wave, f0, sample_rate):
     """The phase advances of a note's harmonics, (A, K) complex, and their amplitudes, (K,).
 
     Each harmonic is demodulated at k f0 in Hann windows of four periods, short enough to hold one
-    that is detuned or stretched, and its phase compared with that LAG later (rounded up to hops of
-    three quarters of a window, so that the two share next to nothing).  The span is in seconds,
-    not in periods: phases drawn anew in every frame of an STFT still hardly turn in a few
-    periods of a high note.  An advance d stands there as g exp(i d), where the weight g is the
-    product of the two magnitudes: once a harmonic has died away, its phase says nothing.
-    Onset and release are left out.  A is 0 if the note is too short, K if no harmonic fits.
+    that is detuned, and its phase compared with that LAG later (rounded up to hops of three
+    quarters of a window, so that the two share next to nothing).  The span is in seconds, not in
+    periods: phases drawn anew in every frame of an STFT hardly turn in a few periods of a high
+    note.  An advance d stands there as g exp(i d), where g is the product of the two magnitudes:
+    once a harmonic has died away, its phase says nothing.  A note too short has no advances.
     """
-    x = np.asarray(wave, dtype=np.float64)
-    x = x[len(x) // 10: len(x) * 17 // 20]
-    window = round(PERIODS * sample_rate / f0)
+    x, window = middle(wave), round(PERIODS * sample_rate / f0)
     hop = max(1, 3 * window // 4)
     lag = int(np.ceil(LAG * sample_rate / hop))                     # in hops
     k = np.arange(1, 1 + min(HARMONICS, int(sample_rate / 2 / f0 - 0.25)))      # below Nyquist
@@ -342,16 +272,14 @@ def phase_coherence(waves, pitches, sample_rate):
 
     R_k, the mean resultant length of harmonic k's advances d, is |mean exp(i d)|: a constant
     advance costs nothing, so neither does detuning; Gaussian jitter of standard deviation s gives
-    exp(-s^2 / 2).  Its square is the mean of cos(d - d') over all pairs of advances, those of an
-    advance with itself among them, which alone give A random ones 1 / A.  They are left out, so
-    that white noise has 0 but for chance (on average 0.02 in notes of 4 s at 16 kHz, 0.05 in 0.5 s
-    at 8 kHz).  A note has the root of the mean R_k^2, weighted by amplitude: a harmonic counts as
-    far as it is heard.
+    exp(-s^2 / 2).  Its square is the mean of cos(d - d') over all pairs of advances; those of an
+    advance with itself are left out, so that white noise has 0 but for chance (0.02 in notes of
+    4 s at 16 kHz, 0.05 in 0.5 s at 8 kHz).  A note has the root of the mean R_k^2, weighted by
+    amplitude: a harmonic counts as far as it is heard.
 
     To be read beside that of real notes: vibrato and string sections lower it, and an STFT's
     overlapping windows lend some even to random phases (windows of 64 and 128 ms: 0.1 and 0.4 in
-    notes of 4 s, 0.2 and 0.5 in 0.5 s).  Silence has 0; nan means a note too short for two
-    advances, or a pitch too near Nyquist or above.
+    notes of 4 s).  Silence has 0; nan is a note too short, or too near Nyquist, for advances.
     """
     coherence = []
     for wave, f0 in zip(waves, frequency(pitches)):
@@ -371,13 +299,12 @@ def phase_picture(wave, pitch, sample_rate, samples=1028, height=192):
     One period runs from left to right; the cycles in the middle of the note, as many as cover
     `samples`, are drawn over each other: coherent ones meet in one bright line, others blur.  The
     period is the one measured around them, or the pitch's if that is over a quarter tone away.
-    Each of the two pictures is `height` rows high and as wide as the rainbowgram.
     """
     wave = np.asarray(wave, dtype=np.float64)
     rainbow = spectral.rainbowgram(wave, sample_rate, height)       # (height, frames, 3)
-    width, middle, period = rainbow.shape[1], len(wave) / 2, sample_rate / frequency(pitch)
-    reach = max(samples, 4 * period) * 2 / 3                        # `tuning` leaves out a quarter
-    around = wave[max(0, int(middle - reach)):int(middle + reach)]
+    width, centre, period = rainbow.shape[1], len(wave) / 2, sample_rate / frequency(pitch)
+    reach = max(samples, 4 * period) * 2 / 3                        # `middle` leaves out a quarter
+    around = wave[max(0, int(centre - reach)):int(centre + reach)]
     off = tuning([around], [pitch], sample_rate)[0]
     if abs(off) <= QUARTER_TONE:
         period /= 2 ** (off / 1200)
@@ -385,53 +312,13 @@ def phase_picture(wave, pitch, sample_rate, samples=1028, height=192):
     time = np.arange(cycles)[:, None] + np.linspace(0, 1, 4 * width) - cycles / 2   # in periods
     fine = 8                              # points a sample: band-limited, then joined by lines
     curve = np.fft.irfft(np.fft.rfft(wave), fine * len(wave))
-    curves = np.interp((middle + period * time) * fine, np.arange(len(curve)), curve)
+    curves = np.interp((centre + period * time) * fine, np.arange(len(curve)), curve)
     curves = 0.9 * curves / max(np.abs(curves).max(), 1e-12)        # (cycles, 4 width)
     return spectral.tile([spectral.overlay(curves, width, height), rainbow], columns=1)
 
 
 # ---------------------------------------------------------------------------------------------
-# Settings: which notes, in what form
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What a classifier and a table belong to: real notes, their form, and how they are split."""
-
-    data: str = "orchestra"
-    length: int = 64000                   # samples
-    sample_rate: int = 16000              # Hz
-    pitch_low: int = 24
-    pitch_high: int = 84
-    sources: str = "acoustic"
-    split: str = "random"
-    skip_damaged: bool = False
-    seed: int = 0                         # of the split
-
-    @classmethod
-    def of_run(cls, config, **given):
-        """That of a checkpoint's config, but for what is `given`."""
-        return cls(**{**{f.name: config[f.name] for f in fields(cls)}, **given})
-
-    def notes(self):
-        """(training notes, held-out ones).  NoteError where none is left to hold out."""
-        sources = [name.strip() for name in self.sources.split(",") if name.strip() != "all"]
-        notes = nsynth.load(self.data, self.length, self.sample_rate,
-                            (self.pitch_low, self.pitch_high), tuple(filter(None, sources)),
-                            skip_damaged=self.skip_damaged)
-        train, held_out = nsynth.split(notes, self.seed, by=self.split)
-        if len(held_out) == 0:
-            raise nsynth.NoteError(f"{self.data}: no note is held out: give more of them")
-        return train, held_out
-
-    def __str__(self):
-        return (f"{self.length:,} samples at {self.sample_rate:,} Hz, "
-                f"pitches {self.pitch_low}-{self.pitch_high}")
-
-
-# ---------------------------------------------------------------------------------------------
 # The pitch classifier
-
 
 DEPTHS = (1, 1, 1, 2, 2, 2, 4, 4, 4)      # channels of the strided convolutions, x the width
 WIDTHS = {"full": 128, "thin": 16}        # paper: 128; thin trains in a quarter of an hour on a CPU
@@ -455,22 +342,6 @@ def log_spectrogram(waves, sample_rate):
     return (1 + decibels / RANGE).clamp(min=0).transpose(1, 2)[:, None]         # (N, 1, F, T)
 
 
-class StridedConv(nn.Module):
-    """Convolution with zero padding as TensorFlow's SAME, batch norm."""
-
-    def __init__(self, inputs, outputs, kernel, stride):
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, bias=False)
-        self.norm = nn.BatchNorm2d(outputs)
-
-    def forward(self, x):
-        pads = []
-        for n, k, s in zip(x.shape[:1:-1], self.conv.kernel_size[::-1], self.conv.stride[::-1]):
-            pad = max(0, (math.ceil(n / s) - 1) * s + k - n)        # the last axis comes first
-            pads += [pad // 2, pad - pad // 2]
-        return self.norm(self.conv(F.pad(x, pads)))
-
-
 class Classifier(nn.Module):
     """Log spectrogram -> features, and logits over pitch, qualities, family and source.
 
@@ -482,27 +353,23 @@ class Classifier(nn.Module):
 
     def __init__(self, sample_rate, width):
         super().__init__()
-        self.sample_rate, self.width = sample_rate, width
         bins = log_spectrogram(torch.zeros(1, sample_rate), sample_rate).shape[2]
         depths = DEPTHS[-min(int(math.log2(bins)), len(DEPTHS)):]
-        channels = [1] + [width * depth for depth in depths]
-        last = len(depths) - 1
-        self.convs = nn.ModuleList([
-            StridedConv(channels[i], channels[i + 1], 4 if i else 5, (2, 1 if i == last else 2))
-            for i in range(len(depths))])
+        channels, last = [1] + [width * depth for depth in depths], len(depths) - 1
+        self.convs = nn.ModuleList([nn.Sequential(      # padded as TensorFlow's SAME: sizes are 2^n
+            nn.ZeroPad2d((1, 2, 1, 2)),
+            nn.Conv2d(channels[i], channels[i + 1], 4 if i else 5, (2, 1 if i == last else 2),
+                      bias=False),
+            nn.BatchNorm2d(channels[i + 1])) for i in range(len(depths))])
         self.hidden = nn.Linear(channels[-1], 8 * width)            # a 1x1 convolution of 1 x 1
         self.heads = nn.ModuleDict({name: nn.Linear(8 * width, classes)
                                     for name, classes in HEADS.items()})
 
-    def forward(self, waves):
-        """(N, L) -> features (N, 4 width), a dict of logits (N, classes).
+    def forward(self, spectrogram):
+        """(N, 1, F, T) -> features (N, 4 width), a dict of logits (N, classes).
 
         The features, for FID, are the last strided convolution's, normed, before its leaky ReLU.
         """
-        return self.judge(log_spectrogram(waves, self.sample_rate))
-
-    def judge(self, spectrogram):
-        """The same for a log spectrogram, (N, 1, F, T)."""
         x = spectrogram.contiguous(memory_format=torch.channels_last)
         for conv in self.convs:
             features = conv(x)                                      # (N, C, F/2, T/2)
@@ -511,330 +378,237 @@ class Classifier(nn.Module):
         return features.mean(dim=(2, 3)), {name: head(x) for name, head in self.heads.items()}
 
 
-def targets(notes, indices):
-    """What the classifier should say of the notes at indices: {head: labels}, -1 for not told."""
-    def places(words, known):
+def classifier_loss(logits, notes, indices):
+    """The four cross-entropies of notes at indices, summed (paper: trained jointly); what the data
+    do not tell, -1, counts for nothing."""
+    def labels(words, known):
         return torch.tensor([known.index(word) if word in known else -1 for word in words])
 
-    return {"pitch": torch.from_numpy(notes.pitch[indices]),                    # (n,)
-            "qualities": torch.from_numpy(notes.qualities[indices]),            # (n, 10)
-            "family": places(notes.family[indices], nsynth.FAMILIES),           # (n,)
-            "source": places(notes.source[indices], nsynth.SOURCES)}            # (n,)
-
-
-def classifier_loss(logits, target):
-    """The four cross-entropies, summed (paper: trained jointly); labels of -1 count for nothing."""
-    loss = 0
-    for name, label in target.items():
-        label, told = label.to(logits[name].device), label.ge(0).to(logits[name].device)
-        if name == "qualities":           # ten questions of yes or no
-            each = F.binary_cross_entropy_with_logits(
-                logits[name], label.clamp(min=0).float(), reduction="none")
-        else:
-            each = F.cross_entropy(logits[name], label.clamp(min=0), reduction="none")
-        loss = loss + (each * told).sum() / told.sum().clamp(min=1)
+    device = logits["pitch"].device
+    quality = torch.from_numpy(notes.qualities[indices]).to(device)             # (n, 10)  yes or no
+    told = quality.ge(0).float()
+    loss = F.binary_cross_entropy_with_logits(
+        logits["qualities"], quality.clamp(min=0).float(), told, reduction="sum"
+        ) / told.sum().clamp(min=1)
+    for name, label in (("pitch", torch.from_numpy(notes.pitch[indices])),      # (n,)
+                        ("family", labels(notes.family[indices], nsynth.FAMILIES)),
+                        ("source", labels(notes.source[indices], nsynth.SOURCES))):
+        label = label.to(device)
+        loss = loss + F.cross_entropy(logits[name], label, ignore_index=-1, reduction="sum"
+                                      ) / label.ge(0).sum().clamp(min=1)
     return loss
 
 
-def train_classifier(notes, held_out, width, examples=0, seed=0, device="cpu", batch=32):
-    """Train on `notes`, all of one form; -> the classifier and its accuracy on the held-out ones.
-
-    examples: how many to look at, all notes in turn (0: each of them 8 times, 16,000 at least).
+def train_classifier(notes, width, examples=0, seed=0, device="cpu", batch=32):
+    """A classifier of `notes`, after so many examples, all in turn (0: each 8 times, 16,000 at
+    least).
 
     Adam as the paper's, beta1 0.5, rate 1e-4 at full width, and as much more as the layers are
     thinner: 8e-4 for the thin one.  ours: the rate falls to 0 along a cosine.
     """
     torch.manual_seed(seed)
-    classifier = Classifier(notes.sample_rate, width).to(device, memory_format=torch.channels_last)
+    rate = notes.sample_rate
+    classifier = Classifier(rate, width).to(device, memory_format=torch.channels_last)
     lr = 1e-4 * WIDTHS["full"] / width
     adam = torch.optim.Adam(classifier.parameters(), lr=lr, betas=(0.5, 0.999))
     steps = range(0, examples or max(8 * len(notes), 16_000), batch)
     for position in nsynth.progress_bar(steps, "examples", each=batch):
         adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * position / steps.stop)) / 2
         indices = nsynth.epoch_order(position, batch, len(notes), seed)
-        _, logits = classifier(notes.waves(indices).to(device))
+        _, logits = classifier(log_spectrogram(notes.waves(indices).to(device), rate))
         adam.zero_grad()
-        classifier_loss(logits, targets(notes, indices)).backward()
+        classifier_loss(logits, notes, indices).backward()
         adam.step()
-    classifier.eval().requires_grad_(False)
-    heard = [classifier(waves.to(device))[1]["pitch"].argmax(1).cpu()
-             for waves, _ in batches(held_out, range(len(held_out)))]
-    return classifier, float(np.mean(torch.cat(heard).numpy() == held_out.pitch))
+    return classifier
 
 
-# A classifier on disk
-
-
-class Trained(NamedTuple):
-    """A classifier, and what is known of it."""
-
-    classifier: Classifier
-    accuracy: float       # share of the held-out notes whose pitch it names
-    held_out: int         # how many those were
-    mark: int             # of the notes it was trained on
-
-
-CLASSIFIER_PARTS = {"classifier": dict, "width": int, "setting": dict, "accuracy": float,
-                    "held_out": int, "mark": int}
-
-
-def mark(setting, notes):
-    """A number that tells training sets apart: the form of the notes, and which they are."""
-    form = (setting.length, setting.sample_rate, setting.pitch_low, setting.pitch_high)
-    return zlib.crc32(f"{form} {sorted(zip(notes.name.tolist(), notes.pitch.tolist()))}".encode())
-
-
-def classifier_path(setting, notes, width):
-    """Where a classifier of these training notes is kept."""
+def find_classifier(setting, notes, args):
+    """The classifier of a setting's training notes, and which it is: the one named, or kept from
+    before, or trained now.  MetricError where it was trained on notes of another form."""
+    names = sorted(zip(notes.name.tolist(), notes.pitch.tolist()))
+    mark = zlib.crc32(f"{setting[1:5]} {names}".encode())           # tells training sets apart
     name = re.sub(r"[^\w.-]", "_", Path(setting.data).resolve().name)
-    return Path("classifiers") / (f"{name}-{setting.sample_rate}Hz-{setting.length}-pitch-"
-                                  f"{setting.pitch_low}-{setting.pitch_high}-width-{width}-"
-                                  f"{mark(setting, notes):08x}.pt")
-
-
-def make_classifier(setting, train, held_out, width, examples, device):
-    """Train a classifier and keep it for later; -> Trained."""
-    path = classifier_path(setting, train, width)
-    path.parent.mkdir(exist_ok=True)
-    print(f"training a classifier for {setting}, on {len(train):,} notes of {setting.data}, to be "
-          f"kept in {path}", file=sys.stderr, flush=True)
-    classifier, accuracy = train_classifier(train, held_out, width, examples, device=device)
-    trained = Trained(classifier, accuracy, len(held_out), mark(setting, train))
-    gansynth.save_checkpoint(path, {**trained._asdict(), "classifier": classifier.state_dict(),
-                                    "width": width, "setting": asdict(setting)})
-    return trained
-
-
-def load_classifier(path, setting, device):
-    """The classifier in a file, for notes of this setting; -> Trained.
-
-    MetricError where it cannot be read, or was trained on notes of another form.
-    """
+    path = args.classifier or Path("classifiers") / (
+        f"{name}-{setting.sample_rate}Hz-{setting.length}-pitch-{setting.pitch_low}-"
+        f"{setting.pitch_high}-width-{args.width}-{mark:08x}.pt")
+    if not args.classifier and (args.train_classifier or not path.exists()):
+        path.parent.mkdir(exist_ok=True)
+        print(f"training a classifier for {setting}, on {len(notes):,} notes of {setting.data}, to "
+              f"be kept in {path}", file=sys.stderr, flush=True)
+        classifier = train_classifier(notes, args.width, args.examples, device=args.device)
+        gansynth.save_checkpoint(path, {"classifier": classifier.state_dict(), "mark": mark,
+                                        "width": args.width, "setting": setting._asdict()})
     try:
-        contents = gansynth.load_checkpoint(path, device, CLASSIFIER_PARTS)
-        own = Setting(**contents["setting"])
-        classifier = Classifier(own.sample_rate, contents["width"])
-        classifier.load_state_dict(contents["classifier"])
-    except (gansynth.CheckpointError, TypeError, ValueError, RuntimeError):
+        kept = gansynth.load_checkpoint(path, args.device, {"classifier": dict, "width": int,
+                                                            "setting": dict, "mark": int})
+    except gansynth.CheckpointError:
         raise MetricError(f"{path}: no classifier that can be read: train one with "
                           "--train-classifier") from None
-    if ((own.length, own.sample_rate) != (setting.length, setting.sample_rate)
-            or not own.pitch_low <= setting.pitch_low <= setting.pitch_high <= own.pitch_high):
+    own = Setting(**kept["setting"])
+    if own[1:3] != setting[1:3] or not own[3] <= setting[3] <= setting[4] <= own[4]:
         raise MetricError(f"{path} is a classifier for {own}: it does not fit notes of {setting}; "
                           "leave --classifier out, or give another")
-    classifier.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
-    return Trained(classifier, *(contents[part] for part in Trained._fields[1:]))
+    classifier = Classifier(own.sample_rate, kept["width"])
+    classifier.load_state_dict(kept["classifier"])
+    classifier.to(args.device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    return classifier, f"{path}" + ", trained on other notes than these" * (kept["mark"] != mark)
 
 
-def find_classifier(setting, train, held_out, args):
-    """The classifier of this setting: the one named, or kept from before, or trained now."""
-    path = args.classifier or classifier_path(setting, train, args.width)
-    if args.classifier or path.exists() and not args.train_classifier:
-        return load_classifier(path, setting, args.device)
-    return make_classifier(setting, train, held_out, args.width, args.examples, args.device)
+# =============================================================================================
+# The measures end here.  The rest brings notes to them, and them to people: runs, rows, the table
+# and its page, human evaluation, the command line.
 
 
-# ---------------------------------------------------------------------------------------------
-# Runs: where notes to be measured come from
+class Setting(NamedTuple):
+    """What a classifier and a table belong to: real notes, their form, and how they are split."""
+
+    data: str = "orchestra"
+    length: int = 64_000                  # samples
+    sample_rate: int = 16_000             # Hz
+    pitch_low: int = 24
+    pitch_high: int = 84
+    sources: str = "acoustic"
+    split: str = "random"
+    skip_damaged: bool = False
+    seed: int = 0                         # of the split
+
+    def notes(self, pack):
+        """(training notes, held-out ones); pack: where those of read-only data may be packed."""
+        sources = [name.strip() for name in self.sources.split(",") if name.strip() != "all"]
+        notes = nsynth.load(self.data, self.length, self.sample_rate,
+                            (self.pitch_low, self.pitch_high), tuple(filter(None, sources)),
+                            skip_damaged=self.skip_damaged, pack=pack)
+        train, held_out = nsynth.split(notes, self.seed, by=self.split)
+        if len(held_out) < 2:
+            raise nsynth.NoteError(f"{self.data}: {len(held_out)} of {len(notes):,} notes are held "
+                                   "out to stand for real ones: give more of them")
+        return train, held_out
+
+    def __str__(self):
+        return (f"{self.length:,} samples at {self.sample_rate:,} Hz, "
+                f"pitches {self.pitch_low}-{self.pitch_high}")
 
 
-@dataclass
-class Run:
-    """A set of notes to measure: `batches()` yields (waves (n, L) float32, pitches (n,)) of it."""
+class Run(NamedTuple):
+    """N notes to measure, which need not be in memory all at once."""
 
     name: str
-    setting: Setting
-    count: int
-    batches: Callable
-    paper: str = None                     # its row in the paper's tables
-    claims: bool = False                  # its files say what rate they have, and may be wrong
+    pitch: np.ndarray                     # (N,) MIDI, as asked for
+    waves: Callable                       # a slice of them -> (n, L) float32
+    paper: str = ""                       # its row in the paper's tables
+    files: bool = False                   # whether rate and pitch are what files and names claim
 
 
-def batches(notes, indices, size=32):
-    """Yield (waves, pitches) of notes at indices, some at a time."""
-    for i in range(0, len(indices), size):
-        yield notes.waves(indices[i:i + size]), notes.pitch[indices[i:i + size]]
+def batches(run):
+    """Yield (a slice, waves (n, L)) of a run, 32 notes at a time, with a bar on stderr."""
+    for i in nsynth.progress_bar(range(0, len(run.pitch), 32), f"notes ({run.name})", each=32):
+        waves = run.waves(slice(i, i + 32))
+        if not waves.isfinite().all():
+            raise MetricError(f"{run.name}: makes NaN or infinity, so its training went astray: "
+                              "use an earlier checkpoint")
+        yield slice(i, i + 32), waves
 
 
-def real_run(name, notes, setting, most, seed):
-    """Up to `most` real notes, drawn with the seed."""
-    chosen = np.sort(np.random.default_rng(seed).permutation(len(notes))[:most])
-    return Run(name, setting, len(chosen), lambda: batches(notes, chosen), "Real data")
+def real_run(name, notes, indices, paper=""):
+    return Run(name, notes.pitch[indices], lambda some: notes.waves(indices[some]), paper)
 
 
-def checkpoint_run(run, args):
-    """Fresh notes of a checkpoint, at pitches as often as it was trained on them."""
-    path = gansynth.find_checkpoint(run)
-    G, contents = gansynth.load_generator(path, args.device)
-    try:
-        setting = Setting.of_run(contents["config"], **({"data": args.data} if args.data else {}))
-    except KeyError as error:
-        raise gansynth.CheckpointError(f"{path}: its settings lack {error}: use the program that "
-                                       "wrote it") from None
+def checkpoint_run(path, args):
+    """Fresh notes of a checkpoint, at pitches as often as it was trained on them; -> its setting,
+    its run."""
+    file = gansynth.find_checkpoint(path)
+    G, contents = gansynth.load_generator(file, args.device)
+    config, low = contents["config"], contents["pitch_low"]
+    setting = Setting(args.data or config["data"], *(config[name] for name in Setting._fields[1:]))
     spectrum = spectral.restore(contents["spectrum"], args.mel_inverse)
-    count, low = args.samples or default_samples(setting), contents["pitch_low"]
-
-    def fresh():
-        z, pitch = sample.draw(count, G.arch.latent, contents["counts"].cpu(), low, args.seed)
-        random = torch.Generator().manual_seed(args.seed)           # a WaveNet draws its samples
-        for i in range(0, count, 32):
-            label = torch.tensor(pitch[i:i + 32]) - low
-            waves = gansynth.synthesise(G, spectrum, z[i:i + 32], label, contents["progress"],
-                                        generator=random)
-            if not waves.isfinite().all():
-                raise gansynth.CheckpointError(f"{path}: makes NaN or infinity, so its training "
-                                               "went astray: use an earlier checkpoint")
-            yield waves, np.array(pitch[i:i + 32])
-
-    name = f"{run}, {contents['images']:,} examples"
-    return Run(name, setting, count, fresh, paper_name(contents["config"]))
+    if args.mel_inverse and spectrum.rep != "if-mel":
+        raise MetricError(f"{file}: has no mel scale, but {spectrum.rep}: leave --mel-inverse out")
+    z, pitch = sample.draw(args.samples or default_samples(setting), G.arch.latent,
+                           contents["counts"].cpu(), low, args.seed)
+    random = torch.Generator().manual_seed(args.seed)               # a WaveNet draws its samples
+    return setting, Run(
+        f"{path}, {contents['images']:,} examples", np.array(pitch),
+        lambda some: gansynth.synthesise(G, spectrum, z[some], torch.tensor(pitch[some]) - low,
+                                         contents["progress"], generator=random),
+        paper_name(config))
 
 
-def folder_run(folder, args, settings):
-    """The WAVs of a folder, whoever made them; their pitches are in their names.
-
-    Their form is that of the first of `settings` with their rate, or what the flags say; else what
-    most of them have.
-    """
-    files = [(file, nsynth.pitch_of(file.stem)) for file in sorted(folder.iterdir())
-             if file.suffix.lower() == ".wav"]
-    if not files:
-        raise MetricError(f"{folder}: neither a run nor a folder of WAVs: expected checkpoint-*.pt "
-                          "or files such as note-060.wav in it")
-    forms = Counter()
-    for file, pitch in nsynth.progress_bar(files, "files looked at"):
-        if pitch is None:
-            raise MetricError(f"{file} tells no pitch: expected a name such as note_060.wav, "
-                              "note_C4.wav or note-060-100.wav")
-        x, rate = nsynth.read_sound(file)
-        forms[len(x), rate] += 1
-    setting = form_of(folder, forms, args, settings)
-    span = f"{setting.pitch_low}-{setting.pitch_high}"
-    inside = [(file, pitch) for file, pitch in files
-              if setting.pitch_low <= pitch <= setting.pitch_high]
-    if not inside:
-        raise MetricError(f"{folder}: none of its {len(files):,} notes is of pitch {span}: measure "
-                          "it by itself, and say which with --pitches")
-    if len(inside) < len(files):
-        print(f"{folder}: {len(files) - len(inside):,} of {len(files):,} notes are left out: their "
-              f"pitches are not {span}", file=sys.stderr)
+def folder_run(folder, setting, args):
+    """The WAVs of a folder, whoever made them, in the form of `setting`; names tell pitches."""
+    pitch = {file: nsynth.pitch_of(file.stem) for file in sorted(folder.iterdir())
+             if file.suffix.lower() == ".wav"}
+    inside = [file for file, p in pitch.items()
+              if p is not None and setting.pitch_low <= p <= setting.pitch_high]
+    if len(inside) < 2:
+        raise MetricError(f"{folder}: no run, and {len(inside)} of its {len(pitch):,} WAVs tell a "
+                          f"pitch in {setting.pitch_low}-{setting.pitch_high}: expected two or "
+                          "more, with names such as note-060.wav, note_C4.wav or note-060-100.wav")
+    sound, rate = nsynth.read_sound(inside[0])
+    name = f"{folder}" + f", {len(inside):,} of its {len(pitch):,} WAVs" * (inside != list(pitch))
+    if (len(sound), rate) != setting[1:3]:
+        name += f", from {len(sound):,} samples at {rate:,} Hz"
     order = np.random.default_rng(args.seed).permutation(len(inside))
-    inside = [inside[i] for i in order[:args.samples or default_samples(setting)]]
+    files = [inside[i] for i in order[:args.samples or default_samples(setting)]]
     wish = nsynth.Wish(setting.length, setting.sample_rate)
-
-    def read():
-        for i in range(0, len(inside), 32):
-            some = inside[i:i + 32]
-            waves = np.stack([wish.fit(*nsynth.read_sound(file)) for file, _ in some])
-            yield (torch.from_numpy(waves.astype(np.float32) / 32768),
-                   np.array([pitch for _, pitch in some]))
-
-    return Run(str(folder), setting, len(inside), read, claims=True)
+    return Run(name, np.array([pitch[file] for file in files]), lambda some: torch.from_numpy(
+        np.stack([wish.fit(*nsynth.read_sound(file)) for file in files[some]]) / np.float32(32768)
+        ), files=True)
 
 
-def form_of(folder, forms, args, settings):
-    """The setting of a folder's notes; forms: how many files have each (length, rate)."""
-    (length, rate), _ = forms.most_common(1)[0]
-    setting = next((s for s in settings if s.sample_rate == rate), None)
-    if setting is None:
-        data = args.data or next((s.data for s in settings), None)
-        if data is None:
-            raise MetricError(f"{folder}: say which real notes to compare it with: --data DATA")
-        setting = Setting(data, args.length or length, args.sample_rate or rate,
-                          *args.pitches or (24, 84))
-    if setting.length < setting.sample_rate // 10:
-        raise MetricError(f"{folder}: notes of {setting.length:,} samples are too short: expected "
-                          "a tenth of a second or more; say how long with --length")
-    other = forms.total() - forms[setting.length, setting.sample_rate]
-    if other:
-        print(f"{folder}: {other:,} of {forms.total():,} notes are cut, padded or resampled to "
-              f"{setting.length:,} samples at {setting.sample_rate:,} Hz", file=sys.stderr)
-    return setting
-
-
-def controls(train, held_out, setting, count, seed):
+def controls(train, held_out, length, count, seed):
     """Three deliberate failures, to see which measure catches what."""
     rng = np.random.default_rng(seed)
-    one = np.zeros(count, np.int64)       # the first training note, over and over
     real = rng.permutation(len(held_out))[:count]
     shuffled = replace(held_out.subset(real), pitch=rng.permutation(held_out.pitch[real]))
-
-    def noise():
-        draw = np.random.default_rng(seed)
-        for i in range(0, count, 32):
-            n = min(32, count - i)
-            yield (torch.from_numpy(draw.normal(0, 0.1, (n, setting.length)).astype(np.float32)),
-                   draw.choice(train.pitch, n))
-
-    return [Run("control: white noise", setting, count, noise),
-            Run("control: one note repeated", setting, count, lambda: batches(train, one)),
-            Run("control: shuffled pitches", setting, len(real),
-                lambda: batches(shuffled, np.arange(len(real))))]
+    pitch = rng.choice(train.pitch, count)
+    return [Run("control: white noise", pitch, lambda some: torch.from_numpy(
+                rng.normal(0, 0.1, (len(pitch[some]), length)).astype(np.float32))),
+            real_run("control: one note repeated", train, np.zeros(count, np.int64)),
+            real_run("control: shuffled pitches", shuffled, np.arange(len(real)))]
 
 
 # ---------------------------------------------------------------------------------------------
 # Rows
 
-
-class Heard(NamedTuple):
-    """What is kept of N notes once their waves have gone by; n waves, the first of each pitch."""
-
-    features: np.ndarray      # (N, D)
-    logits: np.ndarray        # (N, 128)  over pitch
-    pictures: np.ndarray      # (N, F T / pool)  log spectrograms, for NDB
-    pitch: np.ndarray         # (N,)  asked for
-    peak: np.ndarray          # (N,)
-    off: np.ndarray           # (N,)  cents beside the pitch
-    clean: np.ndarray         # (N,)
-    steady: np.ndarray        # (N,)
-    waves: np.ndarray         # (n, L)
-    waves_pitch: np.ndarray   # (n,)
-    waves_steady: np.ndarray  # (n,)
-
-
-CELLS = 50                                # K of NDB
 NDB_SIZE = 8192                           # numbers of a note's spectrogram that NDB looks at
 SILENT = 1e-3                             # a peak below it: -60 dB of full scale
 
 
-def hear(run, classifier, device="cpu", alone=True):
+def hear(run, classifier, rate, device, alone=True):
     """Go through a run's notes in batches, so that any length and 12,800 of them fit in memory.
 
     alone: whether the run is measured for itself, and not only there to be compared with.
+    -> what is kept of N notes; off is in cents; waves are the first few of each pitch.
     """
-    if run.count < 2:
-        raise MetricError(f"{run.name}: one note only: expected two or more, and {10 * CELLS} for "
-                          "a row worth reading")
-    columns, rate, seen, pictures = [], run.setting.sample_rate, Counter(), None
-    for waves, pitch in nsynth.progress_bar(run.batches(), f"notes ({run.name})", each=32,
-                                            total=math.ceil(run.count / 32)):
+    few, columns, pictures = np.zeros(len(run.pitch), bool), [], None
+    for pitch in np.unique(run.pitch):
+        few[np.flatnonzero(run.pitch == pitch)[:VARIETY_NOTES]] = alone
+    for some, waves in batches(run):
         spectrogram = log_spectrogram(waves.to(device), rate)                   # (n, 1, F, T)
-        features, logits = classifier.judge(spectrogram)
+        features, logits = classifier(spectrogram)
         pool = max(1, spectrogram[0].numel() // NDB_SIZE)           # along time: pitch stays sharp
-        small, done = F.avg_pool2d(spectrogram, (1, pool)).flatten(1), seen.total()
+        small = F.avg_pool2d(spectrogram, (1, pool)).flatten(1).cpu()
         if pictures is None:              # one large array: many small ones would keep apart, and
-            pictures = np.empty((run.count, small.shape[1]), np.float32)    # in memory, the gaps
-        pictures[done:done + len(pitch)] = small.cpu()
-        waves, few = waves.numpy(), np.zeros(len(pitch), bool)
-        for i, p in enumerate(pitch):
-            few[i] = alone and seen[p] < VARIETY_NOTES
-            seen[p] += 1
+            pictures = np.empty((len(few), small.shape[1]), np.float32)     # in memory, the gaps
+        pictures[some], waves, pitch = small, waves.numpy(), run.pitch[some]
         own = [measure(waves, pitch, rate) if alone else pitch
                for measure in (tuning, harmonic_share, phase_coherence)]
-        columns.append([features.cpu(), logits["pitch"].cpu(), pitch, np.abs(waves).max(1), *own,
-                        waves[few], pitch[few], own[2][few]])
-    features, logits, *others = map(np.concatenate, zip(*columns))
-    return Heard(features, logits, pictures, *others)
+        columns.append([features.cpu(), logits["pitch"].cpu(), np.abs(waves).max(1), *own,
+                        waves[few[some]]])
+    features, logits, peak, off, clean, steady, waves = map(np.concatenate, zip(*columns))
+    return SimpleNamespace(
+        features=features, logits=logits, pictures=pictures, pitch=run.pitch, peak=peak, off=off,
+        clean=clean, steady=steady, waves=waves, waves_pitch=run.pitch[few])
 
 
 def row(heard, reference):
-    """The measures of notes beside those of `reference`, training notes; -> (a dict, NDB or None).
+    """The measures of notes beside `reference`, training notes; -> a dict, and what `ndb` found.
 
-    What cannot be measured is None: NDB of fewer notes than there are cells, variety where no two
-    have one pitch, steadiness of notes too short for it.
+    None where it cannot be measured: NDB of fewer notes than cells, variety where no two have one
+    pitch, steadiness of notes too short for it.
     """
-    enough = min(len(heard.pitch), len(reference.pitch)) >= CELLS
-    cells = ndb(reference.pictures, heard.pictures, CELLS) if enough else None
+    enough = reference.centres is not None and len(heard.pitch) >= CELLS
+    cells = ndb(reference.pictures, heard.pictures, reference.centres) if enough else None
     steady = heard.steady[np.isfinite(heard.steady)]
     values = {"notes": len(heard.pitch),
               "NDB": cells and cells.number, "JS": cells and cells.js,
@@ -850,55 +624,33 @@ def row(heard, reference):
     return {name: None if value != value else value for name, value in values.items()}, cells
 
 
-def remarks(counts, reference):
-    """What one should know to read rows of so many notes, {name: n}, in sentences."""
-    many, features = reference.features.shape
-    for low, high, sentence in (
-            (0, features, f"FID: no more notes than the {features} features, so that the "
-             "covariance lacks rank and the distance comes out too large"),
-            (features, 10 * features, "FID: fewer than ten notes a feature, so that the distance "
-             "comes out too large"),
-            (0, CELLS - 1, f"NDB: {CELLS} notes, and as many training notes, are needed"),
-            (CELLS - 1, 10 * CELLS, f"NDB: no more than {10 * CELLS} notes, so that the test sees "
-             "only large differences")):
-        few = [name for name, n in counts.items() if low < min(n, many) <= high]
-        if few:
-            yield f"{sentence} ({'; '.join(few) if len(few) < len(counts) else 'all rows'})"
-
-
-def check_sound(run, heard):
-    """What is wrong with the notes themselves, in sentences.
-
-    MetricError for silence only, and for WAVs that all sound alike beside their pitches: of a rate
-    not as said.  An octave may also be a habit of naming, or the model's fault.
-    """
+def remarks(run, heard, values, reference):
+    """What one should know to read a run's row, in sentences."""
+    many, features = min(len(heard.pitch), len(reference.pitch)), reference.features.shape[1]
+    if run.paper == "Real data":
+        ceiling = np.exp(entropy(np.bincount(heard.pitch)))
+        yield f"IS can be {ceiling:.1f} at these pitches; NDB is {NDB_LEVEL * CELLS} by chance"
+        # A hasty classifier names pitches right and is sure of none: IS = ceiling / exp(PE).
+        if values["PA"] < 0.9 or values["IS"] < 0.6 * ceiling or values["PE"] > 0.5:
+            yield ("the classifier is not sure even of real notes, so that PA, PE, IS and FID mean "
+                   "little in all rows: train it for longer, with --train-classifier --examples")
+    if many < 10 * features:
+        yield f"FID comes out too large of fewer than {10 * features:,} notes, ten a feature"
+    if many <= 10 * CELLS:
+        yield f"NDB needs {CELLS} notes, and sees only large differences of {10 * CELLS} or fewer"
     sounding = heard.peak >= SILENT
-    if not sounding.any():
-        raise MetricError(f"{run.name}: all of its {len(sounding):,} notes are silent: nothing to "
-                          "measure")
     if not sounding.all():
-        yield (f"{run.name}: {(~sounding).sum():,} of {len(sounding):,} notes are silent, and "
-               "count all the same")
+        yield f"{(~sounding).sum():,} notes are silent, and count all the same"
     off = heard.off[sounding & (np.abs(heard.off) < 12_000)]        # those with a fundamental
-    if not run.claims or len(off) < 10:
-        return
-    shift = np.median(off)
-    agree = np.mean(np.abs(off - shift) <= QUARTER_TONE)
-    if abs(shift) <= 2 * QUARTER_TONE or agree <= 0.75:
-        return
-    says = (f"{run.name}: {agree:.0%} of its notes sound {shift / 100:+.1f} semitones beside the "
-            "pitches in their names")
-    if abs((shift + 600) % 1200 - 600) <= QUARTER_TONE:
-        yield f"{says}: are they named by other octaves (C4 is 60)?"
-    else:
-        raise MetricError(f"{says}: if their rate is not what the files claim but "
-                          f"{2 ** (-shift / 1200):.2f} times that, write them with the right one; "
-                          "else name them as they sound (C4 is 60)")
+    shift = np.median(off) if run.files and len(off) >= 10 else 0
+    if abs(shift) > 2 * QUARTER_TONE and np.mean(np.abs(off - shift) <= QUARTER_TONE) > 0.75:
+        yield (f"they sound {shift / 100:+.1f} semitones beside the pitches in their names: named "
+               f"by other octaves (C4 is 60), or of {2 ** (-shift / 1200):.2f} times the rate that "
+               "the files claim?")
 
 
 # ---------------------------------------------------------------------------------------------
-# Tables
-
+# The table, and its page
 
 # notes, NDB, FID, IS, PA, PE (the paper's Tables 1 and 2)
 PAPER = {name: dict(zip(("notes", "NDB", "FID", "IS", "PA", "PE"), (12_800, *values)))
@@ -923,197 +675,163 @@ COLUMNS = {"notes": "{:,}", "NDB": "{:.3g}", "JS": "{:.3f}", "FID": "{:.1f}", "I
 
 
 def paper_name(config):
-    """The row of the paper's tables that a run's settings belong to, or None."""
-    model, rep = config.get("model", "gansynth"), config["rep"]
-    if model == "wavenet":
+    """The row of the paper's tables that a run's settings belong to."""
+    if config["model"] == "wavenet":
         return f"WaveNet {'8' if config['output'] == 'mulaw8' else '16'}-bit"
-    if model == "wavegan":
+    if config["model"] == "wavegan":
         return "WaveGAN"
-    if rep == "waveform":
+    if config["rep"] == spectral.WAVEFORM:
         return "Waveform GAN" + ", not grown" * (not config["progressive"])
     names = {"phase": "Phase", "if": "IF", "if-mel": "IF-Mel"}
-    return names[rep] + " + H" * config["hires"]
+    return names[config["rep"]] + " + H" * config["hires"]
 
 
-def table_rows(table):
-    """A table (see `measure`) as rows of texts, a heading first; the paper's are beneath ours."""
-    named = []
-    for entry in table["rows"]:
-        named.append((entry["name"], entry["values"]))
+def table_texts(rows):
+    """The rows of a table (see `measure`) as texts, a heading first; the paper's beneath ours."""
+    texts = [["", *COLUMNS]]
+    for entry in rows:
+        pairs = [(entry["name"], entry["values"])]
         if entry["paper"]:
-            named.append((f"  paper: {entry['paper']}", PAPER[entry["paper"]]))
-    return [["", *COLUMNS]] + [
-        [name] + [form.format(values[column]) if values.get(column) is not None else "-"
-                  for column, form in COLUMNS.items()] for name, values in named]
+            pairs.append((f"  paper: {entry['paper']}", PAPER[entry["paper"]]))
+        texts += [[name] + [form.format(values[column]) if values.get(column) is not None else "-"
+                            for column, form in COLUMNS.items()] for name, values in pairs]
+    return texts
 
 
-def format_table(table, markdown=False):
-    """A table as lines of text."""
-    rows = table_rows(table)
-    if markdown:
-        lines = ["| " + " | ".join(cell.strip().replace("|", "\\|") for cell in cells) + " |"
-                 for cells in rows]
-        return [lines[0], "| --- " + "| ---: " * len(COLUMNS) + "|", *lines[1:]]
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return [cells[0].ljust(widths[0]) + "".join(cell.rjust(width + 2) for cell, width
-                                                in zip(cells[1:], widths[1:])) for cells in rows]
+def aligned(texts):
+    """Rows of texts as lines: the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*texts)]
+    return [first.ljust(widths[0]) + "".join(f"  {cell:>{width}}" for cell, width in
+                                             zip(cells, widths[1:])) for first, *cells in texts]
 
 
-def measure(setting, runs, args):
-    """Measure runs of one setting beside its real notes.
+def markdown(texts):
+    """The same as a table of Markdown."""
+    lines = ["| " + " | ".join(cell.strip().replace("|", "\\|") for cell in cells) + " |"
+             for cells in texts]
+    return [lines[0], "| --- " + "| ---: " * len(COLUMNS) + "|", *lines[1:]]
 
-    -> a table, a dict fit for JSON; and what there is to look at, a list of (caption, (H, W, 3)).
-    """
-    train, held_out = setting.notes()
-    trained = find_classifier(setting, train, held_out, args)
-    most = args.samples or default_samples(setting)
-    reference = hear(real_run("training notes", train, setting, most, args.seed),
-                     trained.classifier, args.device, alone=False)
-    table = {"setting": asdict(setting), "seed": args.seed, "reference": len(reference.pitch),
-             "title": f"{setting}; NDB and FID beside {len(reference.pitch):,} training notes of "
-                      f"{setting.data}",
-             "classifier": {"width": trained.classifier.width, "accuracy": trained.accuracy,
-                            "held_out": trained.held_out},
-             "rows": [], "remarks": [*about_classifier(trained, setting, train)]}
-    pictures, counts, faults = [], {}, []
-    real = real_run(f"real: held out of {setting.data}", held_out, setting, most, args.seed)
+
+def print_table(setting, runs, args):
+    """Measure real notes and runs; print the table, and write a folder with a page of it."""
+    out = sample.out_folder(args.out, Path("runs"), "metrics")
+    with sample.whole_folder(out) as part:              # fails now, or after minutes of work
+        table, figures = measure(setting, runs, args, part)
+        (part / "table.json").write_text(json.dumps(table, indent=1), "utf-8")
+        (part / "index.html").write_text(measures_page(table, figures), "utf-8", "replace")
+    lines = (markdown if args.markdown else aligned)(table_texts(table["rows"]))
+    print(json.dumps(table, indent=1) if args.json else
+          "\n".join(["", table["title"], "", *lines, "", *table["remarks"]]))
+    print(f"\nlook at {out / 'index.html'}", file=sys.stderr)
+
+
+def measure(setting, runs, args, folder):
+    """Real notes and runs beside training notes -> a table, fit for JSON; and its figures, HTML,
+    with pictures and sounds in `folder`."""
+    train, held_out = setting.notes(args.pack)
+    classifier, which = find_classifier(setting, train, args)
+    most, rate = args.samples or default_samples(setting), setting.sample_rate
+    some, real = (np.sort(np.random.default_rng(args.seed).permutation(len(notes))[:most])
+                  for notes in (train, held_out))
+    reference = hear(real_run("training notes", train, some), classifier, rate, args.device, False)
+    reference.centres = cell_centres(reference.pictures) if len(some) >= CELLS else None
+    runs = [real_run(f"real: held out of {setting.data}", held_out, real, "Real data"), *runs]
     if args.controls:
-        runs = [*runs, *controls(train, held_out, setting, most, args.seed)]
-    for run in (real, *runs):
-        heard = hear(run, trained.classifier, args.device)
-        faults += check_sound(run, heard)
+        runs += controls(train, held_out, setting.length, most, args.seed)
+    rows, told, figures = [], {}, []
+    for run in runs:
+        heard = hear(run, classifier, rate, args.device)
         values, cells = row(heard, reference)
-        counts[run.name] = values["notes"]
-        table["rows"].append({"name": run.name, "paper": run.paper, "values": values})
-        if cells:
-            pictures.append((f"{run.name}: NDB", ndb_picture(cells)))
-        pictures.append((f"{run.name}: phase", phase_example(heard, setting.sample_rate)))
-    table["remarks"] += [*remarks(counts, reference), *faults]
-    return table, pictures
+        for sentence in remarks(run, heard, values, reference):
+            told.setdefault(sentence, []).append(run.name)
+        figures.append(figure(folder / f"{len(rows):02}", run.name, heard, cells, rate))
+        rows.append({"name": run.name, "paper": run.paper, "values": values})
+    title = (f"{setting}; NDB and FID beside {len(some):,} training notes of {setting.data}; "
+             f"classifier: {which}")
+    return {"title": title, "setting": setting._asdict(), "seed": args.seed, "rows": rows,
+            "remarks": [f"{sentence} ({'; '.join(names) if len(names) < len(runs) else 'all rows'})"
+                        for sentence, names in told.items()]}, figures
 
 
-def about_classifier(trained, setting, train):
-    """What one should know of the classifier, in sentences."""
-    yield (f"the classifier, {trained.classifier.width} channels wide, names the pitch of "
-           f"{trained.accuracy:.1%} of {trained.held_out:,} held-out notes")
-    if trained.accuracy < 0.9:
-        yield ("that is too few for PA, PE, IS and FID to mean much: train it on more notes, or "
-               "for longer, with --train-classifier")
-    if trained.mark != mark(setting, train):
-        yield ("it was trained on other notes than those of this table: held-out ones may be among "
-               "them")
-    ceiling = np.exp(scipy.stats.entropy(np.bincount(train.pitch)))
-    yield (f"IS of the training notes, were all recognised: {ceiling:.1f}; NDB expected of notes "
-           f"of one kind: {NDB_LEVEL * CELLS} of {CELLS}")
-
-
-# ---------------------------------------------------------------------------------------------
-# Pictures
-
-
-def ndb_picture(cells, height=160, bar=4):
-    """NDB's histogram: each cell's share of training notes (grey) beside the samples' (green, or
-    red where they differ), fullest first.  -> (H, W, 3) uint8."""
-    most, step = max(cells.train.max(), cells.samples.max()), 2 * bar + 4
-    picture = np.zeros((height, step * len(cells.p), 3), np.uint8)
-    for i, (a, b, p) in enumerate(zip(cells.train, cells.samples, cells.p)):
-        left = step * i + 2
-        ours = (230, 70, 60) if p < NDB_LEVEL else (80, 190, 110)
-        for share, x, colour in ((a, left, (150, 150, 160)), (b, left + bar, ours)):
-            picture[height - max(1, round(share / most * (height - 4))):, x:x + bar] = colour
-    return picture
-
-
-def phase_example(heard, rate):
-    """`phase_picture` (the paper's Fig. 3) of a note near middle C that is as steady as most."""
+def figure(file, name, heard, cells, rate):
+    """A run for the page: the paper's Fig. 3 of a note near middle C that is as steady as most,
+    and NDB's cells.  Writes FILE.png, and some notes in turn as FILE.wav; -> HTML."""
     off = np.abs(heard.waves_pitch - 60)
-    near = np.flatnonzero(off == off.min())
-    i = near[np.argsort(heard.waves_steady[near])[len(near) // 2]]
-    return phase_picture(heard.waves[i], heard.waves_pitch[i], rate)
+    waves, pitch = heard.waves[off == off.min()], heard.waves_pitch[off == off.min()]
+    i = np.argsort(phase_coherence(waves, pitch, rate))[len(pitch) // 2]
+    spectral.write_png(f"{file}.png", phase_picture(waves[i], pitch[i], rate))
+    first = np.unique(heard.waves_pitch, return_index=True)[1]
+    few = heard.waves[first[np.linspace(0, len(first) - 1, 4).astype(int)]]
+    nsynth.write_wav(f"{file}.wav", torch.from_numpy(few.ravel() / max(1, np.abs(few).max())), rate)
+    return (f"<figure><figcaption>{html.escape(name)}</figcaption>"
+            f'<img src="{file.name}.png" alt="">{ndb_picture(cells) if cells else ""}</figure>')
 
 
-PAGE = Template("""\
-<!DOCTYPE html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Measures - GANSynth</title>
-<style>
-:root { color-scheme: light dark; }
-body { margin: 0 auto; max-width: 75rem; padding: clamp(1rem, 4vw, 3rem);
-  font: 1rem/1.5 system-ui, sans-serif; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-td, th { padding: .2rem .7rem; text-align: right; white-space: nowrap; }
-td:first-child { text-align: left; }
-tr { border-top: 1px solid #8884; }
-.paper, .soft { opacity: .7; }
-figure { display: inline-block; margin: 1rem 1rem 0 0; }
-figure img { display: block; max-width: 100%; }
-</style>
+def ndb_picture(cells):
+    """NDB's histogram as SVG: the share of training notes in each cell beside the samples'."""
+    top, parts = max(cells.train.max(), cells.samples.max()), []
+    for part in (0, 0.5, 1):
+        y = 180 - 160 * part
+        parts.append(f'<path d="M46 {y}H650"/><text x="42" y="{y + 4}">{part * top:.1%}</text>')
+    for i, (real, ours, p) in enumerate(zip(cells.train, cells.samples, cells.p)):
+        kind = "differs" if p < NDB_LEVEL else "alike"
+        for share, x, colour in ((real, 50 + 12 * i, "real"), (ours, 55 + 12 * i, kind)):
+            parts.append(f'<rect class="{colour}" x="{x}" y="{180 - 160 * share / top:.1f}" '
+                         f'width="5" height="{160 * share / top:.1f}"/>')
+    return f'<svg viewBox="0 0 650 190">{"".join(parts)}</svg>'
+
+
+def measures_page(table, figures):
+    """A table and its figures as a page; beside each row of ours its WAV to play."""
+    (_, *heading), *rows = table_texts(table["rows"])
+    lines, sounds = ["<tr><th>" + "".join(f"<th>{column}" for column in heading)], itertools.count()
+    for name, *cells in rows:
+        start = "<tr class=soft><td>" if name.startswith("  paper: ") else (
+            f'<tr><td>{PLAY.format(next(sounds))} ')
+        lines.append(start + html.escape(name) + "".join(f"<td>{cell}" for cell in cells))
+    return sample.page("Measures", PAGE.format(
+        title=html.escape(table["title"]), rows="\n".join(lines), cells=CELLS,
+        remarks="<br>".join(map(html.escape, table["remarks"])), figures="\n".join(figures)
+        ), PAGE_STYLE)
+
+
+PLAY = ('<button onclick="const a = this.lastChild; a.paused ? a.play() : a.load()">&#9654;&#xFE0E;'
+        '<audio src="{:02}.wav" preload="none"></audio></button>')
+
+PAGE = """\
 <h1>Measures</h1>
-<p class="soft">The pictures below each table: NDB, of each of the $cells cells of real spectrograms
-the share of training notes (grey) beside that of the run (green, or red where the two differ by
-more than chance); and phase, a note near middle C, its cycles drawn over each other (a steady note
-draws one line) above its rainbowgram (a steady overtone is a streak of one colour).</p>
-$body
-</html>
-""")
+<p>{title}</p>
+<div class="wide"><table>
+{rows}
+</table></div>
+<p class="soft">{remarks}</p>
+<p class="soft">The sounds are four notes from low to high. Below, of each run: a note near middle
+C, its cycles drawn over each other (a steady note draws one line) above its rainbowgram (a steady
+overtone is a streak of one colour); and NDB's {cells} cells, the fullest first, with the share of
+<b class="real">training notes</b> beside that of the run, <b class="alike">alike</b> or
+<b class="differs">further apart than by chance</b>.</p>
+{figures}
+"""
 
-
-def write_page(folder, tables, pictures):
-    """Tables, and each one's pictures, in a folder: index.html, table.md, table.json and PNGs."""
-    body, markdown, number = [], [], 0
-    for table, shown in zip(tables, pictures):
-        markdown += [table["title"], "", *format_table(table, markdown=True), "",
-                     *(f"- {remark}" for remark in table["remarks"]), ""]
-        heading, *rows = table_rows(table)
-        body += [f"<h2>{html.escape(table['title'])}</h2><div class=wide><table><tr>"
-                 + "".join(f"<th>{column}" for column in heading)]
-        body += ["<tr" + ' class="paper"' * cells[0].startswith("  paper: ") + ">"
-                 + "".join(f"<td>{html.escape(cell)}" for cell in cells) for cells in rows]
-        body += ["</table></div>"]
-        body += [f'<p class="soft">{html.escape(remark)}' for remark in table["remarks"]]
-        body += ["<div>"]
-        for caption, rgb in shown:
-            spectral.write_png(folder / f"{number:02}.png", rgb)
-            body += [f'<figure><img src="{number:02}.png" alt=""><figcaption>'
-                     f"{html.escape(caption)}</figcaption></figure>"]
-            number += 1
-        body += ["</div>"]
-    (folder / "table.md").write_text("\n".join(markdown), encoding="utf-8")
-    (folder / "table.json").write_text(json.dumps(tables, indent=1), encoding="utf-8")
-    (folder / "index.html").write_text(PAGE.substitute(body="\n".join(body), cells=CELLS),
-                                       encoding="utf-8", errors="replace")
+PAGE_STYLE = """\
+th, td { padding: .2rem .4rem; font-size: .85rem; }
+td:first-child { min-width: 9rem; white-space: normal; overflow-wrap: anywhere; }
+td button { padding: 0 .5rem; }
+figure { display: flex; flex-wrap: wrap; gap: 1rem; align-items: end; }
+figcaption { width: 100%; }
+svg { width: 40rem; max-width: 100%; font-size: 12px; fill: var(--soft); text-anchor: end; }
+path { stroke: var(--line); }
+.real { color: #8a8a94; fill: currentColor; }
+.alike { color: #3d9e5c; fill: currentColor; }
+.differs { color: #e0483c; fill: currentColor; }
+"""
 
 
 # ---------------------------------------------------------------------------------------------
 # Human evaluation
 
-ANSWERS, ANSWERS_VERSION = "gansynth-listening-answers", 1
+ANSWERS = "gansynth-listening-answers"    # the format of a file of answers, version 1
 LEVEL = 0.05                              # of significance, after Holm's correction
-
-
-def check_notes(models):
-    """{name: (waves, pitches)} as arrays; MetricError for shapes, NaN, silence, two lengths."""
-    models = {name: tuple(map(np.asarray, notes)) for name, notes in models.items()}
-    lengths = {}
-    for name, (waves, pitch) in models.items():
-        if waves.ndim != 2 or 0 in waves.shape or pitch.shape != waves.shape[:1]:
-            raise MetricError(f"{name}: waves of shape {waves.shape} with pitches {pitch.shape}:"
-                                 " expected (N, L) with (N,)")
-        peak = np.abs(waves).max(axis=1)
-        for bad, fault in ((~np.isfinite(peak), "holds NaN or infinity"),
-                           (peak < 1 / 32768, "is silent")):
-            if bad.any():
-                raise MetricError(f"note {bad.argmax()} of {name} {fault} ({bad.sum()} of its "
-                                     f"{len(bad)} notes): leave such notes out")
-        lengths[waves.shape[1]] = name
-    if len(lengths) > 1:
-        (l0, a), (l1, b) = list(lengths.items())[:2]
-        raise MetricError(f"notes of {a} have {l0} samples and those of {b} {l1}, which would "
-                             "tell them apart: cut them to one length")
-    return models
 
 
 def draw_pairs(pitches, pairs, seed):
@@ -1121,64 +839,36 @@ def draw_pairs(pitches, pairs, seed):
 
     pitches: {name: (N,) MIDI}.  The two of a pair have one pitch and different models.  All pairs
     of models come equally often, to within one, and so does each of the two as A.  No two notes
-    meet twice, and the notes used least come first.  MetricError where there are too few.
+    meet twice, and the notes and pitches used least come first.
     """
-    random = Random(seed)
-    contests = [random.sample(pair, 2) for pair in itertools.combinations(pitches, 2)]
+    random, used, drawn = np.random.default_rng(seed), Counter(), []
+    contests = list(itertools.combinations(pitches, 2))
     if not contests:
         raise MetricError("a listening test compares two models or more: name another one")
-    if pairs < len(contests):
-        raise MetricError(f"{pairs} pairs are too few: {len(pitches)} models meet in "
-                             f"{len(contests)} ways, so ask for {len(contests)} pairs or more")
-    at = {name: {p: [(name, i) for i in np.flatnonzero(pitch == p).tolist()]
-                 for p in np.unique(pitch).tolist()} for name, pitch in pitches.items()}
-    free = {(a, b): {p: len(at[a][p]) * len(at[b][p]) for p in at[a] if p in at[b]}
-            for a, b in contests}         # meetings left, by pitch
-    for (a, b), left in free.items():
-        if sum(left.values()) < -(-pairs // len(contests)):
-            raise MetricError(f"{a} and {b} have notes for {sum(left.values())} pairs of one "
-                                 f"pitch, and {-(-pairs // len(contests))} are needed: give both "
-                                 "more notes of the same pitches, or ask for fewer pairs")
-    random.shuffle(contests)              # the first ones come once more where it does not divide
-    used, met, drawn = Counter(), Counter(), []
+    need = math.ceil(pairs / len(contests))
+    meetings = {}                         # of each two models, in random order
+    for a, b in contests:
+        met = np.argwhere(pitches[a][:, None] == pitches[b])
+        if len(met) < need:
+            raise MetricError(f"{a} and {b} have notes for {len(met)} pairs of one pitch, and "
+                              f"{need} are needed: raise --samples, or ask for fewer --pairs")
+        meetings[a, b] = [((a, i), (b, j)) for i, j in random.permutation(met).tolist()]
+    random.shuffle(contests)
     for turn in range(pairs):
-        a, b = contests[turn % len(contests)]
-        left = free[a, b]
-        pitch = min((p for p in left if left[p]), key=lambda p: (
-            min(used[note] for note in at[a][p]) + min(used[note] for note in at[b][p]),
-            met[a, b, p], random.random()))
-        pair = min(itertools.product(at[a][pitch], at[b][pitch]), key=lambda pair: (
-            met[pair], used[pair[0]] + used[pair[1]], random.random()))
-        used.update(pair)
-        met.update([pair, (a, b, pitch)])
-        left[pitch] -= 1
-        drawn.append(pair[::-1] if turn // len(contests) % 2 else pair)
-    random.shuffle(drawn)
-    return drawn
+        a, b = contest = contests[turn % len(contests)]
+        best = min(meetings[contest], key=lambda met: (
+            used[met[0]] + used[met[1]], used[contest, pitches[a][met[0][1]]]))
+        meetings[contest].remove(best)
+        used.update([*best, (contest, pitches[a][best[0][1]])])
+        drawn.append(best[::(-1) ** (turn // len(contests))])
+    return [drawn[i] for i in random.permutation(pairs)]
 
 
-def level_notes(waves, sample_rate):
-    """(N, L) floats -> int16, all of one RMS, by one factor for all so that none clips.
+def listening_test(setting, runs, args):
+    """The paper's human evaluation as a page: blind pairs of the runs' notes, and with --data of
+    real ones.  All have one RMS, by one factor for all so that none clips.
 
-    An end that was cut, beyond a hundredth of the note's peak, is faded over 5 ms: a click there
-    is no fault of the model.
-    """
-    waves = np.array(waves, dtype=np.float64)
-    ramp = np.linspace(0, 1, min(int(0.005 * sample_rate), waves.shape[1] // 2), endpoint=False)
-    for wave in waves:
-        for end in (wave, wave[::-1]):    # views: both change the wave itself
-            if abs(end[0]) > 0.01 * np.abs(wave).max():
-                end[:len(ramp)] *= ramp
-    waves /= np.sqrt(np.mean(waves ** 2, axis=1, keepdims=True))
-    return np.rint(waves * (0.9 * 32767 / np.abs(waves).max())).astype("<i2")
-
-
-def write_listening_test(models, sample_rate, out, pairs=40, seed=0):
-    """The paper's human evaluation as one page, `out`/index.html; returns its path.
-
-    models: {name: (waves (N, L) of floats, pitches (N,) MIDI)}, two or more.  The page needs
-    nothing but itself; raters open it, compare `pairs` pairs of notes, and send the file of
-    answers that it saves, for `score_test`:
+    The page needs nothing but itself; each rater sends the file that it saves:
 
         {"format": ANSWERS, "version": 1, "test": hash of the test, "rater": name, "answers":
          [{"pair": 1, "A": model, "B": model, "pitch": MIDI, "rating": 1 to 5}, ...]}
@@ -1187,107 +877,143 @@ def write_listening_test(models, sample_rate, out, pairs=40, seed=0):
     strongly agree, 3 neutral, 5 strongly disagree.  Which model is which stands in the page in
     base64 only: nobody reads it by chance, but who wants to cheat can.
     """
-    models = check_notes(models)
-    drawn = draw_pairs({name: pitch for name, (_, pitch) in models.items()}, pairs, seed)
-    out = sample.out_folder(Path(out), None)
-    notes = list(dict.fromkeys(note for pair in drawn for note in pair))    # each once
-    waves = level_notes([models[name][0][i] for name, i in notes], sample_rate)
-    sounds = []
+    out, models = sample.out_folder(args.out, None), {}
+    with sample.whole_folder(out) as part:
+        if args.data:
+            held_out = setting.notes(args.pack)[1]
+            some = np.random.default_rng(args.seed).permutation(len(held_out))[:args.samples]
+            runs = [real_run("real notes", held_out, some), *runs]
+        for run in runs:
+            waves = np.concatenate([waves for _, waves in batches(run)])
+            sounding = np.abs(waves).max(1) >= SILENT
+            models[run.name] = waves[sounding], run.pitch[sounding]
+        pairs = draw_pairs({name: notes[1] for name, notes in models.items()}, args.pairs,
+                           args.seed)
+        waves = np.stack([models[name][0][i] for pair in pairs for name, i in pair])
+        waves /= np.sqrt(np.square(waves).mean(1, keepdims=True))
+        waves = np.rint(waves * (0.9 * 32767 / np.abs(waves).max())).astype(np.int16)
+        key = [(a, b, int(models[a][1][i])) for (a, i), (b, _) in pairs]
+        (part / "index.html").write_text(listening_page(key, waves, setting.sample_rate), "utf-8")
+    print(f"open {out / 'index.html'} in a browser; when people have rated, score what it saved "
+          "with: python metrics.py --score-test answers*.json")
+
+
+def listening_page(key, waves, sample_rate):
+    """The page of pairs; key: each one's (A, B, pitch); waves (2 pairs, L) int16, A and B."""
+    sounds, forms = [], []
     for wave in waves:
         scipy.io.wavfile.write(file := io.BytesIO(), sample_rate, wave)
-        sounds.append(base64.b64encode(file.getvalue()).decode())
-    key = json.dumps([[a[0], b[0]] for a, b in drawn])
-    test = {"format": ANSWERS, "version": ANSWERS_VERSION, "notes": sounds,
-            "pairs": [[notes.index(a), notes.index(b), int(models[a[0]][1][a[1]])]
-                      for a, b in drawn],
-            "key": base64.b64encode(key.encode()).decode()}
-    test["id"] = hashlib.sha256(json.dumps(test).encode()).hexdigest()[:16]
-    minutes = pairs * (2 * waves.shape[1] / sample_rate + 4) / 60
-    try:
-        with sample.whole_folder(out) as part:
-            (part / "index.html").write_text(LISTENING_PAGE.substitute(
-                test=json.dumps(test), pairs=pairs, minutes=max(1, round(minutes))),
-                encoding="utf-8")
-    except OSError as error:
-        raise MetricError(f"{out} cannot be written ({error.strerror}): name another folder"
-                          ) from None
-    return out / "index.html"
+        sounds.append("data:audio/wav;base64," + base64.b64encode(file.getvalue()).decode())
+    for i, (a, b) in enumerate(zip(sounds[::2], sounds[1::2]), 1):
+        levels = [f'<label><input type="radio" name="{i}" value="{n}"> {n} {level}</label>'
+                  for n, level in enumerate(LEVELS, 1)]
+        forms.append(PAIR.format(i=i, n=len(key), A=a, B=b, levels="\n".join(levels)))
+    key = json.dumps(key).encode()
+    body = LISTENING.format(test=f"{zlib.crc32(key + waves.tobytes()):08x}", n=len(forms),
+                            key=base64.b64encode(key).decode(), pairs="\n".join(forms))
+    return sample.page("Listening test", body, LISTENING_STYLE, LISTENING_SCRIPT)
 
 
-def read_answers(path):
-    """One rater's answers, as `write_listening_test` describes them; MetricError if not."""
-    try:
-        contents = json.loads(Path(path).read_text(encoding="utf-8"))
-        known = contents["format"] == ANSWERS and contents["version"] == ANSWERS_VERSION
-    except OSError as error:
-        raise MetricError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, RecursionError):
-        raise MetricError(f"{path}: not JSON: give the answers*.json that the page saves"
-                             ) from None
-    except (TypeError, KeyError):
-        known = False
-    if not known:
-        raise MetricError(f"{path}: no answers of a listening test (version {ANSWERS_VERSION}):"
-                             " give the answers*.json that the page saves")
-    answers = contents.get("answers")
-    if not (isinstance(answers, list) and answers
-            and all(isinstance(contents.get(name), str) for name in ("test", "rater"))):
-        raise MetricError(f"{path}: lacks its test, rater or answers: save it again")
-    for i, answer in enumerate(answers, 1):
-        if not (isinstance(answer, dict) and answer.get("pair") == i and answer.get("A") !=
-                answer.get("B") and all(isinstance(answer.get(side), str) for side in "AB")):
-            raise MetricError(f"{path}: answer {i} does not name pair {i} and its two models: "
-                                 "save it again")
-        if type(answer.get("rating")) is not int or not 1 <= answer["rating"] <= 5:
-            raise MetricError(f"{path}: answer {i} has the rating {answer.get('rating')!r}: "
-                                 "expected a whole number from 1 to 5")
-    return contents
+LISTENING = """\
+<h1>Listening test</h1>
+<p>Please use headphones, in a quiet room. You will hear {n} pairs of notes, A and B. Rate their
+<b>audio quality</b>: noise, roughness, warbling and other distortions. Do not rate taste: which
+instrument you like better is not asked. Listen to both to the end, as often as you like.</p>
+<p class="soft">Your answers stay in this browser, also if the page is closed; when all are given,
+save them as a file and send it back. Within a pair, space plays and the keys 1 to 5 answer.</p>
+<form data-test="{test}" data-key="{key}">
+<label>Your name (the file will have it) <input name="rater" maxlength="40"></label>
+{pairs}
+<p class="bar"><progress max="{n}" value="0"></progress>
+<button type="button" id="save">Save the answers</button> <button type="reset">Next rater</button>
+</p></form>
+"""
+
+PAIR = """\
+<fieldset><legend>Pair {i} of {n}: A has better audio quality / fewer distortions than B.</legend>
+<label>A <audio controls src="{A}"></audio></label>
+<label>B <audio controls src="{B}"></audio></label>
+<p>{levels}</fieldset>"""
+LEVELS = ("Strongly agree", "Agree", "Neutral", "Disagree", "Strongly disagree")
+
+LISTENING_STYLE = """\
+body { max-width: 48rem; }
+fieldset { margin: 1rem 0; border: 1px solid var(--line); border-radius: .6rem; }
+audio { width: 16rem; height: 2.4rem; vertical-align: middle; }
+fieldset label { margin-right: 1rem; white-space: nowrap; }
+input { max-width: 100%; font: inherit; }
+.bar { position: sticky; bottom: 0; padding: .6rem 0; background: var(--paper); }
+"""
+
+LISTENING_SCRIPT = """\
+const form = document.forms[0], storage = "gansynth-listening-" + form.dataset.test;
+const key = JSON.parse(atob(form.dataset.key)), save = document.getElementById("save");
+const answers = () => Object.fromEntries(new FormData(form));
+
+function keep() {                         // the answers in this browser, and how many there are
+  localStorage.setItem(storage, JSON.stringify(answers()));
+  const given = Object.keys(answers()).length - 1;      // and the name
+  document.querySelector("progress").value = given;
+  save.disabled = given < key.length;
+}
+form.oninput = keep;
+form.onreset = () => { setTimeout(keep); return confirm("Erase the answers from this page?"); };
+form.addEventListener("play", event => {  // one at a time
+  for (const audio of form.querySelectorAll("audio")) if (audio !== event.target) audio.pause();
+}, true);
+
+document.onkeydown = event => {           // 1 to 5: rate the pair in focus, on to the next one
+  const pair = document.activeElement.closest("fieldset");
+  const choice = pair?.querySelector(`[value="${CSS.escape(event.key)}"]`);
+  if (!choice || event.ctrlKey || event.metaKey || event.altKey) return;
+  choice.click();
+  pair.nextElementSibling.querySelector("audio, button").focus();
+};
+
+save.onclick = () => {
+  const given = answers(), {test} = form.dataset;
+  const rater = given.rater.trim() || "anonymous-" + Math.random().toString(36).slice(2, 8);
+  const text = JSON.stringify({format: "gansynth-listening-answers", version: 1, test, rater,
+    answers: key.map(([A, B, pitch], i) =>
+      ({pair: i + 1, A, B, pitch, rating: Number(given[i + 1])}))}, null, 1);
+  const href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
+  const download = "answers-" + rater.replace(/[^\\p{L}\\p{N}]+/gu, "-") + ".json";
+  Object.assign(document.createElement("a"), {href, download}).click();
+};
+
+// Not before the first frame: Chromium may find the storage of a local file empty until then.
+requestAnimationFrame(() => setTimeout(() => {
+  const kept = JSON.parse(localStorage.getItem(storage)) || {};
+  for (const name in kept) form.elements.namedItem(name).value = kept[name];
+  keep();
+}));
+"""
 
 
-def read_raters(paths):
+def read_answers(paths):
     """The answers of different raters to one test, a list; MetricError says what is wrong."""
     files = {}
     for path in paths:
-        new = read_answers(path)
-        for other, old in files.items():
-            if new == old:
-                raise MetricError(f"{path} and {other} are the same answers: give them once")
-            if new["test"] != old["test"]:
-                raise MetricError(f"{path} and {other} are answers to different tests "
-                                     f"({new['test']}, {old['test']}): score each test alone")
-            if new["rater"] == old["rater"]:
-                raise MetricError(f"{path} and {other} are both by {new['rater']!r}: give one "
-                                     "of them, or name two raters apart inside the files")
-            asked, before = ([(answer["A"], answer["B"]) for answer in contents["answers"]]
-                             for contents in (new, old))
-            if asked != before:
-                raise MetricError(f"{path} and {other} name one test but other pairs of models:"
-                                     " one was changed by hand, so save it again")
-        files[path] = new
-    if not files:
-        raise MetricError("no answers: give the answers*.json that the page saves")
-    return list(files.values())
-
-
-def signed_rank(d):
-    """Wilcoxon's signed-rank test: two-sided p for differences d (n,) around 0, zeros left out.
-
-    Exact up to 100, by the share of all 2^n patterns of signs that give each rank sum.  Ratings
-    of five levels are full of ties, for which scipy's exact table does not hold; and the normal
-    approximation gives five unanimous ones p = 0.025, where 2 patterns in 2^5 are 0.0625.
-    """
-    d = np.asarray(d, dtype=np.float64)
-    d = d[d != 0]
-    if len(d) == 0:
-        return 1.0
-    if len(d) > 100:
-        return float(scipy.stats.wilcoxon(d).pvalue)
-    ranks = np.rint(2 * scipy.stats.rankdata(np.abs(d))).astype(int)    # ties have half ranks
-    share = np.eye(1, ranks.sum() + 1)[0]                               # of patterns, per sum
-    for rank in ranks:
-        share = (share + np.roll(share, rank)) / 2                      # minus, or plus
-    plus = ranks[d > 0].sum()
-    return float(min(1.0, 2 * min(share[:plus + 1].sum(), share[plus:].sum())))
+        try:
+            new = json.loads(path.read_text(encoding="utf-8"))
+            test = new["test"], [(answer["A"], answer["B"]) for answer in new["answers"]]
+            ratings = [answer["rating"] for answer in new["answers"]]
+            if ((new["format"], new["version"]) != (ANSWERS, 1) or not ratings
+                    or any(type(r) is not int or not 1 <= r <= 5 for r in ratings)):
+                raise ValueError
+            rater = new["rater"]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise MetricError(f"{path}: no answers to a listening test: give the answers-NAME.json "
+                              "that its page saved, unchanged") from None
+        for other, (old_test, old_rater, _) in files.items():
+            if test != old_test:
+                raise MetricError(f"{path} and {other} are answers to different tests: score each "
+                                  "test alone")
+            if rater == old_rater:
+                raise MetricError(f"{path} and {other} are both by {rater!r}: give one of them, or "
+                                  "name two raters apart inside the files")
+        files[path] = test, rater, new["answers"]
+    return [answers for _, _, answers in files.values()]
 
 
 def holm(p):
@@ -1299,85 +1025,61 @@ def holm(p):
     return corrected
 
 
-def least_ratings(tests):
-    """Ratings a pair, none neutral, before even unanimous ones, p = 2^(1 - n), are significant at
-    Holm's first step among so many tests."""
-    return math.floor(math.log2(tests / LEVEL)) + 2
-
-
 def ratings_for_power(tests, preference=0.6, power=0.8):
-    """Ratings a pair, none neutral, to detect a preference of 60:40 four times in five.
-
-    The sign test in its normal approximation, at Holm's first and strictest step, LEVEL / tests;
-    ratings are taken as independent.
-    """
-    z0, z1 = scipy.stats.norm.isf([LEVEL / tests / 2, 1 - power])
-    spread = z0 / 2 + z1 * math.sqrt(preference * (1 - preference))
-    return math.ceil((spread / (preference - 0.5)) ** 2)
+    """Ratings a pair, none neutral, from which on a preference of 60:40 is found four times in
+    five: by the exact sign test at Holm's first and strictest step, LEVEL / tests."""
+    n = np.arange(1, 10_000)
+    needed = binom.isf(LEVEL / tests / 2, n, 0.5) + 1   # wins, or as many losses
+    found = binom.sf(needed - 1, n, preference) + binom.cdf(n - needed, n, preference)
+    return int(n[found < power].max()) + 1
 
 
 def score_test(paths):
-    """Answers of several raters to one test, counted and tested, as a dict for `format_scores`.
+    """Answers of several raters to one test, counted and tested.
 
-    models: wins, ties and losses by name, the best first; pairs: the same from the first one's
-    side, with Wilcoxon's p and Holm's correction of it; kruskal: H and p of all models' ratings,
-    each rating counting for both its models.  MetricError says what is wrong with the files.
+    -> raters, their number; models, {name: [wins, ties, losses]}, the best first; pairs, {(a, b):
+    [wins of a, ties, losses, p, p corrected]}.  p is the exact sign test's, of wins among ratings
+    that are not neutral.
     """
-    def count(scores):
-        sign = np.sign(scores)
-        return {"ratings": len(sign), "wins": int((sign > 0).sum()),
-                "ties": int((sign == 0).sum()), "losses": int((sign < 0).sum())}
-
-    files = read_raters(paths)
-    sides, duels = {}, {}                 # scores by model, and by a model and its opponent
-    for answer in (answer for contents in files for answer in contents["answers"]):
-        a, b, score = answer["A"], answer["B"], 3 - answer["rating"]    # 2: A strongly, to -2
-        for own, other, score in ((a, b, score), (b, a, -score)):
-            sides.setdefault(own, []).append(score)
-            duels.setdefault((own, other), []).append(score)
-    models = sorted(((name, count(scores)) for name, scores in sides.items()),
-                    key=lambda row: (-row[1]["wins"] / row[1]["ratings"], row[0]))
-    models = dict(models)
-    pairs = {pair: count(duels[pair]) | {"p": signed_rank(duels[pair])}
-             for pair in itertools.combinations(models, 2) if pair in duels}
-    for row, p in zip(pairs.values(), holm([row["p"] for row in pairs.values()])):
-        row["p_holm"] = float(p)
-    alike = len(set().union(*sides.values())) == 1                  # scipy gives NaN, or fails
-    h, p = (0.0, 1.0) if alike else map(float, scipy.stats.kruskal(*sides.values()))
-    return {"test": files[0]["test"], "raters": [contents["rater"] for contents in files],
-            "ratings": sum(row["ratings"] for row in pairs.values()), "models": models,
-            "pairs": pairs, "kruskal": {"H": h, "p": p}}
+    files = read_answers(paths)
+    models, pairs = {}, {}
+    for answer in itertools.chain(*files):
+        outcome = 1 + int(np.sign(answer["rating"] - 3))            # 0: A wins, 1: a tie, 2: B wins
+        for own, other, place in ((answer["A"], answer["B"], outcome),
+                                  (answer["B"], answer["A"], 2 - outcome)):
+            models.setdefault(own, [0, 0, 0])[place] += 1
+            pairs.setdefault((own, other), [0, 0, 0])[place] += 1
+    models = dict(sorted(models.items(), key=lambda row: (-row[1][0] / sum(row[1]), row[0])))
+    pairs = {pair: pairs[pair] for pair in itertools.combinations(models, 2) if pair in pairs}
+    for row in pairs.values():
+        won, _, lost = row
+        row.append(binomtest(won, won + lost).pvalue if won + lost else 1.0)
+    for row, corrected in zip(pairs.values(), holm([row[3] for row in pairs.values()])):
+        row.append(corrected)
+    return len(files), models, pairs
 
 
-def format_scores(result):
+def format_scores(raters, models, pairs):
     """What `score_test` found, as text."""
-    models, pairs, tests = result["models"], result["pairs"], len(result["pairs"])
-    paper = {"ratings": 800, "wins": 549}
-    wide = max(len("paper: real data"), *(len(f"{a}, {b}") for a, b in pairs))
-    lines = [f"Models: {len(models)}, raters: {len(result['raters'])}, ratings: "
-             f"{result['ratings']:,} (paper: 3,600 of nine models)", "",
-             f"{'model':{wide}}{'ratings':>9}{'wins':>14}{'ties':>14}{'losses':>14}"]
-    for name, row in [*models.items(), ("paper: real data", paper)]:
-        cells = [f"{row[k]:7}{row[k] / row['ratings']:7.1%}" for k in ("wins", "ties", "losses")
-                 if k in row]
-        lines.append(f"{name:{wide}}{row['ratings']:9}{''.join(cells)}")
-    lines += ["", f"{'pair':{wide}}{'ratings':>9}{'first wins':>14}{'ties':>14}{'second wins':>14}"
-                  f"{'p':>9}{'Holm':>9}"]
-    lines += [f"{f'{a}, {b}':{wide}}{row['ratings']:9}{row['wins']:14}{row['ties']:14}"
-              f"{row['losses']:14}{row['p']:9.2g}{row['p_holm']:9.2g}"
-              for (a, b), row in pairs.items()]
-    lines += ["", f"p: Wilcoxon signed-rank; Holm: p corrected for the number of pairs ({tests}), "
-                  f"significant below {LEVEL}.", f"Kruskal-Wallis over all models: H = "
-                  f"{result['kruskal']['H']:.2f}, p = {result['kruskal']['p']:.2g}."]
-    least = least_ratings(tests)
-    few = sum(row["wins"] + row["losses"] < least for row in pairs.values())
-    if few:
-        lines.append(f"Too few ratings in {few} of the pairs: {least} that are not neutral are "
-                     "needed before\neven unanimous ones can be significant.")
-    lines.append(f"To detect a preference of 60:40 in a pair four times in five takes about "
-                 f"{ratings_for_power(tests)}\nratings of it that are not neutral (sign test at "
-                 f"{LEVEL} / {tests}; all ratings taken as independent).")
-    return "\n".join(lines)
+    def percent(count, of):
+        return f"{count} {count / of:6.1%}"
+
+    total, tests = sum(sum(row[:3]) for row in pairs.values()), len(pairs)
+    table = [["model", "ratings", "wins", "ties", "losses"]]
+    for name, row in models.items():
+        table.append([name, f"{sum(row)}", *(percent(count, sum(row)) for count in row)])
+    table.append(["paper: real data", "800", percent(549, 800), "", ""])
+    duels = [["pair", "ratings", "first wins", "ties", "second wins", "p", "Holm"]]
+    for (a, b), (*row, p, corrected) in pairs.items():
+        duels.append([f"{a}, {b}", *map(str, (sum(row), *row)), f"{p:.2g}", f"{corrected:.2g}"])
+    least = math.floor(math.log2(tests / LEVEL)) + 2    # unanimous: p = 2^(1 - n)
+    return "\n".join([
+        f"{raters} raters, {total:,} ratings (paper: 3,600 of nine models)", "", *aligned(table),
+        "", *aligned(duels), "",
+        "p: exact sign test of the ratings that are not neutral; Holm: corrected for the number of "
+        f"pairs, significant\nbelow {LEVEL}.  A pair needs {least} such ratings before unanimous "
+        f"ones can be significant, and {ratings_for_power(tests)} to\nfind a preference of 60:40 "
+        "four times in five (all ratings taken as independent)."])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -1403,45 +1105,52 @@ def parse(argv):
     add = parser.add_argument
     add("runs", nargs="*", type=Path, metavar="RUN",
         help="run folders, checkpoints, or folders of WAVs with the pitch in each name")
-    add("--data", help="real notes to compare with (default: each run's own)")
+    add("--data", help="real notes to compare with (default: the first run's own)")
+    add("--pack", default="", metavar="DIR", help="where to pack them (default: beside them)")
     add("--samples", type=sample.at_least(2), metavar="N",
         help="notes a row (default: 12,800 of 4 s, the paper's; 1,000 of shorter ones)")
     add("--seed", type=sample.at_least(0), default=1, help="of latents and choices (default 1)")
-    add("--mel-inverse", choices=spectral.MEL_INVERSES, default="pseudo",
-        help="from mel bands back to frequencies, for if-mel (default: pseudo)")
+    add("--mel-inverse", choices=spectral.MEL_INVERSES, help="for if-mel (default: the run's own)")
     add("--device", type=sample.device, default="cuda" if torch.cuda.is_available() else "cpu",
         help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-    add("--controls", action="store_true", help="add three deliberate failures: white noise, one "
-        "note repeated, real notes with shuffled pitches")
+    add("--controls", action="store_true", help="add rows of three deliberate failures")
     add("--markdown", action="store_true", help="print Markdown")
     add("--json", action="store_true", help="print JSON")
-    add("--out", type=Path, metavar="DIR", help="a new or empty folder for the page and pictures "
-        "(default: runs/metrics-0001, ...), or for the listening test")
+    add("--out", type=Path, metavar="DIR", help="new, for the page (default: runs/metrics-0001)")
 
-    group = parser.add_argument_group("the classifier (trained on first use, and kept)")
-    group.add_argument("--train-classifier", action="store_true",
-                       help="train it, print how good it is, and stop; for the paper's notes, "
-                       "for those of the runs given, or as these say:")
-    group.add_argument("--length", type=sample.at_least(1), metavar="N", help="samples a note")
-    group.add_argument("--sample-rate", type=sample.at_least(1000), metavar="HZ")
-    group.add_argument("--pitches", type=span, metavar="LOW-HIGH")
-    group.add_argument("--width", choices=WIDTHS, help="full: the paper's, 128 channels and more "
-                       "(default with a GPU); thin: 16 (default without)")
-    group.add_argument("--examples", type=sample.at_least(1), default=0, metavar="N",
-                       help="to train on, with --train-classifier (default: each note 8 times, "
-                       "but at least 16,000)")
-    group.add_argument("--classifier", type=Path, metavar="FILE",
-                       help="one trained before (default: the one of these notes)")
+    add = parser.add_argument_group("what notes are like, where no run says it").add_argument
+    add("--length", type=sample.at_least(1000), metavar="N", help="samples (default 64,000)")
+    add("--sample-rate", type=sample.at_least(1000), metavar="HZ", help="default 16,000")
+    add("--pitches", type=span, metavar="LOW-HIGH", help="MIDI numbers (default 24-84)")
 
-    group = parser.add_argument_group("people's ears (paper 4.1)")
-    group.add_argument("--listening-test", action="store_true",
-                       help="write a page of blind pairs of the runs' notes to --out")
-    group.add_argument("--pairs", type=sample.at_least(1), default=40, help="of it (default 40)")
-    group.add_argument("--score-test", nargs="+", type=Path, metavar="FILE",
-                       help="what answers*.json, saved by that page, say")
+    add = parser.add_argument_group("the classifier (trained on first use, and kept)").add_argument
+    add("--train-classifier", action="store_true", help="train it anew, even if one was kept")
+    add("--width", choices=WIDTHS, help="full: the paper's, 128 channels (default with a GPU), "
+        "or thin: 16 (default without)")
+    add("--examples", type=sample.at_least(1), default=0, metavar="N",
+        help="to train it on (default: each note 8 times, but at least 16,000)")
+    add("--classifier", type=Path, metavar="FILE", help="use this one, trained before")
+
+    add = parser.add_argument_group("people's ears (paper 4.1)").add_argument
+    add("--listening-test", action="store_true", help="write a page of blind pairs to --out")
+    add("--pairs", type=sample.at_least(1), default=40, help="of it (default 40)")
+    add("--score-test", nargs="+", type=Path, metavar="FILE", help="what answers*.json say")
     args = parser.parse_args(argv)
     args.width = WIDTHS[args.width or ("full" if args.device.type == "cuda" else "thin")]
-    check_usage(parser, args)
+    actions = args.train_classifier + args.listening_test + bool(args.score_test)
+    if actions > 1 or args.score_test and args.runs:
+        parser.error("--train-classifier, --listening-test and --score-test (which takes no runs) "
+                     "are done one at a time")
+    if not (args.runs or args.data or args.train_classifier or args.score_test):
+        parser.error("name a run: a folder that train.py wrote, a checkpoint, or a folder of WAVs; "
+                     "or --data alone, for the row of real notes")
+    if args.listening_test and not (args.runs and args.out):
+        parser.error("--listening-test needs runs to compare, and --out DIR, a new folder")
+    if args.classifier and args.train_classifier or args.examples and not args.train_classifier:
+        parser.error("--examples goes with --train-classifier, and --classifier does not")
+    if (args.length or args.sample_rate or args.pitches) and any(map(is_run, args.runs)):
+        parser.error("--length, --sample-rate and --pitches say what notes are like where no run "
+                     "does: leave them out")
     return args
 
 
@@ -1450,106 +1159,31 @@ def is_run(path):
     return not path.is_dir() or gansynth.newest_checkpoint(path) is not None
 
 
-def check_usage(parser, args):
-    """Refuse flags that contradict each other, or would do nothing."""
-    actions = [args.train_classifier, args.listening_test, bool(args.score_test)]
-    if sum(actions) > 1 or args.score_test and args.runs:
-        parser.error("--train-classifier, --listening-test and --score-test (which takes no runs) "
-                     "are done one at a time")
-    if not (args.runs or args.data or args.train_classifier or args.score_test):
-        parser.error("name a run: a folder that train.py wrote, a checkpoint, or a folder of WAVs; "
-                     "or --data alone, for the row of real notes")
-    if args.listening_test and not (args.runs and args.out):
-        parser.error("--listening-test needs runs to compare, and --out DIR, a new folder")
-    if args.train_classifier and args.classifier:
-        parser.error("--train-classifier trains one, and --classifier names another: leave one out")
-    if args.examples and not args.train_classifier:
-        parser.error("--examples goes with --train-classifier")
-    if (args.length or args.sample_rate or args.pitches) and any(map(is_run, args.runs)):
-        parser.error("--length, --sample-rate and --pitches say what notes are like where no run "
-                     "does: leave them out")
-
-
 def gather(args):
-    """The runs named, each once, in their order; folders of WAVs take the form of the others'."""
+    """The setting of the runs named, the first one's or the flags', and the runs, each once."""
     paths = list(dict.fromkeys(args.runs))
     own = {path: checkpoint_run(path, args) for path in paths if is_run(path)}
-    first = {}                            # runs that differ in their seed only share one split
-    for run in own.values():
-        run.setting = first.setdefault(replace(run.setting, seed=0), run.setting)
-    settings = [run.setting for run in own.values()]
-    return [own.get(path) or folder_run(path, args, settings) for path in paths]
-
-
-def settings_of(runs, args):
-    """Those of the runs, each once; of none, the paper's but for what the flags say."""
-    asked = Setting(args.data or "orchestra", args.length or 64_000, args.sample_rate or 16_000,
-                    *args.pitches or (24, 84))
-    return list(dict.fromkeys([run.setting for run in runs] or [asked]))
-
-
-def train_classifiers(runs, args):
-    """--train-classifier: one for each setting, with a line on how good it is."""
-    for setting in settings_of(runs, args):
-        train, held_out = setting.notes()
-        trained = find_classifier(setting, train, held_out, args)
-        print(f"{classifier_path(setting, train, args.width)}: {trained.accuracy:.1%} of "
-              f"{trained.held_out:,} held-out notes named right; {setting}")
-
-
-def print_tables(runs, args):
-    """Each setting's table: its real notes, its runs, and the paper's rows."""
-    out, tables, pictures = sample.out_folder(args.out, Path("runs"), "metrics"), [], []
-    with sample.whole_folder(out) as part:
-        for setting in settings_of(runs, args):
-            table, shown = measure(setting, [r for r in runs if r.setting == setting], args)
-            tables.append(table)
-            pictures.append(shown)
-            if not args.json:
-                print("", table["title"], "", *format_table(table, args.markdown), "",
-                      *table["remarks"], sep="\n", flush=True)
-        if args.json:
-            print(json.dumps(tables, indent=1))
-        write_page(part, tables, pictures)
-    print(f"\nlook at {out / 'index.html'}", file=sys.stderr)
-
-
-def listening_test(runs, args):
-    """--listening-test: the runs' notes, and with --data real ones, on a page of blind pairs."""
-    sample.out_folder(args.out, None)     # now, and not after minutes of work
-    if args.data:
-        setting = runs[0].setting
-        runs = [real_run("real notes", setting.notes()[1], setting, args.samples, args.seed), *runs]
-    forms = {(run.setting.length, run.setting.sample_rate): run for run in runs}
-    if len(forms) > 1:
-        raise MetricError("the runs' notes differ: " + ", but ".join(
-            f"{length:,} samples at {rate:,} Hz in {run.name}"
-            for (length, rate), run in forms.items()) + "; listeners would tell them apart by that")
-    models = {}
-    for run in runs:
-        heard = nsynth.progress_bar(run.batches(), f"notes ({run.name})", each=32,
-                                    total=math.ceil(run.count / 32))
-        waves, pitch = map(np.concatenate, zip(*heard))
-        sounding = np.abs(waves).max(1) >= SILENT
-        if not sounding.all():
-            print(f"{run.name}: {(~sounding).sum():,} silent notes are left out", file=sys.stderr)
-        models[run.name] = waves[sounding], pitch[sounding]
-    write_listening_test(models, runs[0].setting.sample_rate, args.out, args.pairs, args.seed)
-    print(f"open {args.out / 'index.html'} in a browser; when people have rated, score what it "
-          "saved with: python metrics.py --score-test answers*.json")
+    setting = next((setting for setting, _ in own.values()), Setting(
+        args.data or "orchestra", args.length or 64_000, args.sample_rate or 16_000,
+        *args.pitches or (24, 84)))
+    for path, (other, _) in own.items():
+        if other[1:5] != setting[1:5]:
+            raise MetricError(f"{path} makes notes of {other}, and the first run of {setting}: "
+                              "measure them apart")
+    return setting, [own[path][1] if path in own else folder_run(path, setting, args)
+                     for path in paths]
 
 
 def main(argv=None):
     args = parse(argv)
-    if args.listening_test:
-        args.samples = args.samples or 200              # of each run, to choose pairs from
     try:
         if args.score_test:
-            return print(format_scores(score_test(args.score_test)))
-        runs = gather(args)
-        action = (listening_test if args.listening_test else
-                  train_classifiers if args.train_classifier else print_tables)
-        action(runs, args)
+            print(format_scores(*score_test(args.score_test)))
+        elif args.listening_test:
+            args.samples = args.samples or 200          # of each run, to choose pairs from
+            listening_test(*gather(args), args)
+        else:
+            print_table(*gather(args), args)
     except (MetricError, sample.SampleError, gansynth.CheckpointError,
             nsynth.NoteError, spectral.SpectrumError, OSError) as error:
         sys.exit(f"metrics.py: {error}")
@@ -1559,246 +1193,6 @@ def main(argv=None):
         sys.exit(130)
 
 
-# ---------------------------------------------------------------------------------------------
-# The listening test's page
-
-
-LISTENING_PAGE = Template(r"""<!DOCTYPE html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Listening test - GANSynth</title>
-<style>
-:root { color-scheme: light dark; --paper: #f7f6f3; --card: #fff; --ink: #1d1d22; --soft: #62626c;
-  --line: #d9d7d0; --accent: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --paper: #16161a; --card: #222228; --ink: #ececf0;
-  --soft: #a0a0ac; --line: #3a3a44; --accent: #ff8a75; } }
-* { box-sizing: border-box; }
-[hidden] { display: none !important; }
-body { margin: 0 auto; max-width: 48rem; padding: clamp(1rem, 4vw, 3rem); background: var(--paper);
-  color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; }
-h1 { margin: 0 0 .3em; font-size: clamp(1.5rem, 5vw, 2.2rem); line-height: 1.2; outline: none; }
-p { margin: .7em 0; }
-.soft, small { color: var(--soft); font-size: .85rem; }
-kbd { padding: 0 .3em; border: 1px solid var(--line); border-radius: .3em; font: inherit; }
-button, input { font: inherit; color: inherit; background: var(--card); padding: .5rem 1rem;
-  border: 1px solid var(--line); border-radius: .6rem; }
-input { display: block; width: 20rem; max-width: 100%; margin: .2rem 0 1.2rem;
-  border-color: var(--soft); }
-button { cursor: pointer; }
-button:hover { border-color: var(--soft); }
-button:disabled { opacity: .5; cursor: default; border-color: var(--line); }
-:is(button, input):focus-visible { outline: 3px solid var(--ink); outline-offset: 2px; }
-[aria-pressed=true] { border-color: var(--accent); box-shadow: 0 0 0 1px var(--accent); }
-.main { background: var(--accent); color: var(--paper); font-weight: 600; }
-progress { display: block; width: 100%; height: .5rem; accent-color: var(--accent); }
-fieldset { margin: 1.5rem 0 0; padding: 0; border: 0; min-width: 0; }
-legend { padding: 0; margin-bottom: .6rem; font-weight: 600; }
-.notes, .scale { display: grid; grid-template-columns: 1fr 1fr; gap: 1rem; margin-top: 1.5rem; }
-.notes button { padding: 1.2rem .5rem; }
-.notes b { display: block; font-size: 2.2rem; line-height: 1.2; }
-.notes b::before { content: "\25B6\FE0E"; color: var(--soft); margin-right: .4em; font-size: .6em;
-  vertical-align: .15em; }
-.notes [aria-pressed=true] b::before { content: "\25A0"; color: var(--accent); }
-.scale { grid-template-columns: repeat(5, 1fr); gap: .5rem; margin: 0; }
-.scale button { padding: .6rem .3rem; }
-.scale small { display: block; }
-.row { display: flex; flex-wrap: wrap; gap: .8rem; margin-top: 1.2rem; }
-.last { margin-left: auto; }
-@media (max-width: 36rem) { .scale { grid-template-columns: 1fr; }
-  .scale button { display: flex; justify-content: space-between; padding: .5rem 1rem; } }
-@media (pointer: coarse) { .keys { display: none; } }
-</style>
-<main>
-<section id="start" hidden>
-<h1>Listening test</h1>
-<p>You will hear $pairs pairs of notes, A and B, and say which of the two sounds better. It takes
-about $minutes minutes.</p>
-<p>Please use headphones, in a quiet room, and set a comfortable volume with the first pair. Rate
-the <b>audio quality</b>: noise, roughness, warbling and other distortions. Do not rate taste:
-which instrument you like better is not asked.</p>
-<p>Listen to both notes to the end, as often as you like, then answer; you can go back and change
-an answer. Your answers stay in this browser, also if the page is closed; at the end they are saved
-as a file to send back.</p>
-<p class="soft keys">Keys: <kbd>A</kbd> <kbd>B</kbd> or <kbd>&larr;</kbd> <kbd>&rarr;</kbd> play,
-<kbd>1</kbd> to <kbd>5</kbd> answer, <kbd>Enter</kbd> or <kbd>Space</kbd> next pair,
-<kbd>Backspace</kbd> back.</p>
-<form id="form"><label for="name">Your name (optional; the file of answers will have it)</label>
-<input id="name" maxlength="40" autocomplete="off"> <button class="main">Start</button></form>
-</section>
-<section id="rate" hidden>
-<h1 id="count" tabindex="-1"></h1>
-<progress id="bar" aria-label="Pairs answered" max="$pairs" value="0"></progress>
-<div class="notes"><button id="A"><b>A</b> <small></small></button>
-<button id="B"><b>B</b> <small></small></button></div>
-<fieldset><legend>&ldquo;A has better audio quality / fewer distortions than B.&rdquo;</legend>
-<div class="scale">
-<button value="1"><span>1 &middot; Strongly agree</span> <small>A clearly better</small></button>
-<button value="2"><span>2 &middot; Agree</span> <small>A better</small></button>
-<button value="3"><span>3 &middot; Neutral</span> <small>no difference</small></button>
-<button value="4"><span>4 &middot; Disagree</span> <small>B better</small></button>
-<button value="5"><span>5 &middot; Strongly disagree</span> <small>B clearly better</small></button>
-</div></fieldset>
-<p class="soft" id="hint" role="status"></p>
-<div class="row"><button id="back">Back</button> <button class="main" id="next">Next</button>
-<button class="last" id="over">Start over</button></div>
-</section>
-<section id="end" hidden>
-<h1 id="thanks" tabindex="-1">Thank you!</h1>
-<p>Your answers were saved as <b id="file"></b>, most likely among your downloads. Please send this
-file to the person who asked you.</p>
-<div class="row"><button id="again">Save the answers again</button>
-<button class="last" id="fresh">Next rater</button></div>
-</section>
-<p id="lost" role="alert" hidden>This browser stores nothing for this page: please do not close or
-reload it before the end.</p>
-</main>
-<noscript><p>This page needs JavaScript.</p></noscript>
-<script>
-const test = $test;                       // its key, in base64, tells which model is which
-const storage = "gansynth-listening-" + test.id, total = test.pairs.length, player = new Audio();
-const page = Object.fromEntries([...document.querySelectorAll("[id]")].map(e => [e.id, e]));
-const scale = [...document.querySelectorAll(".scale button")];
-let state = null;                         // {rater, order: of pairs, at, ratings: by pair}
-let heard = {}, playing = null;           // of this pair: {A, B}; "A", "B" or null
-const pair = () => state.order[state.at];
-const file = () => "answers-" + state.rater.replace(/[^\p{L}\p{N}]+/gu, "-") + ".json";
-
-function keep() {
-  try {
-    if (state) localStorage.setItem(storage, JSON.stringify(state));
-    else localStorage.removeItem(storage);
-  } catch { page.lost.hidden = false; }
-}
-
-function play(side) {                     // or stop, if it plays already
-  player.pause();
-  playing = playing === side ? null : side;
-  refresh();
-  if (!playing) return;
-  player.src = "data:audio/wav;base64," + test.notes[test.pairs[pair()][side === "A" ? 0 : 1]];
-  player.play().catch(error => {
-    if (error.name === "AbortError") return;            // another one was started
-    playing = null;
-    refresh("This browser cannot play the note: " + error.message);
-  });
-}
-
-player.onended = () => {
-  heard[playing] = true;
-  playing = null;
-  refresh();
-};
-
-function answer(rating) {
-  if (!heard.A || !heard.B) return refresh("Please listen to both notes to the end first.");
-  state.ratings[pair()] = rating;
-  keep();
-  refresh();
-  page.next.focus();                      // where Enter and Space go on
-}
-
-function move(step) {
-  if (state.at + step < 0 || step > 0 && !state.ratings[pair()]) return;
-  state.at += step;
-  keep();
-  show();
-  if (state.at === total) save();
-}
-
-function show() {                         // the screen that the state asks for
-  player.pause();
-  playing = null;
-  const done = state && state.at === total;
-  page.start.hidden = state;
-  page.rate.hidden = !state || done;
-  page.end.hidden = !done;
-  if (done) {
-    page.file.textContent = file();
-    page.thanks.focus();
-  } else if (state) {
-    heard = {A: pair() in state.ratings, B: pair() in state.ratings};
-    page.count.textContent = "Pair " + (state.at + 1) + " of " + total;
-    refresh();
-    page.count.focus();
-  }
-}
-
-function refresh(message) {               // what changes within a pair
-  const rating = state.ratings[pair()], ready = heard.A && heard.B;
-  for (const side of "AB") {
-    page[side].setAttribute("aria-pressed", playing === side);
-    page[side].lastElementChild.textContent =
-      playing === side ? "playing" : heard[side] ? "heard" : "not yet heard";
-  }
-  for (const button of scale) {
-    button.disabled = !ready;
-    button.setAttribute("aria-pressed", button.value == rating);
-  }
-  page.back.disabled = state.at === 0;
-  page.next.disabled = !rating;
-  page.next.textContent = state.at + 1 < total ? "Next" : "Finish";
-  page.bar.value = Object.keys(state.ratings).length;
-  page.hint.textContent = message || (rating ? "Your answer is " + rating + "." : ready
-    ? "How far do you agree?" : "Listen to both notes to the end, then answer.");
-}
-
-function save() {
-  const names = JSON.parse(atob(test.key)), {format, version, id} = test;
-  const answers = test.pairs.map(([a, b, pitch], i) =>
-    ({pair: i + 1, A: names[i][0], B: names[i][1], pitch, rating: state.ratings[i]}));
-  const text = JSON.stringify({format, version, test: id, rater: state.rater, answers}, null, 1);
-  const href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
-  Object.assign(document.createElement("a"), {href, download: file()}).click();
-}
-
-page.form.onsubmit = event => {
-  event.preventDefault();
-  const order = test.pairs.map((_, i) => i);
-  for (let i = total - 1; i > 0; i--) {   // another order for every rater
-    const j = Math.floor(Math.random() * (i + 1));
-    [order[i], order[j]] = [order[j], order[i]];
-  }
-  const rater = page.name.value.trim() || "anonymous-" + Math.random().toString(36).slice(2, 8);
-  state = {rater, order, at: 0, ratings: {}};
-  keep();
-  show();
-};
-
-page.over.onclick = page.fresh.onclick = () => {
-  if (!confirm("Erase the answers of " + state.rater + " from this page and start over?")) return;
-  state = null;
-  page.form.reset();
-  keep();
-  show();
-};
-page.again.onclick = save;
-page.back.onclick = () => move(-1);
-page.next.onclick = () => move(1);
-for (const side of "AB") page[side].onclick = () => play(side);
-for (const button of scale) button.onclick = () => answer(Number(button.value));
-
-document.addEventListener("keydown", event => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || page.rate.hidden) return;
-  const key = event.key.toLowerCase(), number = ["1", "2", "3", "4", "5"].indexOf(key) + 1;
-  if (key === "a" || key === "arrowleft") play("A");
-  else if (key === "b" || key === "arrowright") play("B");
-  else if (number) answer(number);
-  else if (key === "backspace") move(-1);
-  else if ([" ", "enter"].includes(key) && document.activeElement.tagName !== "BUTTON") move(1);
-  else return;                            // a button in focus takes Enter and Space itself
-  event.preventDefault();
-});
-
-// Not before the first frame: Chromium may find the storage of a local file empty until then.
-requestAnimationFrame(() => setTimeout(() => {
-  try { state = JSON.parse(localStorage.getItem(storage)); } catch { }
-  show();
-}));
-</script>
-</html>
-""")
-
-
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, interrupt)
     main()

@@ -28,6 +28,7 @@ import base64
 import csv
 import gzip
 import hashlib
+import html
 import importlib.util
 import io
 import itertools
@@ -40,8 +41,6 @@ import signal
 import struct
 import subprocess
 import sys
-import threading
-import time
 import tracemalloc
 import zlib
 from collections import Counter
@@ -2963,10 +2962,10 @@ def test_baselines_train_resume_bit_for_bit_and_are_heard(
 
     wavs, z, pitch, page = run_sample(run, tmp_path / "notes", "--scale")
     assert len(wavs) == 3 and pitch == [60, 61, 62] and z.shape == (3, 3 * (model == "wavegan"))
-    assert {"wavegan": "WaveGAN", "wavenet": "WaveNet"}[model] in page
+    assert model in page
     monkeypatch.chdir(tmp_path)           # where a classifier is kept
     metrics.main([str(run), "--train-classifier", "--examples", "64", "--device", "cpu"])
-    table, = measured(capsys, run, "--samples", "6")
+    table = measured(capsys, run, "--samples", "6")
     assert table["rows"][1]["name"] == f"{run}, 48 examples"
     assert table["rows"][1]["paper"] == {"wavegan": "WaveGAN", "wavenet": "WaveNet 8-bit"}.get(
         model if not more else "", "WaveNet 16-bit")
@@ -3072,7 +3071,7 @@ def test_rendered_instruments_train_and_are_measured(tmp_path, monkeypatch, caps
                 "--images", "480", "--stable-images", "80", "--fade-images", "80"])
     metrics.main(["run", "--train-classifier", "--examples", "3200"])
     assert "family string" in capsys.readouterr().out
-    table, = measured(capsys, "run", "--samples", "8")
+    table = measured(capsys, "run", "--samples", "8")
     real, fresh = (row["values"] for row in table["rows"])
     assert table["rows"][1]["name"] == "run, 480 examples" and fresh["notes"] == 8
     assert real["in tune"] == 1 and real["PA"] > 0.8 and real["FID"] < fresh["FID"]
@@ -3165,7 +3164,7 @@ def test_synthesise_does_not_depend_on_the_batch_and_enlarges_young_pictures(tmp
     decoded = spectrum.decode(G(z, pitch, 1.0))
     rise = np.sin(np.arange(16) / 16 * np.pi / 2) ** 2              # of 2 ms at 8 kHz
     torch.testing.assert_close(waves[:, 16:], decoded[:, 16:])
-    np.testing.assert_allclose(waves[:, :16], decoded[:, :16] * rise, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(waves[:, :16], decoded[:, :16].numpy() * rise, rtol=1e-4, atol=1e-5)
     spectrum = replace(spectrum, mel_inverse="transpose")           # the release's own sound
     torch.testing.assert_close(gansynth.synthesise(G, spectrum, z, pitch, 1.0),
                                spectrum.decode(G(z, pitch, 1.0)))
@@ -3348,33 +3347,15 @@ def harmonic_note(f0, rate=8000, seconds=0.5, slope=1.0):
                      for k in range(1, int(rate / 2 / f0)))
 
 
-@pytest.mark.parametrize("rate, pitches", [(8000, range(48, 85, 3)), (16000, range(24, 97, 7))])
-def test_fundamentals_of_harmonic_notes_are_found_to_three_cents(rate, pitches):
-    for pitch in pitches:
+def test_the_tuning_of_harmonic_notes_is_found_to_three_cents_and_noise_has_none():
+    for rate, pitches in ((8000, range(48, 85, 6)), (16000, range(12, 97, 7))):
         for off in (-40, 0, 30):                                    # cents
-            f0 = 440 * 2 ** ((pitch - 69 + off / 100) / 12)
-            note = harmonic_note(f0, rate, seconds=1.0)
-            assert abs(metrics.tuning([note], [pitch], rate)[0] - off) < 3, (pitch, off)
-
-
-def test_a_notes_tuning_does_not_depend_on_its_neighbours():
-    notes = [harmonic_note(hertz(p), 16000, seconds=1.0) for p in (12, 45, 96)]
-    together = metrics.tuning(notes, [12, 45, 96], 16000)
-    assert np.abs(together).max() < 5
-    for note, pitch, off in zip(notes, (12, 45, 96), together):
-        assert metrics.tuning([note], [pitch], 16000)[0] == off
-
-
-def test_a_weak_fundamental_does_not_move_the_pitch():
-    note = harmonic_note(220.0) - 0.29 * np.sin(2 * np.pi * 220 * np.arange(4000) / 8000 + 1)
-    assert abs(metrics.cents(metrics.fundamental(note, 8000), 220.0)) < 5
-
-
-def test_noise_and_silence_are_not_in_tune():
+            notes = [harmonic_note(hertz(p + off / 100), rate, seconds=1.0) for p in pitches]
+            assert np.abs(metrics.tuning(notes, pitches, rate) - off).max() < 3, (rate, off)
+    weak = harmonic_note(220.0) - 0.29 * np.sin(2 * np.pi * 220 * np.arange(4000) / 8000 + 1)
+    assert abs(metrics.cents(metrics.fundamental(weak, 8000), 220.0)) < 5
     noise = np.random.RandomState(0).randn(100, 4000) * 0.1
-    off = metrics.tuning(noise, np.full(100, 60), 8000)
-    assert np.mean(np.abs(off) <= 50) < 0.1
-    assert metrics.fundamental(np.zeros(4000), 8000) == 0.0
+    assert np.mean(np.abs(metrics.tuning(noise, np.full(100, 60), 8000)) <= 50) < 0.1
     assert abs(metrics.tuning(np.zeros((1, 4000)), [60], 8000)[0]) > 1200
 
 
@@ -3442,22 +3423,20 @@ def test_phases_drawn_anew_and_white_noise_have_no_coherence():
 
 def test_a_harmonic_counts_as_far_as_it_is_heard():
     """One steady and one random, of amplitudes 1 and a: the mean R_k^2 is 1 / (1 + a)."""
-    time = np.arange(64000) / 16000
+    random, time = np.random.RandomState(0), np.arange(64000) / 16000
     steady = np.sin(2 * np.pi * hertz(84) * time)
-    random = np.random.RandomState(0).uniform(0, 2 * np.pi, 250)[np.arange(64000) // 256]
+    jumps = random.uniform(0, 2 * np.pi, 250)[np.arange(64000) // 256]
     for a in (0.1, 0.5, 1.0):
-        note = steady + a * np.sin(4 * np.pi * hertz(84) * time + random)
+        note = steady + a * np.sin(4 * np.pi * hertz(84) * time + jumps)
         found = metrics.phase_coherence([note], [84], 16000)[0]
         assert abs(found - (1 + a) ** -0.5) < 0.03, a
-
-
-def test_what_has_died_away_does_not_count():
-    time = np.arange(64000) / 16000
-    decay = np.exp(-8 * time)             # 60 dB in 0.9 s, and the rest is noise
-    note = harmonic_note(hertz(60), 16000, 4.0) * decay
-    noise = 1e-4 * np.random.RandomState(0).randn(64000)
-    assert metrics.phase_coherence([note + noise], [60], 16000)[0] > 0.99
+    dying = harmonic_note(hertz(60), 16000, 4.0) * np.exp(-8 * time)     # 60 dB in 0.9 s
+    noise = 1e-4 * random.randn(64000)    # all that is left then
+    assert metrics.phase_coherence([dying + noise], [60], 16000)[0] > 0.99
     assert metrics.phase_coherence([noise], [60], 16000)[0] < 0.2
+    assert metrics.phase_coherence(np.zeros((1, 4000)), [60], 8000) == [0]
+    assert np.isnan(metrics.phase_coherence(random.randn(2, 4000), [108, 127], 8000)).all()
+    assert np.isnan(metrics.phase_coherence(random.randn(1, 1000), [24], 8000)).all()
 
 
 @pytest.mark.parametrize("hires, most", [(False, 0.25), (True, 0.6)])
@@ -3469,13 +3448,6 @@ def test_a_real_note_keeps_its_coherence_through_if_but_not_without_its_phase(hi
     waves = torch.cat([clip(), spectrum.decode(picture), blurred]).numpy()
     real, back, blurred = metrics.phase_coherence(waves, [76] * 3, 16000)
     assert real > 0.9 and abs(back - real) < 0.01 and blurred < most
-
-
-def test_coherence_where_there_is_nothing_to_measure():
-    random = np.random.RandomState(0)
-    assert metrics.phase_coherence(np.zeros((1, 4000)), [60], 8000) == [0]
-    assert np.isnan(metrics.phase_coherence(random.randn(2, 4000), [108, 127], 8000)).all()
-    assert np.isnan(metrics.phase_coherence(random.randn(1, 1000), [24], 8000)).all()
 
 
 @pytest.mark.parametrize("rate, pitch, off", [(16000, 60, 0), (16000, 60, 30), (16000, 24, -30),
@@ -3498,12 +3470,11 @@ def test_cycles_of_a_steady_note_fall_on_each_other_and_those_of_noise_do_not(ra
     line = 95.5 - 0.5 * 192 * 0.9 * y / np.abs(note).max()
     found = (steady ** 2 * np.arange(192)[:, None]).sum(0) / (steady ** 2).sum(0)
     assert np.median(np.abs(found - line)) < 1.5
+    silent = metrics.phase_picture(np.zeros(8000), 60, 8000)[:192, :, 0]
+    assert (silent.argmax(0) // 2 == 95 // 2).all() and not silent[:90].any()
+    assert metrics.phase_picture(np.ones(100), 24, 8000).shape[0] == 388    # not one period
 
 
-def test_phase_pictures_of_silence_and_of_a_note_shorter_than_a_period():
-    line = metrics.phase_picture(np.zeros(8000), 60, 8000)[:192, :, 0]
-    assert (line.argmax(0) // 2 == 95 // 2).all() and not line[:90].any()
-    assert metrics.phase_picture(np.ones(100), 24, 8000).shape[0] == 388
 
 
 # ---- metrics.py, the paper's measures ----
@@ -3525,43 +3496,26 @@ def other_tools_data():
     return a, b, heaps
 
 
-def test_fid_between_gaussians_is_the_closed_form():
+def test_fid_is_the_closed_form_and_what_other_tools_find():
     a = gaussian_features(np.array([0.0, 1, 2]), np.diag([1.0, 4, 9]), 50)
     b = gaussian_features(np.array([1.0, 1, 0]), np.diag([4.0, 4, 1]), 70, seed=1)
     # covariances that commute: the squared distance of their roots
     assert metrics.frechet_distance(a, b) == pytest.approx(1 + 4 + (1 + 0 + 4), rel=1e-9)
-    assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-9)
+    assert metrics.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
     assert metrics.frechet_distance(a[:, :1], b[:, :1]) == pytest.approx(1 + 1, rel=1e-9)
-
-
-@pytest.mark.parametrize("n", [400, 12])                            # fewer rows than features
-def test_fid_agrees_with_scipys_root_of_a_matrix(n):
-    r = np.random.RandomState(n)
-    a, b = r.randn(n, 20) @ r.randn(20, 20), r.randn(n, 20) @ r.randn(20, 20) + 1
-    cov_a, cov_b = np.cov(a.T), np.cov(b.T)
-    trace = np.trace(scipy.linalg.sqrtm(cov_a @ cov_b)).real
-    theirs = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b) - 2 * trace
-    assert metrics.frechet_distance(a, b) == pytest.approx(theirs, rel=1e-5)
-
-
-def test_fid_equals_pytorch_fids():
     a, b, _ = other_tools_data()
-    assert metrics.frechet_distance(a, b) == pytest.approx(29.460871165908884, rel=1e-9)    # 0.3.0
-
-
-def test_fid_moves_when_only_the_second_batch_changes():
+    assert metrics.frechet_distance(a, b) == pytest.approx(29.460871165908884, rel=1e-9)
+    for n in (400, 12):                   # that was pytorch-fid 0.3.0; fewer rows than features
+        r = np.random.RandomState(n)
+        a, b = r.randn(n, 20) @ r.randn(20, 20), r.randn(n, 20) @ r.randn(20, 20) + 1
+        cov_a, cov_b = np.cov(a.T), np.cov(b.T)
+        trace = np.trace(scipy.linalg.sqrtm(cov_a @ cov_b)).real
+        theirs = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b) - 2 * trace
+        assert metrics.frechet_distance(a, b) == pytest.approx(theirs, rel=1e-5)
     a, b = np.random.RandomState(0).randn(2, 256, 8)
     c = b.copy()
     c[128:] += 0.1                        # the release scored the first 128 only
     assert abs(metrics.frechet_distance(a, b) - metrics.frechet_distance(a, c)) > 1e-3
-
-
-@pytest.mark.parametrize("features, says", [
-    (np.zeros((1, 4)), "two rows"), (np.zeros(4), "two rows"), (np.full((3, 4), np.nan), "NaN"),
-    (np.zeros((3, 5)), "4 and 5 dimensions")])
-def test_fid_refuses(features, says):
-    with pytest.raises(metrics.MetricError, match=says):
-        metrics.frechet_distance(np.zeros((3, 4)), features)
 
 
 def test_inception_score_from_one_to_the_number_of_classes():
@@ -3569,6 +3523,7 @@ def test_inception_score_from_one_to_the_number_of_classes():
     one_hot = 1e3 * np.eye(61)[np.arange(610) % 61]
     assert metrics.inception_score(one_hot) == pytest.approx(61)
     counts = np.array(nsynth.RELEASE_COUNTS)                        # the ceiling of the paper's IS
+    counts = counts[counts > 0]
     ceiling = metrics.inception_score(1e3 * np.eye(61)[np.repeat(np.arange(61), counts // 5)])
     assert ceiling == pytest.approx(58.9, abs=0.05)
     logits = np.random.RandomState(0).randn(50, 7)
@@ -3591,38 +3546,39 @@ def test_pitch_accuracy_is_exact_or_within_a_semitone():
     pitch = np.array([60, 60, 60, 60, 24])
     assert metrics.pitch_accuracy(logits, pitch) == pytest.approx(2 / 5)
     assert metrics.pitch_accuracy(logits, pitch, within=1) == pytest.approx(3 / 5)
-    for wrong in (60, pitch[:4], pitch[:, None]):
-        with pytest.raises(metrics.MetricError, match="expected one for each of 5"):
-            metrics.pitch_accuracy(logits, wrong)
+
+
+def ndb(train, samples, k=50, seed=0):
+    return metrics.ndb(train, samples, metrics.cell_centres(train, k, seed))
 
 
 def test_ndb_of_two_halves_of_one_set_is_what_chance_gives():
     found = []
     for seed in range(8):
         x = np.random.RandomState(seed).randn(6000, 4)
-        result = metrics.ndb(x[:3000], x[3000:], seed=seed)
-        assert result.expected == 2.5 and len(result.p) == 50
+        result = ndb(x[:3000], x[3000:], seed=seed)
+        assert len(result.p) == 50
         assert result.train.sum() == pytest.approx(1) and result.samples.sum() == pytest.approx(1)
         found.append(result.number)
     assert 1 < np.mean(found) < 4.5       # 2.5 of 50; the mean of 8 has a deviation of 0.5
-    assert metrics.ndb(x, x).js == 0
-
-
-def test_ndb_of_one_kind_is_small_in_many_dimensions_that_move_together():
-    r = np.random.RandomState(0)
+    assert ndb(x, x).js == 0
+    r = np.random.RandomState(0)          # many dimensions that move together, as spectrograms do
     x = (r.randn(4000, 6) @ r.randn(6, 600)).astype(np.float32)
-    assert metrics.ndb(x[:2000], x[2000:]).number <= 7  # as spectrograms, and unlike pure noise
+    assert ndb(x[:2000], x[2000:]).number <= 7              # unlike pure noise
 
 
 def test_ndb_seeks_clusters_in_a_sixth_of_many_dimensions(monkeypatch):
-    seen, k_means = [], metrics.k_means
-    monkeypatch.setattr(metrics, "k_means", lambda x, *rest: seen.append(x) or k_means(x, *rest))
+    seen, kmeans2 = [], metrics.kmeans2
+    monkeypatch.setattr(metrics, "kmeans2", lambda x, *rest, **more: seen.append(x) or kmeans2(
+        x, *rest, **more))
     r = np.random.RandomState(0)
     for dims, used in ((1000, 1000), (1200, 200)):
         train = r.randn(60, dims).astype(np.float32)
-        metrics.ndb(train, train, k=5)
+        metrics.cell_centres(train, k=5)
         columns = {tuple(column) for column in train.T}
         assert seen[-1].shape == (60, used) and {tuple(c) for c in seen[-1].T} <= columns
+    alike = ndb(np.zeros((9, 2)), np.zeros((7, 2)), k=3)            # two cells are left empty
+    assert alike.number == 0 and alike.train.tolist() == alike.samples.tolist() == [1]
 
 
 @pytest.mark.parametrize("dims", [8, 1200])
@@ -3631,7 +3587,7 @@ def test_ndb_flags_a_removed_cluster(dims):
     centres = 20 * r.randn(10, dims)
     train, samples = (np.concatenate([c + r.randn(60, dims) for c in some])
                       for some in (centres, centres[:-1]))
-    result = metrics.ndb(train, samples, k=10)
+    result = ndb(train, samples, k=10)
     gone = result.samples == 0
     assert gone.sum() == 1 and result.p[gone] < 1e-6 and result.train[gone] == pytest.approx(0.1)
     assert result.number == 1             # 60 of 540 beside 60 of 600 is no difference
@@ -3641,36 +3597,26 @@ def test_ndb_flags_a_removed_cluster(dims):
 def test_ndbs_test_and_divergence_agree_with_other_tools():
     train = np.repeat([[0.0], [9.0]], [30, 370], axis=0)
     samples = np.repeat([[0.0], [9.0]], [18, 132], axis=0)
-    result = metrics.ndb(train, samples, k=2)
+    result = ndb(train, samples, k=2)
     np.testing.assert_allclose(result.p, 0.09584945909066096, rtol=1e-9)    # statsmodels 0.15.0
-    js = scipy.spatial.distance.jensenshannon(result.train, result.samples) ** 2
+    p, q = result.train, result.samples
+    js = scipy.stats.entropy((p + q) / 2) - (scipy.stats.entropy(p) + scipy.stats.entropy(q)) / 2
     assert result.js == pytest.approx(js) and result.number == 0
     chi2 = scipy.stats.chi2_contingency([[30, 370], [18, 132]], correction=False)
     np.testing.assert_allclose(result.p, chi2.pvalue, rtol=1e-9)    # z squared
 
 
-def test_k_means_is_as_good_as_scikit_learns():
+def test_the_cells_of_ndb_are_as_good_as_scikit_learns_k_means():
     *_, heaps = other_tools_data()
     cost = []
     for seed in range(10):
-        cells = metrics.k_means(heaps, 8, seed)
-        cost.append(sum(np.square(heaps[cells == c] - heaps[cells == c].mean(0)).sum()
-                        for c in range(8)))
-        centres = np.stack([heaps[cells == c].mean(0) for c in range(8)])
-        assert (scipy.spatial.distance.cdist(heaps, centres).argmin(1) == cells).all()
+        centres = metrics.cell_centres(heaps, 8, seed)
+        distances = scipy.spatial.distance.cdist(heaps, centres, "sqeuclidean")
+        assert np.allclose(centres, [heaps[distances.argmin(1) == c].mean(0) for c in range(8)])
+        cost.append(distances.min(1).sum())
     # the best of twenty starts of sklearn.cluster.KMeans 1.9.1
     assert min(cost) == pytest.approx(1025.3766608351402, rel=1e-6)
     assert np.median(cost) < 1.2 * min(cost)
-    assert metrics.k_means(np.zeros((9, 2)), 3).tolist() == [0] * 9
-
-
-def test_ndb_refuses():
-    x = np.random.RandomState(0).randn(60, 3)
-    for real, fake, says in ((x[:49], x, "49 training notes"), (x, x[:9], "9 samples"),
-                             (x, x * np.nan, "NaN"), (x, x[:, :2], "shapes .60, 3. and .60, 2."),
-                             (x[0], x, "shapes")):
-        with pytest.raises(metrics.MetricError, match=says):
-            metrics.ndb(real, fake)
 
 
 # ---- metrics.py, the classifier ----
@@ -3692,7 +3638,7 @@ def test_the_classifier_sees_what_scipys_spectrogram_shows():
 
 def test_the_full_classifier_is_the_papers():
     classifier = metrics.Classifier(16000, 128).eval()
-    shapes = [tuple(conv.conv.weight.shape) for conv in classifier.convs]
+    shapes = [tuple(conv[1].weight.shape) for conv in classifier.convs]
     widths = [1, 128, 128, 128, 256, 256, 256, 512, 512, 512]
     assert shapes == [(b, a, k, k) for a, b, k in zip(widths, widths[1:], [5] + [4] * 8)]
     x, sizes = torch.zeros(1, 1, 512, 256), []
@@ -3701,52 +3647,59 @@ def test_the_full_classifier_is_the_papers():
         sizes.append(tuple(x.shape[2:]))
     assert sizes == [(256, 128), (128, 64), (64, 32), (32, 16), (16, 8), (8, 4), (4, 2), (2, 1),
                      (1, 1)]
-    features, logits = classifier(torch.zeros(2, 64000))
+    features, logits = classifier(metrics.log_spectrogram(torch.zeros(2, 64000), 16000))
     assert features.shape == (2, 512) and classifier.hidden.out_features == 1024
     assert {name: y.shape[1] for name, y in logits.items()} == {
         "pitch": 128, "qualities": 10, "family": 11, "source": 3}
 
 
-@pytest.mark.parametrize("n, kernel, stride, before", [
-    (8, 5, 2, 1), (8, 4, 2, 1), (7, 4, 2, 1), (1, 4, 2, 1), (5, 4, 1, 1), (1, 4, 1, 1)])
-def test_strided_convolutions_pad_as_tensorflows(n, kernel, stride, before):
-    conv = metrics.StridedConv(1, 1, kernel, (stride, stride)).eval()
-    x = torch.randn(1, 1, n, n)
-    last = (math.ceil(n / stride) - 1) * stride + kernel            # what the last window reaches
-    wide = np.pad(x[0, 0], [(before, last - n - before)] * 2)
-    weight = conv.conv.weight[0, 0].detach().numpy()
-    ours = conv(x)[0, 0].detach().numpy()
-    for i, j in itertools.product(range(ours.shape[0]), repeat=2):
-        window = wide[i * stride:i * stride + kernel, j * stride:j * stride + kernel]
-        assert ours[i, j] == pytest.approx((window * weight).sum(), rel=1e-3, abs=1e-5)
-    assert ours.shape == (math.ceil(n / stride),) * 2
+def test_strided_convolutions_pad_as_tensorflows():
+    for conv, n in zip(metrics.Classifier(16000, 1).eval().convs, (8, 8, 4, 1, 1, 8, 8, 2, 4)):
+        weight = conv[1].weight[0].detach()                         # (C, k, k)
+        (k, _), stride = conv[1].kernel_size, conv[1].stride
+        x = torch.randn(1, len(weight), n, n)
+        need = [max(0, (math.ceil(n / s) - 1) * s + k - n) for s in stride]     # TensorFlow's SAME
+        wide = np.pad(x[0], [(0, 0), *((total // 2, total - total // 2) for total in need)])
+        ours = conv(x)[0, 0].detach()
+        assert ours.shape == tuple(math.ceil(n / s) for s in stride)
+        for i, j in np.ndindex(*ours.shape):
+            window = wide[:, i * stride[0]:i * stride[0] + k, j * stride[1]:j * stride[1] + k]
+            assert ours[i, j] == pytest.approx((window * weight.numpy()).sum(), rel=1e-3, abs=1e-4)
 
 
 def test_what_is_not_told_does_not_count_in_the_loss():
+    torch.manual_seed(0)
     logits = {name: torch.randn(6, k) for name, k in metrics.HEADS.items()}
-    target = {"pitch": torch.arange(60, 66), "family": torch.tensor([0, -1, 3, -1, 10, 2]),
-              "source": torch.full((6,), -1), "qualities": torch.full((6, 10), -1)}
-    target["qualities"][2] = torch.arange(10) % 2
-    told = target["family"] >= 0
-    theirs = (F.cross_entropy(logits["pitch"], target["pitch"])
-              + F.cross_entropy(logits["family"][told], target["family"][told])
+    families = np.array([0, -1, 3, -1, 10, 2])
+    quality = np.full((6, 10), -1, np.int8)
+    quality[2] = np.arange(10) % 2
+    notes = SimpleNamespace(pitch=np.arange(60, 66), source=np.full(6, ""), qualities=quality,
+                            family=np.array([*nsynth.FAMILIES, ""])[families])
+    told = families >= 0
+    theirs = (F.cross_entropy(logits["pitch"], torch.arange(60, 66))
+              + F.cross_entropy(logits["family"][told], torch.from_numpy(families[told]))
               + F.binary_cross_entropy_with_logits(logits["qualities"][2],
-                                                   target["qualities"][2].float()))
-    torch.testing.assert_close(metrics.classifier_loss(logits, target), theirs)
+                                                   torch.from_numpy(quality[2]).float()))
+    torch.testing.assert_close(metrics.classifier_loss(logits, notes, np.arange(6)), theirs)
+
 
 SHORT = metrics.Setting(length=2048, sample_rate=8000, pitch_low=60, pitch_high=63)
+FORM = ["--length", "2048", "--sample-rate", "8000", "--pitches", "60-63", "--data", "orchestra"]
+
+
+def classifier_args(**more):
+    return SimpleNamespace(**{"classifier": None, "train_classifier": False, "width": 16,
+                              "examples": 3200, "device": "cpu", **more})
 
 
 @pytest.fixture(scope="module")
 def classified(tmp_path_factory):
-    """A folder in which a classifier of SHORT was trained, its file, and itself."""
+    """A folder in which a classifier of SHORT was trained, and its file."""
     folder = tmp_path_factory.mktemp("classified")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        notes, held_out = SHORT.notes()
-        trained = metrics.make_classifier(SHORT, notes, held_out, 16, 1600, "cpu")
-    assert trained.accuracy > 0.9         # chance is a quarter
-    return folder, folder / metrics.classifier_path(SHORT, notes, 16), trained
+        _, path = metrics.find_classifier(SHORT, SHORT.notes("")[0], classifier_args())
+    return folder, folder / path
 
 
 def short_run(out, **more):
@@ -3763,219 +3716,191 @@ def write_notes(folder, waves, pitches, rate=8000):
 
 
 def measured(capsys, *argv):
-    """The tables of one command, from its JSON."""
+    """The table of one command, from its JSON."""
     capsys.readouterr()
     metrics.main([*map(str, argv), "--json", "--device", "cpu"])
     return json.loads(capsys.readouterr().out)
 
 
-def test_a_classifier_on_disk_is_the_one_trained(classified, monkeypatch):
-    folder, path, trained = classified
+def refused_measures(*argv):
+    """What a refused command line leaves with."""
+    with pytest.raises(SystemExit) as stop:
+        metrics.main([*map(str, argv), "--device", "cpu"])
+    return stop.value.code
+
+
+def test_a_classifier_is_kept_and_found_again(classified, tmp_path, monkeypatch, capsys):
+    folder, path = classified
     monkeypatch.chdir(folder)
-    again = metrics.load_classifier(path, SHORT, "cpu")
-    waves = torch.randn(3, 2048)
-    for ours, theirs in zip(again.classifier(waves)[1].values(),
-                            trained.classifier(waves)[1].values()):
-        assert torch.equal(ours, theirs)
-    assert again[1:] == trained[1:] and again.held_out == len(SHORT.notes()[1])
-    assert metrics.Setting(**gansynth.load_checkpoint(path)["setting"]) == SHORT
     assert "8000Hz-2048-pitch-60-63-width-16" in path.name
+    notes, waves = SHORT.notes("")[0], torch.randn(3, 1, 256, 16)
+    kept, which = metrics.find_classifier(SHORT, notes, classifier_args())
+    named, _ = metrics.find_classifier(SHORT, notes, classifier_args(classifier=path))
+    assert torch.equal(kept(waves)[1]["pitch"], named(waves)[1]["pitch"])
+    assert str(folder / which) == str(path) and capsys.readouterr().err == ""   # none was trained
+    monkeypatch.setattr(metrics, "train_classifier",
+                        lambda notes, width, *rest, **more: metrics.Classifier(8000, width))
+    _, which = metrics.find_classifier(SHORT, notes, classifier_args(width=8))
+    assert "width-8-" in which and "training a classifier" in capsys.readouterr().err
+    few = notes.subset(range(9))
+    _, which = metrics.find_classifier(SHORT, few, classifier_args(classifier=path))
+    assert which.endswith("trained on other notes than these")
 
 
 def test_a_classifier_that_does_not_fit_is_refused(classified, tmp_path):
-    _, path, _ = classified
-    for other in (replace(SHORT, length=4096), replace(SHORT, sample_rate=16000),
-                  replace(SHORT, pitch_high=64)):
+    _, path = classified
+    notes = SHORT.notes("")[0]
+
+    def find(setting, path):
+        return metrics.find_classifier(setting, notes, classifier_args(classifier=path))
+
+    for form in ({"length": 4096}, {"sample_rate": 16000}, {"pitch_high": 64}):
         with pytest.raises(metrics.MetricError, match="2,048 samples at 8,000 Hz, pitches 60-63"):
-            metrics.load_classifier(path, other, "cpu")
-    metrics.load_classifier(path, replace(SHORT, pitch_high=62), "cpu")
-    contents = gansynth.load_checkpoint(path)
-    gansynth.save_checkpoint(tmp_path / "wide.pt", {**contents, "width": 17})
+            find(SHORT._replace(**form), path)
+    find(SHORT._replace(pitch_high=62), path)
     (tmp_path / "cut.pt").write_bytes(path.read_bytes()[:1000])
     tiny_checkpoint(tmp_path / "gan.pt")
-    for name in ("wide.pt", "cut.pt", "gan.pt", "nowhere.pt"):
+    for name in ("cut.pt", "gan.pt", "nowhere.pt"):
         with pytest.raises(metrics.MetricError, match=f"{name}: no classifier that can be read"):
-            metrics.load_classifier(tmp_path / name, SHORT, "cpu")
+            find(SHORT, tmp_path / name)
 
 
 def test_one_command_one_table(classified, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(classified[0])
-    run = short_run(tmp_path / "run")
-    notes, held_out = SHORT.notes()
-    real = write_notes(tmp_path / "copies", notes.waves(range(80)), notes.pitch[:80])
-    argv = [run, real, "--samples", "60", "--controls"]
-    table, = measured(capsys, *argv, "--out", tmp_path / "out")
+    run, other = short_run(tmp_path / "run"), short_run(tmp_path / "other", seed=3)
+    notes, held_out = SHORT.notes("")
+    copies = write_notes(tmp_path / "copies", notes.waves(range(80)), notes.pitch[:80])
+    argv = [run, other, run, copies, "--samples", "60", "--controls"]
+    table = measured(capsys, *argv, "--out", tmp_path / "out")
     rows = {entry["name"]: entry["values"] for entry in table["rows"]}
-    assert list(rows) == ["real: held out of orchestra", f"{run}, 8 examples", str(real),
-                          "control: white noise", "control: one note repeated",
-                          "control: shuffled pitches"]
-    truth, fake, copies, noise, one, shuffled = rows.values()
-    assert truth["notes"] == len(held_out) and fake["notes"] == copies["notes"] == 60
-    assert truth["PA"] > 0.9 and copies["PA"] > 0.9 and truth["in tune"] == 1
-    assert truth["PE"] < fake["PE"] and truth["FID"] < fake["FID"] and copies["FID"] < fake["FID"]
-    assert fake["NDB"] > copies["NDB"] and truth["NDB"] is None     # fewer notes than cells
+    assert list(rows) == ["real: held out of orchestra", f"{run}, 8 examples",
+                          f"{other}, 8 examples", str(copies), "control: white noise",
+                          "control: one note repeated", "control: shuffled pitches"]
+    truth, fake, _, real, noise, one, shuffled = rows.values()
+    assert truth["notes"] == len(held_out) and fake["notes"] == real["notes"] == 60
+    assert truth["PA"] > 0.8 and real["PA"] > 0.8 and truth["in tune"] == 1
+    assert truth["PE"] < fake["PE"] and truth["FID"] < fake["FID"] and real["FID"] < fake["FID"]
+    assert fake["NDB"] > real["NDB"] and truth["NDB"] is None       # fewer notes than cells
     # each failure is caught by one measure at least, and not by others
     assert noise["PA"] < 0.5 and noise["FID"] > truth["FID"] and noise["steady"] < 0.5
     assert one["PA"] > 0.9 and one["IS"] < 1.1 and one["variety"] < 0.1 and one["JS"] > 0.5
     assert shuffled["PA"] < 0.5 and shuffled["FID"] == pytest.approx(truth["FID"])
-    assert [entry["paper"] for entry in table["rows"][:3]] == ["Real data", "IF", None]
-    again, = measured(capsys, *argv, "--out", tmp_path / "again")
-    assert again == table                 # the same seed gives the same row
-    other, = measured(capsys, run, "--samples", "60", "--seed", "2")
-    assert other["rows"][1]["values"] != table["rows"][1]["values"]
-    assert table["remarks"][0].endswith(f"{truth['PA']:.1%} of {len(held_out)} held-out notes")
-    assert not any("other notes" in remark or "too few" in remark for remark in table["remarks"])
+    assert [entry["paper"] for entry in table["rows"][:4]] == ["Real data", "IF", "IF", ""]
+    assert measured(capsys, *argv, "--out", tmp_path / "again") == table    # the same seed
+    assert "FID comes out too large of fewer than 640 notes, ten a feature (all rows)" in \
+        table["remarks"]
 
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    pictures = sorted((tmp_path / "out").glob("*.png"))
-    assert all(f'src="{picture.name}"' in page for picture in pictures) and len(pictures) == 10
-    markdown = (tmp_path / "out" / "table.md").read_text(encoding="utf-8").splitlines()
-    assert json.loads((tmp_path / "out" / "table.json").read_text()) == [table]
-    metrics.main([*map(str, argv[:4]), "--markdown", "--out", str(tmp_path / "third")])
-    assert markdown[2:7] == capsys.readouterr().out.splitlines()[3:8]
-    cells = [cell.strip() for cell in markdown[4].strip("|").split("|")]
+    for number in range(7):
+        assert f'src="{number:02}.png"' in page and f'<audio src="{number:02}.wav"' in page
+        picture, sound = (tmp_path / "out" / f"{number:02}.{kind}" for kind in ("png", "wav"))
+        assert picture.exists() and len(nsynth.read_sound(sound)[0]) == 4 * 2048
+    assert page.count("<svg") == 5 and "50 cells" in page           # of 60 notes, not of 40
+    assert json.loads((tmp_path / "out" / "table.json").read_text()) == table
+    metrics.main([*map(str, argv), "--markdown", "--out", str(tmp_path / "third")])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == table["title"] and lines[6].startswith("| paper: Real data | 12,800 |")
+    cells = [cell.strip() for cell in lines[5].strip("|").split("|")]
     assert cells[:2] == ["real: held out of orchestra", str(len(held_out))]
-    assert f"{truth['PA']:.1%}" in cells and markdown[5].startswith("| paper: Real data | 12,800 |")
+    assert f"{truth['PA']:.1%}" in cells
 
 
-def test_each_setting_has_its_own_table_and_real_notes(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(metrics, "make_classifier", lambda setting, train, *rest: metrics.Trained(
-        metrics.Classifier(setting.sample_rate, 16).eval().requires_grad_(False), 0.5, 7, 0))
-    seeds = [short_run(tmp_path / "a"), short_run(tmp_path / "b", seed=3)]  # these share a table
-    first, second = measured(capsys, *seeds, tiny_run(tmp_path / "c", images=8), seeds[0],
-                             "--samples", "8")
-    assert [row["name"] for row in first["rows"]] == [
-        "real: held out of orchestra", *[f"{run}, 8 examples" for run in seeds]]
-    assert len(second["rows"]) == 2
-    for table, form in ((first, "2,048 samples at 8,000 Hz, pitches 60-63"),
-                        (second, "256 samples at 2,000 Hz, pitches 60-62")):
-        assert table["title"].startswith(f"{form}; NDB and FID beside 8 training notes")
-        remarks = "\n".join(table["remarks"])
-        for says in ("50.0% of 7 held-out notes", "too few for PA", "trained on other notes",
-                     "no more notes than the 64 features", "NDB: 50 notes, and as many"):
-            assert says in remarks
-    out = tmp_path / "runs" / "metrics-0001"
-    page = (out / "index.html").read_text(encoding="utf-8")
-    assert page.count("<figure>") == len(list(out.glob("*.png"))) == 5  # no NDB of eight notes
+def test_a_hasty_classifier_is_warned_of():
+    """It names real notes right, and is sure of none: IS and PE are far from what they could be."""
+    pitch = np.repeat(np.arange(60, 72), 20)
+    heard = SimpleNamespace(pitch=pitch, peak=np.ones(240), off=np.zeros(240),
+                            features=np.zeros((240, 3)), pictures=np.zeros((240, 4)))
+    run = metrics.Run("real", pitch, None, "Real data")
 
+    def told(height):
+        heard.logits = np.zeros((240, 128))
+        heard.logits[:, 60:72] = 9
+        heard.logits[np.arange(240), pitch] += height
+        values = {"PA": metrics.pitch_accuracy(heard.logits, pitch),
+                  "IS": metrics.inception_score(heard.logits),
+                  "PE": metrics.pitch_entropy(heard.logits)}
+        assert values["PA"] == 1
+        return " ".join(metrics.remarks(run, heard, values, heard))
 
-def test_the_classifier_is_trained_on_first_use_and_kept(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    run = short_run(tmp_path / "run")
-    metrics.main([str(run), "--train-classifier", "--examples", "64", "--device", "cpu"])
-    line = capsys.readouterr().out.splitlines()[-1]
-    assert "held-out notes named right; 2,048 samples at 8,000 Hz, pitches 60-63" in line
-    trained = []
-    monkeypatch.setattr(metrics, "train_classifier", lambda notes, held_out, width, *rest, **more:
-                        trained.append(width) or (
-                            metrics.Classifier(8000, 16).eval().requires_grad_(False), 0.5))
-    table, = measured(capsys, run, "--samples", "4")
-    assert table["classifier"]["width"] == 16 and not trained       # the kept one
-    assert table["classifier"]["accuracy"] == pytest.approx(float(line.split()[1][:-1]) / 100,
-                                                            abs=1e-3)
-    measured(capsys, run, "--samples", "4", "--width", "full")
-    assert trained == [128]               # another width is another classifier
-
-
-def test_a_row_holds_the_measures_of_its_notes():
-    r = np.random.RandomState(0)
-    heard, reference = (metrics.Heard(
-        r.randn(n, 3), r.randn(n, 128), r.rand(n, 40).astype(np.float32), r.randint(40, 80, n),
-        np.ones(n), 200 * r.randn(n), r.rand(n), r.rand(n), r.randn(4, 600), np.full(4, 60),
-        np.ones(4)) for n in (60, 80))
-    heard.logits[np.arange(50), heard.pitch[:50] + 1] = 99          # fifty are a semitone off
-    values, cells = metrics.row(heard, reference)
-    assert values["PA +-1"] - values["PA"] > 0.5
-    assert values["FID"] == metrics.frechet_distance(reference.features, heard.features)
-    assert values["FID"] == pytest.approx(metrics.frechet_distance(heard.features,
-                                                                   reference.features))
-    assert values["IS"] == metrics.inception_score(heard.logits) and values["notes"] == 60
-    assert values["NDB"] == cells.number == metrics.ndb(reference.pictures, heard.pictures).number
-    assert values["in tune"] == np.mean(np.abs(heard.off) <= 50)
-    assert values["steady"] == heard.steady.mean() and values["clean"] == heard.clean.mean()
+    assert "IS can be 12.0" in told(9) and "not sure" not in told(9)
+    assert "the classifier is not sure even of real notes" in told(1)
 
 
 def test_ndb_looks_at_all_frequencies_and_sixteen_stretches_of_time():
-    setting, rate = metrics.Setting(), 16000
-    wave = torch.from_numpy(np.sin(2 * np.pi * 1000 * np.arange(64000) / rate)).float()
-    run = metrics.Run("sine", setting, 2, lambda: [(wave.repeat(2, 1), np.array([83, 83]))])
-    classifier = metrics.Classifier(rate, 16).eval().requires_grad_(False)
-    heard = metrics.hear(run, classifier)
+    wave = torch.from_numpy(np.sin(2 * np.pi * 1000 * np.arange(64000) / 16000)).float()
+    run = metrics.Run("sine", np.array([83, 83]), lambda some: wave.repeat(2, 1)[some])
+    classifier = metrics.Classifier(16000, 16).eval().requires_grad_(False)
+    heard = metrics.hear(run, classifier, 16000, "cpu")
     assert heard.pictures.shape == (2, 8192) and heard.waves.shape == (2, 64000)
     loudest = heard.pictures[0].reshape(512, 16).argmax(0)
-    assert (loudest == 1000 / rate * 1024 - 1).all()                # bin 0 is dropped
+    assert (loudest == 1000 / 16000 * 1024 - 1).all()               # bin 0 is dropped
     # FID's features are those before the activation: what follows gives the logits
     features = torch.from_numpy(heard.features)
     hidden = F.leaky_relu(classifier.hidden(F.leaky_relu(features, 0.2)), 0.2)
     np.testing.assert_allclose(classifier.heads["pitch"](hidden), heard.logits, atol=1e-4)
-    assert metrics.default_samples(setting) == 12_800               # the paper's
+    assert metrics.default_samples(metrics.Setting()) == 12_800     # the paper's
     assert metrics.default_samples(SHORT) == 1_000
 
 
 def test_a_row_of_the_paper_belongs_to_every_kind_of_run():
     def name(**more):
-        return metrics.paper_name({**asdict(train.Config()), **more})
+        return metrics.paper_name({"model": "gansynth", **asdict(train.Config()), **more})
 
     found = {name(rep=rep, hires=hires) for rep in spectral.REPRESENTATIONS
              for hires in (False, True)}
     assert found == {"Phase", "Phase + H", "IF", "IF + H", "IF-Mel", "IF-Mel + H"}
     found |= {name(model="wavegan"), name(rep="waveform"), name(rep="waveform", progressive=False),
-              name(model="wavenet"), name(model="wavenet", output="mol16"), "Real data"}
+              name(model="wavenet", output="mulaw8"),
+              name(model="wavenet", output="mol16"), "Real data"}
     assert found == set(metrics.PAPER)
     assert metrics.PAPER[name()] == {"notes": 12_800, "NDB": 29.3, "FID": 167, "IS": 38.1,
                                      "PA": 0.979, "PE": 0.40}
 
 
 @pytest.mark.parametrize("prepare, says", [
-    (lambda f: f.mkdir(), "neither a run nor a folder of WAVs"),
-    (lambda f: write_notes(f, np.zeros((1, 9)), [60]).joinpath("000-060.wav").rename(f / "a.wav"),
-     "a.wav tells no pitch"),
-    (lambda f: (f.mkdir(), scipy.io.wavfile.write(f / "n-060.wav", 8000,
-                                                  np.full(99, np.nan, np.float32))),
-     "n-060.wav holds NaN"),
-    (lambda f: (f.mkdir(), (f / "n-060.wav").write_bytes(b"RIFF")), "n-060.wav is no WAV file"),
-    (lambda f: write_notes(f, np.full((12, 2048), 0.1), [72] * 12), "none of its 12 notes"),
-    (lambda f: write_notes(f, np.full((1, 2048), 0.1), [60]), "notes: one note only"),
-    (lambda f: write_notes(f, [harmonic_note(hertz(p), seconds=0.3) for p in [60, 61] * 6],
-                           [60, 61] * 6, rate=10079), r"4.0 semitones beside .* 0.79 times"),
-    (lambda f: write_notes(f, np.zeros((12, 2048)), [60] * 12), "all of its 12 notes are silent"),
-])
+    (lambda f: f.mkdir(), "no run, and 0 of its 0 WAVs tell a pitch in 60-63"),
+    (lambda f: write_notes(f, np.full((1, 2048), 0.1), [60]), "1 of its 1 WAVs"),
+    (lambda f: write_notes(f, np.full((12, 2048), 0.1), [72] * 12), "0 of its 12 WAVs"),
+    (lambda f: (write_notes(f, np.full((3, 99), 0.1), [60] * 3), scipy.io.wavfile.write(
+        f / "0-060.wav", 8000, np.full(99, np.nan, np.float32))), "0-060.wav")])
 def test_wavs_that_cannot_be_measured_are_one_sentence(classified, tmp_path, monkeypatch, prepare,
                                                        says):
     monkeypatch.chdir(classified[0])
     prepare(tmp_path / "notes")
-    before = set(Path("runs").glob("*"))
-    with pytest.raises(SystemExit) as stop:
-        metrics.main([str(tmp_path / "notes"), "--length", "2048", "--sample-rate", "8000",
-                      "--pitches", "60-63", "--data", "orchestra", "--device", "cpu"])
-    assert re.search(says, str(stop.value)) and str(stop.value).startswith("metrics.py: ")
-    assert set(Path("runs").glob("*")) == before        # nothing was written
+    sentence = refused_measures(tmp_path / "notes", *FORM)
+    assert says in sentence and sentence.startswith("metrics.py: ")
+    assert not list(Path("runs").glob("*.part"))        # nothing half-written
 
 
-def test_a_folder_of_wavs_says_what_it_needs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    folder = write_notes(tmp_path / "notes", np.full((3, 300), 0.1), [60] * 3)
-    for argv, says in (([], "say which real notes"),
-                       (["--data", "orchestra"], "300 samples are too short")):
-        with pytest.raises(SystemExit) as stop:
-            metrics.main([str(folder), *argv])
-        assert says in str(stop.value)
-    assert not (tmp_path / "classifiers").exists()
-
-
-def test_what_is_odd_about_notes_is_told(classified, tmp_path, monkeypatch, capsys):
+def test_what_is_odd_about_wavs_is_told(classified, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(classified[0])
     waves = [harmonic_note(hertz(60 + 12 * (i < 12)), seconds=0.2) for i in range(13)]
-    folder = write_notes(tmp_path / "notes", waves + [np.zeros(1600)] * 2, [60] * 12 + [90, 61, 62])
-    (folder / "000-060.wav").rename(folder / "000-060.WAV")
-    metrics.main([str(folder), "--length", "2048", "--sample-rate", "8000", "--pitches", "60-63",
-                  "--data", "orchestra", "--device", "cpu", "--out", str(tmp_path / "out")])
-    out, err = capsys.readouterr()
-    assert "1 of 15 notes are left out: their pitches are not 60-63" in err
-    assert "15 of 15 notes are cut, padded or resampled to 2,048 samples at 8,000 Hz" in err
-    assert "notes: 2 of 14 notes are silent, and count all the same" in out
-    assert "+12.0 semitones beside the pitches in their names: are they named by other" in out
+    octave = write_notes(tmp_path / "octave", waves + [np.zeros(1600)] * 2,
+                         [60] * 12 + [90, 61, 62])
+    (octave / "000-060.wav").rename(octave / "000-060.WAV")
+    slow = write_notes(tmp_path / "slow", [harmonic_note(hertz(p), seconds=0.3) for p in (60, 61)]
+                       * 6, [60, 61] * 6, rate=10079)
+    table = measured(capsys, octave, slow, *FORM)
+    name = f"{octave}, 14 of its 15 WAVs, from 1,600 samples at 8,000 Hz"
+    assert [row["name"] for row in table["rows"][1:]] == [
+        name, f"{slow}, from 2,400 samples at 10,079 Hz"]
+    remarks = "\n".join(table["remarks"])
+    assert f"2 notes are silent, and count all the same ({name})" in remarks
+    assert "sound +12.0 semitones beside the pitches in their names: named by other oct" in remarks
+    assert "sound +4.0 semitones" in remarks and "of 0.79 times the rate" in remarks
+    assert sorted(os.listdir(slow)) == sorted(f"{i:03}-{60 + i % 2:03}.wav" for i in range(12))
+
+
+def test_runs_that_cannot_be_measured_together_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run, other = short_run(tmp_path / "a"), tiny_run(tmp_path / "b", images=8)
+    assert "b makes notes of 256 samples at 2,000 Hz, pitches 60-62, and the first run of 2,048" \
+        in refused_measures(run, other)
+    assert "no mel scale, but if: leave --mel-inverse" in refused_measures(
+        run, "--mel-inverse", "transpose")
+    if os.path.exists("/proc/self"):      # a folder nobody can write to
+        assert "/proc/measures cannot be made" in refused_measures(run, "--out", "/proc/measures")
+    assert not Path("classifiers").exists()             # told before anything is trained
 
 
 @pytest.mark.parametrize("argv, says", [
@@ -3985,91 +3910,68 @@ def test_what_is_odd_about_notes_is_told(classified, tmp_path, monkeypatch, caps
     (["run", "--listening-test"], "--out DIR"), (["run", "--device", "abacus"], "abacus"),
     (["--listening-test", "--data", "x", "--out", "y"], "needs runs"),
     (["run", "--examples", "9"], "--train-classifier"), (["run", "--score-test", "a"], "at a time"),
-    (["run", "--train-classifier", "--classifier", "a.pt"], "leave one out")])
+    (["run", "--train-classifier", "--classifier", "a.pt"], "does not")])
 def test_metrics_usage(argv, says, capsys):
     with pytest.raises(SystemExit) as stop:
         metrics.main(argv)
     assert stop.value.code == 2 and says in capsys.readouterr().err
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self"), reason="needs a folder nobody can write to")
-def test_a_folder_that_cannot_be_made_is_told_before_anything_is_measured(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    run = short_run(tmp_path / "a")
-    with pytest.raises(SystemExit) as stop:
-        metrics.main([str(run), "--out", "/proc/measures"])
-    assert "metrics.py: /proc/measures cannot be made" in str(stop.value)
-    assert not (tmp_path / "classifiers").exists()
-
-
-def test_a_listening_test_of_runs_and_real_notes(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    run, other = short_run(tmp_path / "a"), tiny_run(tmp_path / "b", images=8)
-    argv = ["--listening-test", "--data", "orchestra", "--pairs", "6", str(run)]
-    metrics.main([*argv, "--out", "page"])
-    assert "open page/index.html" in capsys.readouterr().out
-    page = Path("page/index.html").read_text(encoding="utf-8")
-    assert page.count("UklGR") >= 12 and str(run) not in page       # each WAV once, no names
-    for more, says in (([str(other), "--out", "new"], "2,048 samples at 8,000 Hz in"),
-                       (["--out", "page"], "page is there already")):
-        with pytest.raises(SystemExit) as stop:
-            metrics.main([*argv, *more])
-        assert says in str(stop.value)
-    assert not Path("new").exists()
-
-
 def test_metrics_without_a_run_is_one_sentence(tmp_path):
     run = subprocess.run([sys.executable, HERE / "metrics.py", "nowhere"], cwd=tmp_path,
                          capture_output=True, text=True)
     assert run.returncode == 1 and run.stdout == ""
-    assert run.stderr == ("metrics.py: nowhere: no checkpoint there: expected a run's folder with "
-                          "checkpoint-*.pt files, or one such file\n")
+    assert run.stderr == ("metrics.py: nowhere: no whole checkpoint there: expected a run's folder "
+                          "with checkpoint-*.pt files, or one such file\n")
 
 
 # ---- metrics.py, human evaluation ----
 
 
 def listening_models(names=("model-alpha", "model-beta", "model-gamma"), n=20, length=400):
-    """Noise at levels from 0.001 to 0.1, pitches 60 to 63 in turn."""
+    """Runs of noise at levels from 0.01 to 0.1, pitches 60 to 63 in turn."""
     random = np.random.RandomState(len(names))
-    return {name: (random.randn(n, length) * np.geomspace(0.001, 0.1, n)[:, None],
-                   60 + np.arange(n) % 4) for name in names}
+    waves = [random.randn(n, length) * np.geomspace(0.01, 0.1, n)[:, None] for _ in names]
+    return [metrics.Run(name, 60 + np.arange(n) % 4, torch.from_numpy(wave).float().__getitem__)
+            for name, wave in zip(names, waves)]
 
 
-def listening_page(path):
-    """What the page embeds: pairs [A, B, pitch], the names of A and B, and notes as int16."""
-    text = path.read_text(encoding="utf-8")
-    test = json.loads(re.search(r"^const test = (.*);", text, re.M)[1])
-    wavs = [scipy.io.wavfile.read(io.BytesIO(base64.b64decode(note))) for note in test["notes"]]
-    assert {rate for rate, _ in wavs} == {8000}
-    return test, json.loads(base64.b64decode(test["key"])), np.stack([wave for _, wave in wavs])
+def listening_page(out, runs, pairs, seed=0):
+    """Write a test; -> its page, the key [(A, B, pitch)], and the notes, (pairs, 2, L) int16."""
+    args = SimpleNamespace(out=out, data=None, samples=20, seed=seed, pairs=pairs)
+    metrics.listening_test(SHORT, runs, args)
+    text = (out / "index.html").read_text(encoding="utf-8")
+    wavs = [scipy.io.wavfile.read(io.BytesIO(base64.b64decode(note)))
+            for note in re.findall(r"data:audio/wav;base64,([^\"]+)", text)]
+    assert {rate for rate, _ in wavs} == {8000} and len(wavs) == 2 * pairs
+    key = json.loads(base64.b64decode(re.search(r'data-key="([^"]+)', text)[1]))
+    return text, key, np.stack([wave for _, wave in wavs]).reshape(pairs, 2, -1)
 
 
-def test_a_listening_test_is_balanced_and_blind_and_uses_each_note_once(tmp_path):
-    models = listening_models()
-    path = metrics.write_listening_test(models, 8000, tmp_path / "test", pairs=28, seed=3)
-    assert path == tmp_path / "test" / "index.html" and os.listdir(tmp_path) == ["test"]
-    text = path.read_text(encoding="utf-8")
-    assert not any(name in text for name in models) and "://" not in text
-    test, key, notes = listening_page(path)
-    assert len(test["pairs"]) == len(key) == 28
-    meetings = {pair: [tuple(k) for k in key if set(k) == set(pair)]
-                for pair in itertools.combinations(models, 2)}
+def test_a_listening_test_is_balanced_blind_and_matched_in_level(tmp_path):
+    runs = listening_models()
+    text, key, notes = listening_page(tmp_path / "test", runs, pairs=28, seed=3)
+    names = [run.name for run in runs]
+    assert not any(name in text for name in names) and "://" not in text
+    meetings = {pair: [(a, b) for a, b, _ in key if {a, b} == set(pair)]
+                for pair in itertools.combinations(names, 2)}
     assert sorted(map(len, meetings.values())) == [9, 9, 10]
     for (a, b), met in meetings.items():
         assert abs(met.count((a, b)) - met.count((b, a))) <= 1
-    # 56 places, 60 notes: none comes twice
-    assert sorted(i for pair in test["pairs"] for i in pair[:2]) == list(range(56))
-    assert len(np.unique(notes, axis=0)) == len(notes)
-    for (i, j, pitch), names in zip(test["pairs"], key):            # each is what the key says
-        for k, name in zip((i, j), names):
-            waves, pitches = models[name]
-            alike = waves @ notes[k] / np.linalg.norm(waves, axis=1) / np.linalg.norm(notes[k])
-            assert alike.max() > 0.9 and pitches[alike.argmax()] == pitch
-    again = metrics.write_listening_test(models, 8000, tmp_path / "again", pairs=28, seed=3)
-    assert again.read_bytes() == path.read_bytes()
-    other = metrics.write_listening_test(models, 8000, tmp_path / "other", pairs=28, seed=4)
-    assert listening_page(other)[0]["id"] != test["id"]
+    assert len(np.unique(notes.reshape(56, -1), axis=0)) == 56      # of 60: none comes twice
+    for (*models, pitch), pair in zip(key, notes):                  # each is what the key says
+        for model, note in zip(models, pair):
+            run = runs[names.index(model)]
+            waves = run.waves(slice(None)).numpy()
+            alike = waves @ note / np.linalg.norm(waves, axis=1) / np.linalg.norm(note)
+            assert alike.max() > 0.99 and run.pitch[alike.argmax()] == pitch
+    rms = np.sqrt(np.mean((notes / 32768.0) ** 2, axis=-1))
+    assert np.ptp(20 * np.log10(rms)) < 0.01                        # dB
+    assert abs(np.abs(notes).max() / 32768 - 0.9) < 1e-3
+    again, other = (listening_page(tmp_path / f"{seed}", runs, 28, seed)[0] for seed in (3, 4))
+    assert again == text
+    ids = [re.search(r'data-test="([^"]+)', page)[1] for page in (text, other)]
+    assert ids[0] != ids[1]
 
 
 def test_few_notes_repeat_evenly_but_never_in_the_same_pair():
@@ -4078,40 +3980,21 @@ def test_few_notes_repeat_evenly_but_never_in_the_same_pair():
     assert len({frozenset(pair) for pair in drawn}) == 7
     drawn = [note for pair in metrics.draw_pairs(pitches, 3, 0) for note in pair]
     assert len(set(drawn)) == 6           # 2 pairs of 60 and one of 61 repeat no note
+    for models, pairs, says in ((pitches, 8, "a and b have notes for 7 pairs of one pitch, and 8"),
+                                ({"a": pitches["a"]}, 3, "two models or more")):
+        with pytest.raises(metrics.MetricError, match=says):
+            metrics.draw_pairs(models, pairs, 0)
 
 
-def test_notes_are_matched_in_level_and_cut_ends_faded(tmp_path):
-    waves = metrics.level_notes(listening_models()["model-alpha"][0], 8000) / 32768
-    rms = np.sqrt(np.mean(waves ** 2, axis=1))
-    assert np.ptp(20 * np.log10(rms)) < 0.01                        # dB
-    assert abs(np.abs(waves).max() - 0.9) < 1e-3
-    cut, whole = np.ones(800), np.sin(np.pi * np.arange(800) / 799)
-    cut, whole = metrics.level_notes([cut, whole], 8000).astype(float)
-    assert cut[0] == cut[-1] == 0 and np.all(np.diff(cut[:40]) > 0)  # 5 ms
-    assert np.ptp(cut[40:-40]) == 0
-    assert np.corrcoef(whole, np.sin(np.pi * np.arange(800) / 799))[0, 1] > 1 - 1e-7
-
-
-def test_notes_that_no_listening_test_can_be_made_of_are_refused(tmp_path):
-    a, b = listening_models(("a", "b")).values()
-    silent, broken = (a[0].copy(), a[1]), (a[0].copy(), a[1])
-    silent[0][3] = 0
-    broken[0][2, 7] = np.nan
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").touch()
-    for models, changes, message in [
-            ({"a": a}, {}, "two models or more"),
-            ({"a": a, "b": silent}, {}, "note 3 of b is silent"),
-            ({"a": broken, "b": b}, {}, "note 2 of a holds NaN"),
-            ({"a": a, "b": (b[0][:, :300], b[1])}, {}, "400 samples and those of b 300"),
-            ({"a": a, "b": (b[0], b[1] + 30)}, {}, "have notes for 0 pairs of one pitch"),
-            ({"a": a, "b": (b[0], b[1][:5])}, {}, "expected (N, L)"),
-            ({"a": a, "b": b}, {"pairs": 0}, "0 pairs are too few"),
-            ({"a": a, "b": b}, {"pairs": 101}, "for 100 pairs of one pitch, and 101 are"),
-            ({"a": a, "b": b}, {"out": tmp_path / "full"}, "name a new one")]:
-        with pytest.raises((metrics.MetricError, sample.SampleError), match=re.escape(message)):
-            metrics.write_listening_test(models, 8000, **{"out": tmp_path / "new"} | changes)
-        assert os.listdir(tmp_path) == ["full"]
+def test_a_listening_test_of_a_run_and_real_notes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run = short_run(tmp_path / "a")
+    argv = ["--listening-test", "--data", "orchestra", "--pairs", "6", run, "--out", "page"]
+    metrics.main(list(map(str, argv)))
+    assert f"open {tmp_path / 'page' / 'index.html'}" in capsys.readouterr().out
+    page = Path("page/index.html").read_text(encoding="utf-8")
+    assert page.count("UklGR") == 12 and str(run) not in page
+    assert "page is there already" in refused_measures(*argv)
 
 
 def answers_file(path, ratings, rater="Ann", **changes):
@@ -4126,51 +4009,22 @@ def answers_file(path, ratings, rater="Ann", **changes):
 def test_wins_ties_and_losses_are_counted_from_both_sides(tmp_path):
     ann = [("x", "y", 1), ("y", "x", 5), ("x", "z", 3), ("z", "y", 4), ("y", "z", 2)]
     ben = [(a, b, r) for (a, b, _), r in zip(ann, (2, 1, 4, 3, 5))]
-    result = metrics.score_test([answers_file(tmp_path / "1", ann),
-                                 answers_file(tmp_path / "2", ben, "Ben")])
-    assert result["ratings"] == 10 and result["raters"] == ["Ann", "Ben"]
-
-    def count(wins, ties, losses):
-        return {"ratings": wins + ties + losses, "wins": wins, "ties": ties, "losses": losses}
-
-    assert result["models"]["x"] == count(3, 1, 2)      # against y: 1, 5, 2, 1; z: 3, 4
-    assert result["models"]["y"] == count(3, 1, 4)      # x: from the other side; z: 4, 2, 3, 5
-    assert result["models"]["z"] == count(2, 2, 2)
-    assert list(result["models"]) == ["x", "y", "z"]    # 3/6, 3/8, 2/6
-    xy, xz, yz = (result["pairs"][pair] for pair in (("x", "y"), ("x", "z"), ("y", "z")))
-    assert (xy["wins"], xy["ties"], xy["losses"]) == (3, 0, 1)
-    assert (xz["wins"], xz["ties"], xz["losses"]) == (0, 1, 1)
-    assert (yz["wins"], yz["ties"], yz["losses"]) == (2, 1, 1)
-    kruskal = scipy.stats.kruskal([2, 2, 1, -2, 0, -1], [-2, -2, -1, 2, 1, 1, 0, -2],
-                                  [0, 1, -1, -1, 0, 2])
-    assert list(result["kruskal"].values()) == pytest.approx(list(kruskal))
-    text = metrics.format_scores(result)
+    found = metrics.score_test([answers_file(tmp_path / "1", ann),
+                                answers_file(tmp_path / "2", ben, "Ben")])
+    raters, models, pairs = found
+    assert raters == 2
+    # x against y: 1, 5, 2, 1; z: 3, 4.  y against x: from the other side; z: 4, 2, 3, 5
+    assert models == {"x": [3, 1, 2], "y": [3, 1, 4], "z": [2, 2, 2]}
+    assert list(models) == ["x", "y", "z"]              # 3/6, 3/8, 2/6
+    assert {pair: row[:3] for pair, row in pairs.items()} == {
+        ("x", "y"): [3, 0, 1], ("x", "z"): [0, 1, 1], ("y", "z"): [2, 1, 1]}
+    assert pairs["x", "y"][3] == pytest.approx(10 / 16)             # 3 of 4 or further from 2
+    assert pairs["x", "y"][4] == 1                                  # Holm's, of three
+    text = metrics.format_scores(*found)
     assert re.search(r"^x +6 +3 +50\.0% +1 +16\.7% +2 +33\.3%$", text, re.M)
-    assert "Too few ratings in 3 of the pairs: 7 that" in text      # 3 x 2^-6 < 0.05 < 3 x 2^-5
-
-
-def test_all_neutral_ratings_are_no_evidence(tmp_path):
-    result = metrics.score_test([answers_file(tmp_path / "1", [("x", "y", 3)] * 8)])
-    assert result["kruskal"] == {"H": 0.0, "p": 1.0}
-    assert result["pairs"]["x", "y"]["p"] == result["pairs"]["x", "y"]["p_holm"] == 1.0
-    assert "0   0.0%" in metrics.format_scores(result)
-
-
-def test_signed_rank_p_is_that_of_all_signs_tried_and_scipys():
-    random = np.random.RandomState(0)
-    for n in range(1, 11):                                          # with ties: brute force
-        d = random.choice([-2, -1, 1, 2], n)
-        ranks = scipy.stats.rankdata(np.abs(d))
-        sums = np.array(list(itertools.product([0, 1], repeat=n))) @ ranks
-        plus = ranks[d > 0].sum()
-        p = min(1, 2 * min(np.mean(sums <= plus), np.mean(sums >= plus)))
-        assert metrics.signed_rank([*d, 0, 0]) == pytest.approx(p)
-        assert metrics.signed_rank(np.ones(n)) == pytest.approx(min(1, 2.0 ** (1 - n)))
-    d = random.randn(40) + 0.3                                      # without: scipy's exact table
-    assert metrics.signed_rank(d) == pytest.approx(scipy.stats.wilcoxon(d, method="exact").pvalue)
-    d = random.choice([-2, -1, 0, 1, 2], 150, p=[0.1, 0.2, 0.2, 0.3, 0.2])
-    assert metrics.signed_rank(d) == scipy.stats.wilcoxon(d).pvalue
-    assert metrics.signed_rank(d[:120]) == pytest.approx(scipy.stats.wilcoxon(d[:120]).pvalue, 0.05)
+    assert "2 raters, 10 ratings" in text and "needs 7 such ratings" in text    # 3 x 2^-6 < 0.05
+    neutral = metrics.score_test([answers_file(tmp_path / "1", [("x", "y", 3)] * 8)])
+    assert neutral[2]["x", "y"] == [0, 8, 0, 1, 1]
 
 
 def test_holm_is_the_worked_example_and_the_closure_of_bonferroni():
@@ -4181,12 +4035,15 @@ def test_holm_is_the_worked_example_and_the_closure_of_bonferroni():
     assert np.allclose(metrics.holm(p), closed)
 
 
-def test_needed_ratings_are_the_least_and_have_the_power_they_promise():
-    assert metrics.least_ratings(1) == 6 and metrics.least_ratings(36) == 11    # 2^-5, 36 x 2^-10
-    for tests in (1, 3, 36):              # the exact sign test has that power, but for its steps
-        n = metrics.ratings_for_power(tests)
-        needed = scipy.stats.binom.isf(0.05 / tests / 2, n, 0.5) + 1
-        assert abs(scipy.stats.binom.sf(needed - 1, n, 0.6) - 0.8) < 0.04
+@pytest.mark.parametrize("tests", [1, 3, 36])
+def test_needed_ratings_have_the_power_they_promise(tests):
+    def power(n):                         # by scipy's own test of every outcome
+        wins = np.arange(n // 2, n + 1)
+        least = next(w for w in wins if scipy.stats.binomtest(w, n).pvalue <= 0.05 / tests)
+        return scipy.stats.binom.pmf([*range(n - least + 1), *range(least, n + 1)], n, 0.6).sum()
+
+    n = metrics.ratings_for_power(tests)
+    assert power(n - 1) < 0.8 <= min(power(more) for more in range(n, n + 40))
 
 
 def test_answers_that_cannot_be_counted_are_refused(tmp_path):
@@ -4194,173 +4051,68 @@ def test_answers_that_cannot_be_counted_are_refused(tmp_path):
     (tmp_path / "text").write_text("hello")
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "list").write_text("[1]")
-    copy = shutil.copy(good, tmp_path / "copy")
 
     def file(ratings=(("x", "y", 1),), rater="Ben", **changes):
         return answers_file(tmp_path / "bad", list(ratings), rater, **changes)
 
     for paths, message in [
-            (lambda: [], "no answers"),
-            (lambda: [tmp_path / "none"], "cannot be read"),
-            (lambda: [tmp_path / "text"], "not JSON"),
-            (lambda: [tmp_path / "bytes"], "not JSON"),
-            (lambda: [tmp_path / "list"], "no answers of a listening test"),
-            (lambda: [file(format="else")], "no answers of a listening test"),
-            (lambda: [file(version=2)], "a listening test (version 1)"),
-            (lambda: [file(rater=None)], "lacks its test, rater or answers"),
-            (lambda: [file(answers=[])], "lacks its test, rater or answers"),
-            (lambda: [file([("x", "x", 1)])], "answer 1 does not name"),
-            (lambda: [file(answers=[{"pair": 2, "A": "x", "B": "y", "rating": 1}])], "answer 1"),
-            (lambda: [file([("x", "y", 1), ("x", "y", 6)])], "answer 2 has the rating 6"),
-            (lambda: [file([("x", "y", True)])], "has the rating True"),
-            (lambda: [good, copy], "the same answers"),
-            (lambda: [good, file(rater="Ann", answers=[
-                {"pair": 1, "A": "x", "B": "y", "pitch": 60, "rating": 2}])], "both by 'Ann'"),
-            (lambda: [good, file(test="u")], "different tests (u, t)"),
-            (lambda: [good, file([("y", "x", 1)])], "other pairs of models"),
-            (lambda: [good, file([("x", "y", 1)] * 2)], "other pairs of models")]:
+            *((lambda name=name: [tmp_path / name], f"{name}: no answers to a listening test")
+              for name in ("text", "bytes", "list")),
+            *((lambda changes=changes: [file(**changes)], "bad: no answers to a listening test")
+              for changes in ({"format": "else"}, {"version": 2}, {"answers": []}, {"answers": 3},
+                              {"ratings": [("x", "y", 6)]},
+                              {"ratings": [("x", "y", True)]})),
+            (lambda: [good, good], "both by 'Ann'"),
+            (lambda: [good, file(test="u")], "different tests"),
+            (lambda: [good, file([("y", "x", 1)])], "different tests"),
+            (lambda: [good, file([("x", "y", 1)] * 2)], "different tests")]:
         with pytest.raises(metrics.MetricError, match=re.escape(message)):
             metrics.score_test(paths())
+    assert "none" in refused_measures("--score-test", tmp_path / "none")
 
 
-class Chromium:
-    """A headless browser, spoken to in the DevTools protocol over a pipe: JSON ended by NUL."""
-
-    def __init__(self, program, folder):
-        import fcntl                      # not on Windows
-
-        (read, self.write), (self.read, write) = os.pipe(), os.pipe()
-        # The browser reads from 3 and writes to 4: the ends to copy there stay clear of them.
-        ends = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (read, write)]
-        self.process = subprocess.Popen(
-            [program, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe",
-             "--no-first-run", "--mute-audio", f"--user-data-dir={folder / 'profile'}"],
-            preexec_fn=lambda: (os.dup2(ends[0], 3), os.dup2(ends[1], 4)), pass_fds=(3, 4),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for fd in (read, write, *ends):
-            os.close(fd)
-        self.watchdog = threading.Timer(120, self.process.kill)     # if it hangs, reads end
-        self.watchdog.start()
-        self.number, self.rest, self.session = 0, b"", {}
-
-    def open_page(self, folder):
-        page = self("Target.createTarget", url="about:blank")
-        self.session = self("Target.attachToTarget", flatten=True, **page)
-        self("Page.enable")
-        self("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
-
-    def send(self, method, **params):
-        self.number += 1
-        message = {"id": self.number, "method": method, "params": params} | self.session
-        os.write(self.write, json.dumps(message).encode() + b"\0")
-        return self.number
-
-    def __call__(self, method, **params):
-        number = self.send(method, **params)
-        while True:
-            while b"\0" not in self.rest:
-                more = os.read(self.read, 1 << 16)
-                if not more:
-                    raise OSError("the browser has ended")
-                self.rest += more
-            message, _, self.rest = self.rest.partition(b"\0")
-            message = json.loads(message)
-            if message.get("method") == "Page.javascriptDialogOpening":
-                self.send("Page.handleJavaScriptDialog", accept=True)
-            if message.get("id") == number:
-                return message.get("result", {})
-
-    def js(self, expression):
-        """What it gives; None where it fails, as between two pages."""
-        result = self("Runtime.evaluate", expression=expression, returnByValue=True)
-        return result.get("result", {}).get("value")
-
-    def wait(self, expression):
-        while not self.js(expression):    # the watchdog ends it
-            time.sleep(0.02)
-
-    def key(self, key):
-        code = {"Enter": 13, "Backspace": 8, "ArrowRight": 39, "ArrowLeft": 37}.get(key) or ord(key)
-        text = {"Enter": "\r"}.get(key, key if len(key) == 1 else "")
-        self("Input.dispatchKeyEvent", type="keyDown", key=key, text=text,
-             windowsVirtualKeyCode=code)
-        self("Input.dispatchKeyEvent", type="keyUp", key=key, windowsVirtualKeyCode=code)
-
-    def close(self):
-        self.watchdog.cancel()
-        self.process.kill()
-        self.process.wait()
-        os.close(self.read)
-        os.close(self.write)
+DRIVER = """
+<pre id="seen"></pre><script>
+const seen = [], press = key => document.dispatchEvent(new KeyboardEvent("keydown", {key}));
+URL.createObjectURL = blob => {
+  blob.text().then(text => document.getElementById("seen").textContent = JSON.stringify(
+    [...seen, text]));
+  return "#";
+};
+setTimeout(() => {
+  seen.push(answers(), save.disabled, document.querySelector("progress").value);
+  document.querySelectorAll("audio")[2].focus();
+  for (const digit of "543") press(digit);
+  seen.push(localStorage.getItem(storage), save.disabled, document.activeElement.id);
+  form.elements.rater.value = "Zoë B.";
+  save.click();
+}, 500);
+</script>"""
 
 
-@pytest.fixture
-def chromium(tmp_path):
-    pytest.importorskip("fcntl")
+def test_a_rater_answers_by_keys_and_is_scored(tmp_path):
     programs = map(shutil.which, ("chromium", "google-chrome", "chrome"))
     program = next(filter(None, programs), None)
     if program is None:
         pytest.skip("needs Chromium or Chrome")
-    browser = Chromium(program, tmp_path)
-    try:
-        try:
-            browser.open_page(tmp_path)
-        except OSError:
-            pytest.skip(f"{program} does not start here")
-        yield browser
-    finally:
-        browser.close()
-
-
-def test_a_rater_goes_through_the_page_by_keys_and_is_scored(tmp_path, chromium):
-    names = ("model-alpha", "model-beta", "model-gamma")
-    path = metrics.write_listening_test(listening_models(names), 8000, tmp_path / "test", pairs=4)
-    test, key, _ = listening_page(path)
-    chromium("Page.navigate", url=path.as_uri())
-    chromium.wait("!page.start.hidden")
-    shown = "page.count.textContent"
-    chromium.js("page.name.value = 'Zoë B.'; page.form.requestSubmit()")
-    assert chromium.js(shown) == "Pair 1 of 4"
-
-    def listen():
-        for side, play in zip("AB", ("a", "ArrowRight")):
-            chromium.key("2")                           # too early: it does not count
-            assert chromium.js("page.next.disabled && scale.every(button => button.disabled)")
-            chromium.key(play)
-            chromium.wait(f"heard.{side}")
-        assert not chromium.js("scale.some(button => button.disabled)")
-
-    given = {}                                          # ratings by pair, as the page orders them
-    for at, rating in enumerate("1542"):
-        assert chromium.js(shown) == f"Pair {at + 1} of 4"
-        listen()
-        chromium.key("3")
-        chromium.key(rating)                            # revised at once
-        given[chromium.js("pair()")] = int(rating)
-        assert chromium.js("document.activeElement.id") == "next"
-        if at == 1:                                     # back, and revised
-            chromium.key("Backspace")
-            assert chromium.js(shown) == "Pair 1 of 4"
-            chromium.key("4")
-            given[chromium.js("pair()")] = 4
-            chromium.key("Enter")
-        if at == 2:                                     # closed and opened again: goes on here
-            chromium.js("window.old = true")
-            chromium("Page.reload")
-            chromium.wait("!window.old && (!page.start.hidden || !page.rate.hidden)")
-            assert chromium.js(shown) == "Pair 3 of 4" and chromium.js("page.bar.value") == 3
-            chromium.js("page.next.focus()")
-        chromium.key("Enter" if at else " ")
-    assert chromium.js("page.rate.hidden && !page.end.hidden")
-    answers = tmp_path / "answers-Zoë-B-.json"
-    while not (answers.exists() and answers.read_text(encoding="utf-8").endswith("}")):
-        chromium.wait("!page.end.hidden")               # fails if the browser has ended
-    result = metrics.score_test([answers])
-    assert (result["test"], result["raters"], result["ratings"]) == (test["id"], ["Zoë B."], 4)
-    saved = json.loads(answers.read_text(encoding="utf-8"))["answers"]
-    assert [a["rating"] for a in saved] == [given[i] for i in range(4)]
-    assert [[a["A"], a["B"]] for a in saved] == key
-    assert [a["pitch"] for a in saved] == [pair[2] for pair in test["pairs"]]
-    chromium.js("page.fresh.click()")                   # the next rater finds nothing of the last
-    chromium.wait("!page.start.hidden")
-    assert chromium.js("localStorage.length === 0 && page.name.value === ''")
+    text, key, _ = listening_page(tmp_path / "test", listening_models(), pairs=4)
+    kept = f"""localStorage.setItem("gansynth-listening-{re.search('data-test="([^"]+)', text)[1]}",
+      '{{"1": "2", "rater": "Z"}}');"""   # as if the page had been closed before
+    page = tmp_path / "page.html"
+    page.write_text(text.replace("const form", f"{kept} const form", 1) + DRIVER, "utf-8")
+    run = subprocess.run([program, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
+                          "--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'profile'}",
+                          page.as_uri()], capture_output=True, timeout=120)
+    seen = re.search('<pre id="seen">(.*?)</pre>', run.stdout.decode(), re.S)
+    if not run.stdout:
+        pytest.skip(f"{program} does not start here")
+    before, locked, count, stored, ready, focus, saved = json.loads(html.unescape(seen[1]))
+    assert before == {"1": "2", "rater": "Z"} and locked and count == 1
+    assert json.loads(stored) == {"1": "2", "2": "5", "3": "4", "4": "3", "rater": "Z"}
+    assert ready is False and focus == "save"           # all are given: on to the button
+    (tmp_path / "answers.json").write_text(saved, "utf-8")
+    contents = json.loads(saved)
+    assert contents["rater"] == "Zoë B."
+    assert [a["rating"] for a in contents["answers"]] == [2, 5, 4, 3]
+    assert [[a["A"], a["B"], a["pitch"]] for a in contents["answers"]] == key
+    assert metrics.score_test([tmp_path / "answers.json"])[0] == 1
