@@ -29,7 +29,6 @@ import csv
 import gzip
 import hashlib
 import html
-import importlib.util
 import io
 import itertools
 import json
@@ -70,9 +69,14 @@ from gansynth import CheckpointError
 from nsynth import NoteError
 from spectral import Spectrum, SpectrumError
 
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "notebooks"))             # two scripts that import ours
+
+import listening_test
+import render_soundfont
+
 torch.set_num_threads(1)                  # the arrays are small: more threads only wait
 
-HERE = Path(__file__).parent
 REFERENCE = np.load(HERE / "test_gansynth.npz")
 SIZES = ((128, 1024), (256, 512))         # the paper's pictures: frames and bins
 PIXELS = (..., slice(2, None, 5), slice(3, None, 7))        # of full-size pictures, what is stored
@@ -2409,10 +2413,7 @@ needs_fluidsynth = pytest.mark.skipif(not shutil.which("fluidsynth"), reason="ne
 
 def render(*argv):
     """Run the script's main: its exit status."""
-    spec = importlib.util.spec_from_file_location("render_soundfont", RENDER)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script.main([str(word) for word in argv])
+    return render_soundfont.main([str(word) for word in argv])
 
 
 @needs_fluidsynth
@@ -3907,9 +3908,8 @@ def test_runs_that_cannot_be_measured_together_are_refused(tmp_path, monkeypatch
     ([], "name a run"), (["run", "--samples", "1"], "'1': expected a whole number of at least 2"),
     (["run", "--samples", "x"], "'x': expected"), (["run", "--pitches", "84-24"], "such as 24-84"),
     (["run", "--pitches", "24-84"], "where no run does"), (["run", "--width", "wide"], "wide"),
-    (["run", "--listening-test"], "--out DIR"), (["run", "--device", "abacus"], "abacus"),
-    (["--listening-test", "--data", "x", "--out", "y"], "needs runs"),
-    (["run", "--examples", "9"], "--train-classifier"), (["run", "--score-test", "a"], "at a time"),
+    (["run", "--device", "abacus"], "abacus"),
+    (["run", "--examples", "9"], "--train-classifier"),
     (["run", "--train-classifier", "--classifier", "a.pt"], "does not")])
 def test_metrics_usage(argv, says, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -3925,7 +3925,7 @@ def test_metrics_without_a_run_is_one_sentence(tmp_path):
                           "with checkpoint-*.pt files, or one such file\n")
 
 
-# ---- metrics.py, human evaluation ----
+# ---- notebooks/listening_test.py ----
 
 
 def listening_models(names=("model-alpha", "model-beta", "model-gamma"), n=20, length=400):
@@ -3939,7 +3939,7 @@ def listening_models(names=("model-alpha", "model-beta", "model-gamma"), n=20, l
 def listening_page(out, runs, pairs, seed=0):
     """Write a test; -> its page, the key [(A, B, pitch)], and the notes, (pairs, 2, L) int16."""
     args = SimpleNamespace(out=out, data=None, samples=20, seed=seed, pairs=pairs)
-    metrics.listening_test(SHORT, runs, args)
+    listening_test.listening_test(SHORT, runs, args)
     text = (out / "index.html").read_text(encoding="utf-8")
     wavs = [scipy.io.wavfile.read(io.BytesIO(base64.b64decode(note)))
             for note in re.findall(r"data:audio/wav;base64,([^\"]+)", text)]
@@ -3976,25 +3976,29 @@ def test_a_listening_test_is_balanced_blind_and_matched_in_level(tmp_path):
 
 def test_few_notes_repeat_evenly_but_never_in_the_same_pair():
     pitches = {"a": np.array([60, 60, 60, 61]), "b": np.array([60, 60, 61, 62])}
-    drawn = metrics.draw_pairs(pitches, 7, 0)                       # 3 x 2 + 1 x 1: all there are
+    drawn = listening_test.draw_pairs(pitches, 7, 0)                # 3 x 2 + 1 x 1: all there are
     assert len({frozenset(pair) for pair in drawn}) == 7
-    drawn = [note for pair in metrics.draw_pairs(pitches, 3, 0) for note in pair]
+    drawn = [note for pair in listening_test.draw_pairs(pitches, 3, 0) for note in pair]
     assert len(set(drawn)) == 6           # 2 pairs of 60 and one of 61 repeat no note
     for models, pairs, says in ((pitches, 8, "a and b have notes for 7 pairs of one pitch, and 8"),
                                 ({"a": pitches["a"]}, 3, "two models or more")):
         with pytest.raises(metrics.MetricError, match=says):
-            metrics.draw_pairs(models, pairs, 0)
+            listening_test.draw_pairs(models, pairs, 0)
 
 
 def test_a_listening_test_of_a_run_and_real_notes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     run = short_run(tmp_path / "a")
-    argv = ["--listening-test", "--data", "orchestra", "--pairs", "6", run, "--out", "page"]
-    metrics.main(list(map(str, argv)))
+    argv = ["--data", "orchestra", "--pairs", "6", str(run), "--out", "page"]
+    listening_test.main(argv)
     assert f"open {tmp_path / 'page' / 'index.html'}" in capsys.readouterr().out
     page = Path("page/index.html").read_text(encoding="utf-8")
     assert page.count("UklGR") == 12 and str(run) not in page
-    assert "page is there already" in refused_measures(*argv)
+    for wrong, says in ((argv, "page is there already"), (["--score", "none"], "none")):
+        with pytest.raises(SystemExit, match=f"^listening_test.py: .*{says}"):
+            listening_test.main(wrong)
+    with pytest.raises(SystemExit, match="2"):
+        listening_test.main(["--out", "page"])
 
 
 def answers_file(path, ratings, rater="Ann", **changes):
@@ -4009,8 +4013,8 @@ def answers_file(path, ratings, rater="Ann", **changes):
 def test_wins_ties_and_losses_are_counted_from_both_sides(tmp_path):
     ann = [("x", "y", 1), ("y", "x", 5), ("x", "z", 3), ("z", "y", 4), ("y", "z", 2)]
     ben = [(a, b, r) for (a, b, _), r in zip(ann, (2, 1, 4, 3, 5))]
-    found = metrics.score_test([answers_file(tmp_path / "1", ann),
-                                answers_file(tmp_path / "2", ben, "Ben")])
+    found = listening_test.score_test([answers_file(tmp_path / "1", ann),
+                                       answers_file(tmp_path / "2", ben, "Ben")])
     raters, models, pairs = found
     assert raters == 2
     # x against y: 1, 5, 2, 1; z: 3, 4.  y against x: from the other side; z: 4, 2, 3, 5
@@ -4020,19 +4024,19 @@ def test_wins_ties_and_losses_are_counted_from_both_sides(tmp_path):
         ("x", "y"): [3, 0, 1], ("x", "z"): [0, 1, 1], ("y", "z"): [2, 1, 1]}
     assert pairs["x", "y"][3] == pytest.approx(10 / 16)             # 3 of 4 or further from 2
     assert pairs["x", "y"][4] == 1                                  # Holm's, of three
-    text = metrics.format_scores(*found)
+    text = listening_test.format_scores(*found)
     assert re.search(r"^x +6 +3 +50\.0% +1 +16\.7% +2 +33\.3%$", text, re.M)
     assert "2 raters, 10 ratings" in text and "needs 7 such ratings" in text    # 3 x 2^-6 < 0.05
-    neutral = metrics.score_test([answers_file(tmp_path / "1", [("x", "y", 3)] * 8)])
+    neutral = listening_test.score_test([answers_file(tmp_path / "1", [("x", "y", 3)] * 8)])
     assert neutral[2]["x", "y"] == [0, 8, 0, 1, 1]
 
 
 def test_holm_is_the_worked_example_and_the_closure_of_bonferroni():
-    assert np.allclose(metrics.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    assert np.allclose(listening_test.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
     p = np.random.RandomState(1).rand(6) ** 3
     sets = [s for k in range(1, 7) for s in itertools.combinations(range(6), k)]
     closed = [max(min(1, len(s) * p[list(s)].min()) for s in sets if i in s) for i in range(6)]
-    assert np.allclose(metrics.holm(p), closed)
+    assert np.allclose(listening_test.holm(p), closed)
 
 
 @pytest.mark.parametrize("tests", [1, 3, 36])
@@ -4042,7 +4046,7 @@ def test_needed_ratings_have_the_power_they_promise(tests):
         least = next(w for w in wins if scipy.stats.binomtest(w, n).pvalue <= 0.05 / tests)
         return scipy.stats.binom.pmf([*range(n - least + 1), *range(least, n + 1)], n, 0.6).sum()
 
-    n = metrics.ratings_for_power(tests)
+    n = listening_test.ratings_for_power(tests)
     assert power(n - 1) < 0.8 <= min(power(more) for more in range(n, n + 40))
 
 
@@ -4067,8 +4071,7 @@ def test_answers_that_cannot_be_counted_are_refused(tmp_path):
             (lambda: [good, file([("y", "x", 1)])], "different tests"),
             (lambda: [good, file([("x", "y", 1)] * 2)], "different tests")]:
         with pytest.raises(metrics.MetricError, match=re.escape(message)):
-            metrics.score_test(paths())
-    assert "none" in refused_measures("--score-test", tmp_path / "none")
+            listening_test.score_test(paths())
 
 
 DRIVER = """
@@ -4115,4 +4118,4 @@ def test_a_rater_answers_by_keys_and_is_scored(tmp_path):
     assert contents["rater"] == "Zoë B."
     assert [a["rating"] for a in contents["answers"]] == [2, 5, 4, 3]
     assert [[a["A"], a["B"], a["pitch"]] for a in contents["answers"]] == key
-    assert metrics.score_test([tmp_path / "answers.json"])[0] == 1
+    assert listening_test.score_test([tmp_path / "answers.json"])[0] == 1
