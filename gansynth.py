@@ -190,13 +190,13 @@ def minibatch_stddev(x):
 
 def upsample(picture, factor):
     """Box (nearest-neighbour) upsampling by whole factors, a pair for T and F."""
-    return picture if factor == (1, 1) else _Repeat.apply(picture, factor)
+    return picture if factor == (1, 1) else F.interpolate(picture, scale_factor=factor)
 
 
 def downsample(picture, factor):
     """Box downsampling by a pair of factors: the mean of so many pixels, in one step.  Step by
     step from upsampled copies would drift by 2.6e-4 in float32."""
-    return picture if factor == (1, 1) else _Pool.apply(picture, factor)
+    return picture if factor == (1, 1) else F.avg_pool2d(picture, factor)
 
 
 def downsample_to(picture, size):
@@ -457,12 +457,10 @@ class ArchitectureError(ValueError):
 
 
 def check_architecture(arch):
-    (t, f), times = arch.factor(arch.resolutions - 1), arch.resolutions - 1
+    t, f = arch.factor(arch.resolutions - 1)
     if arch.frames % t or arch.bins % f:
-        raise ArchitectureError(
-            f"a picture of {arch.frames} x {arch.bins} cannot be made {arch.growth[0]} x "
-            f"{arch.growth[1]} times smaller {times} times: its sides must be multiples of {t} "
-            f"and {f}")
+        raise ArchitectureError(f"a picture of {arch.frames} x {arch.bins}: for {arch.resolutions} "
+                                f"resolutions its sides must be multiples of {t} and {f}")
     if arch.channels(arch.resolutions) < 1:
         raise ArchitectureError(
             f"channel_base {arch.channel_base} leaves no channel for block {arch.resolutions}: "
@@ -476,9 +474,7 @@ def check_architecture(arch):
 WAVEFORM = {"growth": (4, 1), "kernel": (9, 1), "spectra": False}
 
 
-# ---------------------------------------------------------------------------------------------
-# Fast derivatives: what the functions above call.  None of this changes a result, only time and
-# memory.
+# ---- Fast derivatives: none of this changes a result, only time and memory ------------------
 
 
 class _Conv(torch.autograd.Function):
@@ -565,10 +561,8 @@ def _weight_gradient(x, g, weight, padding, stride=(1, 1), up=False):
 
 
 def channels_first(x):
-    """(N, C, T, F) laid out with the channels last -> with the channels first.
-
-    torch's copy of a transposed matrix is three times as fast as `contiguous()` on large pictures.
-    """
+    """(N, C, T, F) laid out with the channels last -> with the channels first.  torch's copy of a
+    transposed matrix is three times as fast as `contiguous()` on large pictures."""
     if x[0].numel() < 2 ** 18:
         return x.contiguous()
     y = torch.empty(x.shape, dtype=x.dtype)
@@ -582,10 +576,9 @@ class _Leaky(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x):
-        y = F.leaky_relu_(x, LEAK)
         ctx.mark_dirty(x)
-        ctx.save_for_backward(y)
-        return y
+        ctx.save_for_backward(F.leaky_relu_(x, LEAK))
+        return x
 
     @staticmethod
     def backward(ctx, g):
@@ -635,38 +628,10 @@ class _LeakyPixelNorm(torch.autograd.Function):
         return torch.ops.aten.leaky_relu_backward(g, y, LEAK, True)
 
 
-class _Pool(torch.autograd.Function):
-    """Mean over pixels.  Pooling and repeating are each other's gradients up to the number of
-    pixels, so that each needs nothing but the other, to any order."""
-
-    @staticmethod
-    def forward(ctx, x, factor):
-        ctx.factor = factor
-        return F.avg_pool2d(x, factor)
-
-    @staticmethod
-    def backward(ctx, g):
-        return _Repeat.apply(g / math.prod(ctx.factor), ctx.factor), None
-
-
-class _Repeat(torch.autograd.Function):
-    """Every pixel so many times."""
-
-    @staticmethod
-    def forward(ctx, x, factor):
-        ctx.factor = factor
-        return F.interpolate(x, scale_factor=factor, mode="nearest")
-
-    @staticmethod
-    def backward(ctx, g):
-        return _Pool.apply(g, ctx.factor) * math.prod(ctx.factor), None
-
-
 # ---- Checkpoints ----------------------------------------------------------------------------
 
 
 FORMAT, VERSION = "gansynth", 2           # 1 was before blocks had the paper's numbers
-# What a checkpoint must hold to be sampled from.
 SAMPLE_PARTS = {"model": str, "architecture": dict, "spectrum": dict, "pitch_low": int,
                 "progress": float, "counts": torch.Tensor, "images": int, "G_ema": dict}
 
@@ -678,8 +643,8 @@ class CheckpointError(ValueError):
 def save_checkpoint(path, contents):
     """Write a dictionary of plain tensors and settings to one file, whole or not at all.
 
-    It is written beside `path`, flushed to the disk (fsync) and renamed, so that a full disk or a
-    power cut leaves the previous checkpoint as it was.
+    Written beside `path`, flushed to the disk (fsync) and renamed, so that neither a full disk nor
+    a power cut harms the previous checkpoint.
     """
     temporary = f"{path}.part"
     try:
@@ -715,10 +680,8 @@ def check_whole(path):
 
 
 def load_checkpoint(path, device="cpu", parts=()):
-    """Read what `save_checkpoint` wrote, and check that it holds `parts` (SAMPLE_PARTS, ...).
-
-    Only tensors and plain values are unpickled.  CheckpointError for all that is not as expected.
-    """
+    """Read what `save_checkpoint` wrote, and check that it holds `parts`: SAMPLE_PARTS to be
+    sampled from.  Only tensors and plain values are unpickled; CheckpointError for all else."""
     check_whole(path)
     try:
         with warnings.catch_warnings():                 # of pickles that are not ours
@@ -746,16 +709,9 @@ def checkpoints(run):
     return sorted(found, key=lambda path: int(path.stem.split("-")[1]))
 
 
-def newest_checkpoint(run):
-    """The checkpoint of the most examples in a run's folder, or None."""
-    return (checkpoints(run) or [None])[-1]
-
-
 def find_checkpoint(path):
-    """A checkpoint file, or the newest whole one in a run's folder -> its path.
-
-    Of a folder, newer ones that are damaged are passed over, and named on stderr.
-    """
+    """A checkpoint file, or the newest whole one in a run's folder -> its path.  Newer ones that
+    are damaged are passed over, and named on stderr."""
     path = Path(path)
     if path.is_file():
         return path
@@ -770,11 +726,8 @@ def find_checkpoint(path):
 
 
 def load_generator(path, device="cpu"):
-    """The averaged generator of a checkpoint, ready to sample, and the checkpoint's contents.
-
-    `contents["progress"]` is where training stood: an unfinished run is heard at that progress.
-    `contents["model"]` says which network it is (see the baselines); those do not grow.
-    """
+    """The averaged generator of a checkpoint, ready to sample, and the checkpoint's contents, of
+    which "progress" is where training stood: an unfinished run is heard at that progress."""
     contents = load_checkpoint(path, device, SAMPLE_PARTS)
     try:
         build, shape = {"gansynth": (Generator, Architecture),
@@ -782,10 +735,6 @@ def load_generator(path, device="cpu"):
                         "wavenet": (WaveNet, WaveNetArchitecture)}[contents["model"]]
         G = build(shape(**contents["architecture"])).to(device)
         G.load_state_dict(contents["G_ema"])
-        most = G.arch.resolutions - 1 if isinstance(G, Generator) else 0
-        if not (0 <= contents["progress"] <= most
-                and contents["counts"].shape == (G.arch.pitches,)):
-            raise ValueError
     except (KeyError, TypeError, ValueError, RuntimeError):
         raise CheckpointError(f"{path}: the checkpoint's weights do not fit its settings: use an "
                               "earlier one of the same run") from None
@@ -803,9 +752,8 @@ def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None
     early progress the small picture is stretched to full size first.  `batch` notes at a time, and
     `show(done)` after each.  A WaveNet, which has no latents, draws its samples from `generator`,
     and shows parts of notes.  -> (N, L) float32 on the CPU; waves may exceed [-1, 1].
-    code: notes begin wherever the decoded wave does, so they do with the release's mel inverse.
-    ours: over RISE seconds, as G leaves some energy in the zeros before a note, which would be cut
-    off in full swing: an audible tick.
+    ours: notes rise over RISE seconds, as G leaves energy in the zeros before a note, which would
+    be cut off in full swing, an audible tick.  code: they do not, nor with the release's inverse.
     """
     device, waves = next(G.parameters()).device, []
     for i in range(0, len(z), batch):
@@ -817,11 +765,10 @@ def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None
         elif isinstance(G, WaveGANGenerator):
             picture = G(z_few, pitch_few)[:, None, :, None]                     # (n, 1, T, 1)
         else:
-            length = G.arch.length
-            picture = wavenet_generate(                                         # (n, 1, L, 1)
-                G, pitch_few, length, generator,
-                lambda done: done < length and show(i + len(z_few) * done / length)
-            )[:, None, :, None]
+            def part(samples):
+                if samples < G.arch.length:
+                    show(i + len(z_few) * samples / G.arch.length)
+            picture = wavenet_generate(G, pitch_few, generator, part)[:, None, :, None]
         wave = spectrum.decode(picture)                                         # (n, L)
         if isinstance(G, Generator) and spectrum.mel_inverse != "transpose":
             wave = wave * (torch.arange(wave.shape[1], device=device) / (
@@ -1113,10 +1060,10 @@ def draw_index(logits, generator=None):
 
 
 @torch.no_grad()
-def wavenet_generate(net, pitch, length=None, generator=None, show=lambda done: None):
-    """Notes from their first sample on: pitch (N,) labels -> waves (N, length) in [-1, 1].
+def wavenet_generate(net, pitch, generator=None, show=lambda done: None):
+    """Notes from their first sample on: pitch (N,) labels -> waves (N, L) in [-1, 1].
     `show(samples done)` now and then."""
-    length, device = length or net.arch.length, net.skip_bias.device
+    length, device = net.arch.length, net.skip_bias.device
     if generator and generator.device != device:        # no copy from the CPU for every sample
         seed = int(torch.randint(2 ** 62, (), generator=generator, device=generator.device))
         generator = torch.Generator(device).manual_seed(seed)

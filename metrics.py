@@ -879,7 +879,7 @@ def parse(argv):
 
 def is_run(path):
     """Whether a path means a checkpoint, rather than a folder of WAVs."""
-    return not path.is_dir() or gansynth.newest_checkpoint(path) is not None
+    return not path.is_dir() or bool(gansynth.checkpoints(path))
 
 
 def gather(args):

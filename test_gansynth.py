@@ -945,7 +945,6 @@ def test_checkpoint_round_trip(tmp_path):
     (tmp_path / "checkpoint-best.pt").write_text("not counted")
     assert gansynth.find_checkpoint(tmp_path) == tmp_path / "checkpoint-20.pt"
     assert gansynth.find_checkpoint(path) == path
-    assert gansynth.newest_checkpoint(tmp_path / "none") is None
 
 
 def test_what_is_no_checkpoint_of_ours_is_named(tmp_path):
@@ -1015,7 +1014,6 @@ def test_weights_that_do_not_fit_are_refused(tmp_path):
     gansynth.load_generator(checkpoint(tmp_path / "a.pt", good))
     for wrong, says in (({"architecture": asdict(SMALL)}, "do not fit"),
                         ({"architecture": {"depth": 3}}, "do not fit"), ({"G_ema": {}}, "not fit"),
-                        ({"progress": 99.0}, "do not fit"), ({"counts": torch.ones(4)}, "not fit"),
                         ({"counts": 3}, "lacks counts"), ({"images": "8"}, "lacks images")):
         path = checkpoint(tmp_path / "a.pt", {**good, **wrong})
         with pytest.raises(CheckpointError, match=says):
@@ -1214,7 +1212,7 @@ def naive(net, pitch, length, generator):
     dict(filter=4, stacks=1, layers=1), dict(stacks=1, layers=10, channels=2)])
 def test_cached_sampling_equals_a_forward_pass_for_every_sample(more):
     net, pitch, done = tiny_wavenet(**more), torch.tensor([1, 0, 2]), []
-    cached = gansynth.wavenet_generate(net, pitch, None, torch.Generator().manual_seed(0),
+    cached = gansynth.wavenet_generate(net, pitch, torch.Generator().manual_seed(0),
                                        done.append)
     assert cached.shape == (3, 150) and cached.abs().max() <= 1 and cached.std() > 0.1
     slowly = naive(net, pitch, 150, torch.Generator().manual_seed(0))

@@ -397,8 +397,8 @@ class Monitor:
 
 
 def last_good(run):
-    path = gansynth.newest_checkpoint(run)
-    return f"the last good checkpoint is {path}" if path else "no checkpoint was saved"
+    found = gansynth.checkpoints(run)
+    return f"the last good checkpoint is {found[-1]}" if found else "no checkpoint was saved"
 
 
 def multiply_adds(arch, blocks):
