@@ -465,9 +465,8 @@ class Setting(NamedTuple):
 
     def notes(self, pack):
         """(training notes, held-out ones); pack: where those of read-only data may be packed."""
-        sources = [name.strip() for name in self.sources.split(",") if name.strip() != "all"]
         notes = nsynth.load(self.data, self.length, self.sample_rate,
-                            (self.pitch_low, self.pitch_high), tuple(filter(None, sources)),
+                            (self.pitch_low, self.pitch_high), nsynth.names(self.sources),
                             skip_damaged=self.skip_damaged, pack=pack)
         train, held_out = nsynth.split(notes, self.seed, by=self.split)
         if len(held_out) < 2:
@@ -824,14 +823,6 @@ def default_samples(setting):
     return 12_800 if setting.length >= 64_000 else 1_000
 
 
-def span(text):
-    """A type for argparse: "24-84" -> (24, 84)."""
-    match = re.fullmatch(r"(\d{1,3})-(\d{1,3})", text)
-    if not match or not int(match[1]) <= int(match[2]) <= 127:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected MIDI pitches such as 24-84")
-    return int(match[1]), int(match[2])
-
-
 def parse(argv):
     parser = argparse.ArgumentParser(description="Measure runs as the paper does, beside real "
                                      "notes and the paper's own rows.")
@@ -854,7 +845,7 @@ def parse(argv):
     add = parser.add_argument_group("what notes are like, where no run says it").add_argument
     add("--length", type=sample.at_least(1000), metavar="N", help="samples (default 64,000)")
     add("--sample-rate", type=sample.at_least(1000), metavar="HZ", help="default 16,000")
-    add("--pitches", type=span, metavar="LOW-HIGH", help="MIDI numbers (default 24-84)")
+    add("--pitches", type=nsynth.span, metavar="LOW-HIGH", help="MIDI numbers (default 24-84)")
 
     add = parser.add_argument_group("the classifier (trained on first use, and kept)").add_argument
     add("--train-classifier", action="store_true", help="train it anew, even if one was kept")

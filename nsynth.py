@@ -1023,11 +1023,14 @@ def span(text):
     return int(low), int(high or low)
 
 
+def names(text):
+    """ "acoustic,electronic" -> a tuple of them, "all" -> none: a type for argparse."""
+    words = [word.strip() for word in text.split(",")]
+    return tuple(word for word in words if word not in ("", "all"))
+
+
 def main(argv=None):
     """The command line. Returns the exit status: 0, or 1 after one sentence on stderr."""
-    def names(text):
-        return () if text == "all" else tuple(text.split(","))
-
     parser = argparse.ArgumentParser(
         description="Say which notes there are, pack them for training, write them as WAV files.")
     add = parser.add_argument

@@ -262,7 +262,10 @@ def train(cfg, resume=None):
     """Train as `cfg` says, or go on from the checkpoint file `resume`; returns the run's folder."""
     device = pick_device(cfg.device)
     with contextlib.nullcontext(resume.parent) if resume else claim_run(cfg) as run:
-        notes, held_out = load_notes(cfg)
+        notes, held_out = nsynth.split(nsynth.load(
+            cfg.data, cfg.length, cfg.sample_rate, (cfg.pitch_low, cfg.pitch_high),
+            nsynth.names(cfg.sources), skip_damaged=cfg.skip_damaged, pack=cfg.pack),
+            cfg.seed, by=cfg.split)
         print(nsynth.describe(notes, held_out))
         state = MODELS[cfg.model][1](cfg, notes, device)
         if resume:
@@ -298,15 +301,7 @@ def train(cfg, resume=None):
 # =============================================================================================
 
 
-# ---- Notes and their pictures ---------------------------------------------------------------
-
-
-def load_notes(cfg):
-    """The notes that a run's settings ask for: (training notes, held-out ones)."""
-    names = [name.strip() for name in cfg.sources.split(",") if name.strip() != "all"]
-    notes = nsynth.load(cfg.data, cfg.length, cfg.sample_rate, (cfg.pitch_low, cfg.pitch_high),
-                        tuple(filter(None, names)), skip_damaged=cfg.skip_damaged, pack=cfg.pack)
-    return nsynth.split(notes, cfg.seed, by=cfg.split)
+# ---- Pictures of notes ----------------------------------------------------------------------
 
 
 class Pictures:
