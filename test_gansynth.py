@@ -1307,96 +1307,64 @@ def test_wavenet_learns_two_notes_by_heart(output, before, after):
 # nsynth.py
 
 
-def add_note(folder, name, pitch=60, rate=16000, samples=None, about=()):
+def add_note(folder, name, samples=None, rate=16000, **about):
     """Add one note to a folder in NSynth's layout, made with scipy rather than nsynth."""
     family, source, _ = name.rsplit("_", 2)
+    pitch = int(name[-7:-4])
     fields = {"note_str": name, "pitch": pitch, "sample_rate": rate,
-              "instrument_family_str": family, "instrument_source_str": source, **dict(about)}
+              "instrument_family_str": family, "instrument_source_str": source, **about}
     path = folder / "examples.json"
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     examples = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**examples, name: fields}))
     if samples is None:
-        samples = np.full(100, pitch, np.int16)
+        samples = pitch + np.arange(100, dtype=np.int16)            # each its own sound
     scipy.io.wavfile.write(folder / "audio" / f"{name}.wav", rate, samples)
+
+
+def twelve_notes(folder):
+    for i in range(12):
+        add_note(folder, f"guitar_acoustic_{i:03}-{60 + i:03}-100")
     return folder
-
-
-def real_looking_notes(folder, count=12):
-    """A folder of `count` notes of noise, told apart by their sound."""
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        add_note(folder, f"guitar_acoustic_{i:03}-{60 + i:03}-100", 60 + i,
-                 samples=rng.integers(-9999, 9999, 50).astype(np.int16))
-    return folder
-
-
-def packed_folder(data):
-    return next(path for path in (data / "packed").iterdir())
 
 
 def mutate(data, rng):
-    """Bytes with a bit flipped, an end cut off, or a stretch moved, copied or overwritten."""
-    data, a, b = bytearray(data), *sorted(rng.integers(0, len(data), 2))
-    kind = rng.integers(4)
-    if kind == 0:
-        data[a] ^= 1 << rng.integers(8)
-    elif kind == 1:
-        del data[a:]
-    elif kind == 2:
-        data[a:a] = data[a:b]
-    else:
-        data[a:b] = rng.bytes(int(b - a))
-    return bytes(data)
-
-
-def toy_notes(count, length=8):
-    """Notes that are told apart by their first sample."""
-    audio = np.zeros((count, length), np.int16)
-    audio[:, 0] = np.arange(count)
-    words = np.array(["guitar"] * count), np.array(["acoustic"] * count)
-    return nsynth.Notes(audio, np.arange(count), np.arange(count) % 61 + 24, *words,
-                        np.array([f"guitar_acoustic_{i:03}" for i in range(count)]),
-                        np.array([""] * count), np.arange(10 * count).reshape(-1, 10) % 3 - 1,
-                        16000)
+    """Bytes with a stretch left out, doubled or overwritten, the end cut off, or a bit flipped."""
+    a, b = sorted(rng.integers(0, len(data), 2))
+    return [data[:a] + data[b:], data[:b] + data[a:], data[:a] + rng.bytes(int(b - a)) + data[b:],
+            data[:a], data[:a] + bytes([data[a] ^ 1 << rng.integers(8)]) + data[a + 1:]
+            ][rng.integers(5)]
 
 
 def stop(error):
     raise error
 
 
-def test_waves_and_subset():
-    notes = toy_notes(10)
-    waves = notes.waves(torch.tensor([3, 1]))
-    assert waves.dtype == torch.float32 and waves.shape == (2, 8)
-    assert waves[:, 0].tolist() == [3 / 32768, 1 / 32768]
-    part = notes.subset([7, 2])
-    assert len(part) == 2 and part.pitch.tolist() == [31, 26]
-    assert part.audio is notes.audio and part.audio[part.row, 0].tolist() == [7, 2]
-    assert part.name.tolist() == ["guitar_acoustic_007", "guitar_acoustic_002"]
-    assert np.array_equal(part.qualities, notes.qualities[[7, 2]])
-
-
-def test_load_filters_and_counts(tmp_path):
-    for name, pitch in (("guitar_acoustic_000-060-100", 60), ("guitar_acoustic_000-090-100", 90),
-                        ("organ_electronic_001-060-100", 60), ("flute_acoustic_000-024-050", 24),
-                        ("flute_synthetic_000-023-050", 23), ("reed_acoustic_000-084-050", 84)):
-        add_note(tmp_path, name, pitch)
+def test_load_filters_cuts_pads_and_counts(tmp_path):
+    for name in ("guitar_acoustic_000-060-100", "guitar_acoustic_000-090-100",
+                 "organ_electronic_001-060-100", "flute_acoustic_000-024-050",
+                 "flute_synthetic_000-023-050", "reed_acoustic_000-084-050"):
+        add_note(tmp_path, name)
     notes = nsynth.load(tmp_path, 64, 16000)
     assert sorted(notes.name) == ["flute_acoustic_000-024-050", "guitar_acoustic_000-060-100",
                                   "reed_acoustic_000-084-050"]
-    assert set(notes.source) == {"acoustic"} and sorted(notes.pitch) == [24, 60, 84]
     assert notes.dropped == {"the source is not acoustic": 2, "the pitch is outside 24-84": 1}
-    assert np.array_equal(notes.audio, np.repeat(notes.pitch[:, None], 64, 1))  # each its own sound
+    sounds = notes.pitch[:, None] + np.arange(100)
+    assert np.array_equal(notes.audio, sounds[:, :64])
+    padded = nsynth.load(tmp_path, 103, 16000).audio
+    assert np.array_equal(padded, np.pad(sounds, ((0, 0), (0, 3))))
     assert len(nsynth.load(str(tmp_path), 64, 16000, (0, 127), sources=())) == 6
     only = nsynth.load(tmp_path, 64, 16000, (0, 127), (), ("guitar", "organ"))
     assert sorted(only.family) == ["guitar", "guitar", "organ"]
     assert nsynth.pitch_counts(notes, (60, 84)).tolist() == [1] + [0] * 23 + [1]
+    says = "none of the 6 notes.* 4 because the pitch is outside 1-2, 2 because the source is not"
+    with pytest.raises(NoteError, match=says):
+        nsynth.load(tmp_path, 64, 16000, (1, 2))
 
 
 def test_sub_folders_are_pooled_and_tell_the_split(tmp_path):
     for i, part in enumerate(("train", "train", "valid", "test")):
-        add_note(tmp_path / f"nsynth-{part}", f"guitar_acoustic_{i:03}-{60 + i:03}-100", 60 + i)
+        add_note(tmp_path / f"nsynth-{part}", f"guitar_acoustic_{i:03}-{60 + i:03}-100")
     notes = nsynth.load(tmp_path, 64, 16000)
     train_, held_out = nsynth.split(notes, by="folders")
     assert sorted(train_.pitch) == [60, 61] and sorted(held_out.pitch) == [62, 63]
@@ -1407,44 +1375,13 @@ def test_sub_folders_are_pooled_and_tell_the_split(tmp_path):
         nsynth.load(tmp_path, 64, 16000)
 
 
-def test_load_cuts_and_pads(tmp_path):
-    add_note(tmp_path, "guitar_acoustic_000-060-100", samples=np.arange(1, 101, dtype=np.int16))
-    assert nsynth.load(tmp_path, 64, 16000).audio[0].tolist() == list(range(1, 65))
-    assert nsynth.load(tmp_path, 103, 16000).audio[0].tolist() == list(range(1, 101)) + [0, 0, 0]
-
-
-@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000, 44099])
-def test_load_resamples(tmp_path, rate):
-    sine = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
-    add_note(tmp_path, "flute_acoustic_000-069-100", 69, rate, (sine * 32768).astype(np.int16))
+@pytest.mark.parametrize("rate", [2000, 8000, 44100, 44099])
+def test_load_resamples_and_misses_nothing_of_what_it_cuts(tmp_path, rate):
+    sine = 0.5 * np.sin(2 * np.pi * 440 * np.arange(2 * rate) / rate)
+    add_note(tmp_path, "flute_acoustic_000-069-100", (sine * 32768).astype(np.int16), rate)
     ours = nsynth.load(tmp_path, 16000, 16000).waves([0])[0].numpy()
     want = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
-    assert np.abs(ours - want)[200:-200].max() < 2e-3  # same frequency, level and time
-    assert spectral_peak(ours, 16000, 440) == pytest.approx(440, abs=0.01)
-
-
-@pytest.mark.parametrize("rate, ours", [(44100, 16000), (1000, 16000), (48000, 8000)])
-def test_what_is_cut_before_resampling_is_not_missed(rate, ours):
-    x = np.random.default_rng(0).integers(-9999, 9999, 3 * rate).astype(np.int16)
-    common = math.gcd(rate, ours)
-    whole = scipy.signal.resample_poly(x.astype(np.float32), ours // common, rate // common)
-    assert np.array_equal(nsynth.Wish(ours, ours).fit(x, rate),
-                          np.clip(np.rint(whole[:ours]), -32768, 32767))
-    tracemalloc.start()                   # ten minutes, for a note of a second
-    nsynth.Wish(ours, ours).fit(np.broadcast_to(np.int16(9), 600 * rate), rate)
-    assert tracemalloc.get_traced_memory()[1] < 2e7
-    tracemalloc.stop()
-
-
-def test_load_says_why_nothing_is_left(tmp_path):
-    add_note(tmp_path, "organ_electronic_001-060-100")
-    add_note(tmp_path, "organ_acoustic_001-012-100", 12)
-    says = ("none of the 2 notes.*1 because the source is not acoustic, "
-            "1 because the pitch is outside 24-84; change the sources")
-    with pytest.raises(NoteError, match=says):
-        nsynth.load(tmp_path, 64, 16000)
-    with pytest.raises(NoteError, match="none of the .* notes of orchestra"):
-        nsynth.load("orchestra", 4000, 8000, (60, 60), sources=("electronic",))
+    assert np.abs(ours - want)[200:].max() < 2e-3   # same frequency, level and time, to the end
 
 
 @pytest.mark.parametrize("wish, says", [
@@ -1452,69 +1389,52 @@ def test_load_says_why_nothing_is_left(tmp_path):
     ({"length": 0}, "0 samples"), ({"sample_rate": 0}, "0 Hz"),
     ({"sources": ("acustic",)}, "acustic.*sources.*acoustic, electronic"),
     ({"families": ("guitars",)}, "guitars.*families"),
+    ({"sources": ("electronic",)}, "none of the .* notes of orchestra"),
     ({"pitch_range": (60, 127)}, "too high for the orchestra"),
     ({"length": 10 ** 13}, "at most 600 seconds")])
 def test_load_refuses(wish, says):
+    defaults = {"length": 400, "sample_rate": 8000, "pitch_range": (60, 60)}
     with pytest.raises(NoteError, match=says):
-        nsynth.load("orchestra", **{"length": 400, "sample_rate": 8000, **wish})
+        nsynth.load("orchestra", **{**defaults, **wish})
 
 
-def test_split_is_of_notes_seeded_and_complete():
-    notes = nsynth.orchestra(400, 8000, (60, 71))
-    train, held_out = nsynth.split(notes, seed=3)
-    assert len(train) == round(0.8 * len(notes))
-    assert sorted([*train.name, *held_out.name]) == sorted(notes.name)
+def test_split_is_of_notes_seeded_and_complete(octave):
+    train, held_out = nsynth.split(octave, seed=3)
+    assert len(train) == round(0.8 * len(octave))
+    assert sorted([*train.name, *held_out.name]) == sorted(octave.name)
     instruments = [{name.rsplit("-", 2)[0] for name in part.name} for part in (train, held_out)]
     assert instruments[0] == instruments[1]  # notes are split, not instruments
-    assert np.array_equal(nsynth.split(notes, seed=3)[0].name, train.name)
-    assert not np.array_equal(nsynth.split(notes, seed=4)[0].name, train.name)
-    where = {name: i for i, name in enumerate(notes.name)}
-    assert torch.equal(train.waves(range(len(train))), notes.waves([where[n] for n in train.name]))
-    for share in (0, 1.5):
-        with pytest.raises(NoteError, match="share"):
-            nsynth.split(notes, share=share)
+    assert np.array_equal(nsynth.split(octave, seed=3)[0].name, train.name)
+    assert not np.array_equal(nsynth.split(octave, seed=4)[0].name, train.name)
+    with pytest.raises(NoteError, match="share"):
+        nsynth.split(octave, share=1.5)
 
 
 def test_describe_counts(tmp_path):
     for i, family in enumerate(nsynth.FAMILIES):
-        add_note(tmp_path, f"{family}_acoustic_000-{24 + 5 * i:03}-100", 24 + 5 * i)
+        add_note(tmp_path, f"{family}_acoustic_000-{24 + 5 * i:03}-100")
         add_note(tmp_path, f"{family}_electronic_000-060-100")
     notes = nsynth.load(tmp_path, 64, 16000)
     report = nsynth.describe(*nsynth.split(notes), release=True)
     assert "kept 11 of 22 notes" in report
     assert "dropped 11 because the source is not acoustic" in report
     words = [line.split() for line in report.splitlines()]
-    for row in (["all", "9", "2"], ["source", "acoustic", "9", "2"],
-                ["paper:", "all", "56,303", "14,076"], ["release:", "all", "60,788"]):
-        assert row in words
+    assert ["all", "9", "2"] in words and ["source", "acoustic", "9", "2"] in words
     families = [row for row in words if row[0] == "family"]
     assert len(families) == 11 and all(int(row[-1]) + int(row[-2]) == 1 for row in families)
     table = words[[row[0] for row in words].index("pitch") + 1:]
     assert sum(int(n) for row in table if row[0] != "release," for n in row[2:]) == 11
     assert sum(int(n) for row in table if row[0] == "release," for n in row[2:]) == 60_788 - 977
-    assert max(map(len, report.splitlines())) <= 100
 
 
-def test_each_epoch_is_a_fresh_permutation():
-    epochs = [nsynth.epoch_order(100 * e, 100, 100, seed=0) for e in range(3)]
-    assert all(np.array_equal(np.sort(epoch), np.arange(100)) for epoch in epochs)
-    assert not np.array_equal(epochs[0], epochs[1]) and not np.array_equal(epochs[1], epochs[2])
-    assert not np.array_equal(epochs[0], nsynth.epoch_order(0, 100, 100, seed=1))
-    assert epochs[0].dtype == np.int64
-
-
-def test_order_continues_from_any_position():
+def test_each_epoch_is_a_fresh_permutation_and_any_position_continues():
     stream = nsynth.epoch_order(0, 60, 7, seed=5)  # eight epochs and a half
-    for position in range(40):
-        for n in (0, 1, 7, 20):
-            assert np.array_equal(nsynth.epoch_order(position, n, 7, 5),
-                                  stream[position:position + n])
-    first = nsynth.epoch_order(0, 7, 7, 5)
-    first[:] = 0  # the caller's copy: it must not change the stream
-    assert np.array_equal(nsynth.epoch_order(0, 7, 7, 5), stream[:7])
-    ranks = [nsynth.epoch_order(step * 12 + rank * 3, 3, 24, 7).tolist()
-             for step in range(2) for rank in range(4)]
-    assert sorted(sum(ranks, [])) == list(range(24))               # they share it without overlap
+    epochs = stream[:56].reshape(8, 7)
+    assert (np.sort(epochs) == np.arange(7)).all() and len({tuple(epoch) for epoch in epochs}) == 8
+    assert not np.array_equal(stream, nsynth.epoch_order(0, 60, 7, seed=6))
+    nsynth.epoch_order(0, 7, 7, 5)[:] = 0  # the caller's copy: it must not change the stream
+    for position, n in itertools.product(range(40), (0, 1, 7, 20)):
+        assert np.array_equal(nsynth.epoch_order(position, n, 7, 5), stream[position:position + n])
     for position, count, seed in ((-1, 5, 0), (0, 0, 0), (0, 5, -1)):
         with pytest.raises(NoteError, match="expected"):
             nsynth.epoch_order(position, 3, count, seed)
@@ -1522,14 +1442,12 @@ def test_order_continues_from_any_position():
 
 def test_pitches_are_drawn_as_often_as_counted():
     counts = torch.tensor([5, 0, 10, 40, 45])
-    draw = nsynth.draw_pitches(counts, 20000, torch.Generator().manual_seed(0))
-    assert draw.dtype == torch.int64 and draw.shape == (20000,)
+    draw, again = (nsynth.draw_pitches(counts, 20000, torch.Generator().manual_seed(0))
+                   for _ in range(2))
     seen = torch.bincount(draw, minlength=5).numpy()
-    assert seen[1] == 0
-    expected = counts.numpy()[[0, 2, 3, 4]] * 200
-    assert scipy.stats.chisquare(seen[[0, 2, 3, 4]], expected).pvalue > 0.01
-    again = nsynth.draw_pitches(counts, 20000, torch.Generator().manual_seed(0))
-    assert torch.equal(draw, again)
+    assert seen[1] == 0 and seen.sum() == 20000 and torch.equal(draw, again)
+    some = [0, 2, 3, 4]
+    assert scipy.stats.chisquare(seen[some], counts.numpy()[some] * 200).pvalue > 0.01
     with pytest.raises(NoteError, match="no notes"):
         nsynth.draw_pitches(torch.zeros(3, dtype=torch.int64), 4)
 
@@ -1547,120 +1465,99 @@ def test_load_names_damaged_json(tmp_path, text, says):
         (tmp_path / "examples.json").write_text(text)
     with pytest.raises(NoteError, match=says) as caught:
         nsynth.load(tmp_path, 64, 16000)
-    assert str(tmp_path) in str(caught.value) and len(str(caught.value)) < 500
+    assert str(tmp_path) in str(caught.value)
 
 
 @pytest.mark.parametrize("field, values", [
-    ("pitch", (None, "60", 60.5, True, -1, 128)), ("sample_rate", (None, 0, 1, 10 ** 9, "16k")),
+    ("pitch", (None, "60", 60.5, True, -1, 128)), ("sample_rate", (None, 0, 10 ** 9, "16k")),
     ("instrument_family_str", (None, 3)), ("instrument_source_str", (None, 0)),
-    ("qualities", ([0] * 9, [0] * 11, [], [2] + [0] * 9, [-1] * 10, [True] * 10, [0.0] * 10,
-                   ["0"] * 10, "0000000000", 0, {}))])
+    ("qualities", ([0] * 9, [], [2] + [0] * 9, [-1] * 10, [True] * 10, [0.0] * 10, "0000000000",
+                   {}))])
 def test_load_names_note_and_field(tmp_path, field, values):
     for value in values:
-        add_note(tmp_path, "guitar_acoustic_000-060-100", about={field: value})
+        add_note(tmp_path, "guitar_acoustic_000-060-100", **{field: value})
         with pytest.raises(NoteError, match=f"examples.json: field {field} of note 'guitar"):
             nsynth.load(tmp_path, 64, 16000)
 
 
-def test_qualities_are_told_or_not_and_are_kept(tmp_path):
+def test_what_is_saved_is_loaded_again(tmp_path):
     flags = np.eye(10, dtype=int).tolist()
-    for i, quality in enumerate(flags):
-        add_note(tmp_path, f"guitar_acoustic_{i:03}-{60 + i:03}-100", 60 + i,
-                 about={"qualities": quality, "qualities_str": [nsynth.QUALITIES[i]]})
-    add_note(tmp_path, "guitar_acoustic_010-070-100", 70, about={"qualities": None})
-    add_note(tmp_path, "guitar_acoustic_011-071-100", 71)
-    want = np.array([*flags, [-1] * 10, [-1] * 10])
+    for i, quality in enumerate([*flags, None]):
+        add_note(tmp_path, f"guitar_acoustic_{i:03}-{60 + i:03}-100", qualities=quality)
+    add_note(tmp_path, "reed_acoustic_011-071-100")                 # has no such field
     notes = nsynth.load(tmp_path, 64, 16000)
-    assert notes.qualities.dtype == np.int8 and np.array_equal(notes.qualities, want)
-    assert np.array_equal(nsynth.load(packed_folder(tmp_path), 64, 16000).qualities, want)
-    nsynth.save(notes, tmp_path / "saved")
-    saved = json.loads((tmp_path / "saved" / "examples.json").read_text())
-    assert [entry.get("qualities") for entry in saved.values()] == [*flags, None, None]
-    assert np.array_equal(nsynth.load(tmp_path / "saved", 64, 16000).qualities, want)
+    assert np.array_equal(notes.qualities, [*flags, [-1] * 10, [-1] * 10])
+    turned = notes.subset(range(11, -1, -1))
+    nsynth.save(turned, tmp_path / "new" / "notes")
+    saved = json.loads((tmp_path / "new" / "notes" / "examples.json").read_text())
+    assert [entry.get("qualities") for entry in saved.values()] == [None, None, *flags[::-1]]
+    back = nsynth.load(tmp_path / "new", 64, 16000)
+    assert np.array_equal(back.audio, notes.audio[::-1])
+    for key in ("pitch", "family", "source", "name", "qualities"):
+        assert np.array_equal(getattr(back, key), getattr(notes, key)[::-1]), key
+    with pytest.raises(NoteError, match="not empty"):
+        nsynth.save(notes, tmp_path / "new")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NoteError, match="cannot write"):
+        nsynth.save(notes, tmp_path / "file" / "notes")
 
 
 def test_a_damaged_examples_json_is_never_a_wrong_note(tmp_path):
-    folder, rng = real_looking_notes(tmp_path, 6), np.random.default_rng(2)
+    folder, rng, damaged = twelve_notes(tmp_path), np.random.default_rng(2), 0
     path = folder / "examples.json"
-    good, sound = path.read_bytes(), {
-        path.stem: scipy.io.wavfile.read(path)[1].tolist() for path in folder.glob("audio/*")}
-    damaged = 0
-    for _ in range(2000):
+    good = path.read_bytes()
+    for _ in range(1000):
         path.unlink()
         path.write_bytes(mutate(good, rng))
         try:
             for entry in nsynth._read_examples([path], stop, Counter()):
                 samples, rate = entry.sound(4)
-                assert samples.tolist() == sound[entry.name] and rate == 16000
+                assert samples[0] == entry.pitch == int(entry.name[-7:-4]) and rate == 16000
                 assert (entry.family, entry.source) == ("guitar", "acoustic")
-                assert entry.pitch == int(entry.name[-7:-4])
         except NoteError as error:
-            assert str(tmp_path) in str(error) and "\n" not in str(error)
+            assert str(tmp_path) in str(error)
             damaged += 1
-    assert damaged > 1200
+    assert damaged > 600
 
 
 def test_damaged_notes_are_named_or_skipped_and_counted(tmp_path):
-    real_looking_notes(tmp_path)
-    wav = [tmp_path / "audio" / f"guitar_acoustic_{i:03}-{60 + i:03}-100.wav" for i in range(12)]
+    twelve_notes(tmp_path)
+    wav = sorted((tmp_path / "audio").iterdir())
     wav[3].write_bytes(wav[3].read_bytes()[:60])
     wav[5].unlink()
     scipy.io.wavfile.write(wav[7], 8000, np.ones(50, np.int16))
-    faults = []
     for i, says in ((3, "is cut short"), (5, "No such file"), (7, "8000 Hz: expected 16000")):
         with pytest.raises(NoteError, match=f"{wav[i].name}.*{says}"):
-            nsynth.load(tmp_path, 64, 16000, (60 + i, 60 + i))
+            nsynth.load(tmp_path, 64, 16000, (i + 59, i + 60))      # a good one first
+    assert not list((tmp_path / "packed").iterdir())                # no half a pack
+    for name in ("a_060.wav", "nsynth-test/b_061.WAV", "audio/more.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(GOOD)
     notes = nsynth.load(tmp_path, 64, 16000, skip_damaged=True)
-    assert sorted(notes.pitch) == [60, 61, 62, 64, 66, 68, 69, 70, 71] and not faults
+    assert sorted(notes.pitch) == [60, 61, 62, 64, 66, 68, 69, 70, 71]
     report = nsynth.describe(*nsynth.split(notes))
-    assert "kept 9 of 12 notes" in report and "is cut short" in report
-    with pytest.raises(NoteError, match="nowhere is not there.*orchestra"):
-        nsynth.load(tmp_path / "nowhere", 64, 16000)
-
-
-def test_sound_files_that_no_examples_json_names_are_counted(tmp_path):
-    nsynth.save(nsynth.orchestra(400, 8000, (60, 60)), tmp_path / "out")
-    for name in ("a_060.wav", "b_061.WAV", "out/audio/more.wav"):
-        scipy.io.wavfile.write(tmp_path / name, 8000, np.ones(400, np.int16))
-    notes = nsynth.load(tmp_path, 400, 8000)
-    assert [n for reason, n in notes.dropped.items() if "no examples.json names" in reason] == [3]
-
-
-def test_save_and_load_give_the_same_notes(tmp_path, octave):
-    some = octave.subset(range(0, len(octave), 9))
-    nsynth.save(some, tmp_path / "new" / "notes")
-    back = nsynth.load(tmp_path / "new", 4000, 8000)
-    every = range(len(some))
-    order = np.argsort(some.name)
-    assert torch.equal(back.waves(every), some.waves(every)) and back.sample_rate == 8000
-    for key in ("pitch", "family", "source", "name", "qualities"):
-        assert np.array_equal(getattr(back, key), getattr(some, key)), (key, order)
-    with pytest.raises(NoteError, match="not empty"):
-        nsynth.save(some, tmp_path / "new")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(NoteError, match="cannot write"):
-        nsynth.save(some, tmp_path / "file" / "notes")
+    assert "kept 9 of 15 notes" in report and "is cut short" in report
+    assert "dropped 3 because no examples.json names" in report
 
 
 # ---- nsynth.py: packed notes ----
 
 
 def test_notes_are_packed_once_and_again_when_their_files_change(tmp_path, monkeypatch, capsys):
-    real_looking_notes(tmp_path)
+    twelve_notes(tmp_path)
     reads, first_seconds = [], nsynth._first
     monkeypatch.setattr(nsynth, "_first", lambda *args: reads.append(0) or first_seconds(*args))
-    first = nsynth.load(tmp_path, 64, 16000)
-    assert len(reads) == 12 and isinstance(first.audio, np.memmap)
-    again = nsynth.load(tmp_path, 64, 16000)
-    assert len(reads) == 12 and np.array_equal(first.audio, again.audio)
-    assert (packed_folder(tmp_path) / "audio.int16").read_bytes() == first.audio.tobytes()
-    assert len(nsynth.load(packed_folder(tmp_path), 64, 16000)) == 12  # by its own name, too
+    for _ in range(2):
+        notes = nsynth.load(tmp_path, 64, 16000)
+        assert len(reads) == 12 and isinstance(notes.audio, np.memmap)
+    [folder] = (tmp_path / "packed").iterdir()
+    assert len(nsynth.load(folder, 64, 16000)) == 12                # by its own name, too
     with pytest.raises(NoteError, match="^[^ ]* was packed with length 64, and 65 is asked for$"):
-        nsynth.load(packed_folder(tmp_path), 65, 16000)
+        nsynth.load(folder, 65, 16000)
     nsynth.load(tmp_path, 32, 16000)                                # other settings: beside it
     assert len(list((tmp_path / "packed").iterdir())) == 2 and len(reads) == 24
     assert capsys.readouterr().err == ""
-    add_note(tmp_path, "flute_acoustic_000-070-100", 70)
+    add_note(tmp_path, "flute_acoustic_000-070-100")
     assert len(nsynth.load(tmp_path, 64, 16000)) == 13
     wav = tmp_path / "audio" / "flute_acoustic_000-070-100.wav"
     scipy.io.wavfile.write(wav, 16000, np.full(60, 7, np.int16))    # examples.json is the same
@@ -1668,41 +1565,24 @@ def test_notes_are_packed_once_and_again_when_their_files_change(tmp_path, monke
     assert capsys.readouterr().err.count("from files that have changed since; packing") == 2
 
 
-def test_an_interrupted_pack_leaves_nothing(tmp_path, monkeypatch):
-    data, first_seconds, reads = real_looking_notes(tmp_path), nsynth._first, []
-
-    def interrupted(*args):
-        reads.append(0)
-        if len(reads) == 8:
-            raise KeyboardInterrupt
-        return first_seconds(*args)
-
-    monkeypatch.setattr(nsynth, "_first", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        nsynth.load(data, 64, 16000)
-    assert not list((data / "packed").iterdir())
-    assert len(nsynth.load(data, 64, 16000)) == 12 and len(list((data / "packed").iterdir())) == 1
-
-
 def test_read_only_data_are_packed_elsewhere(tmp_path):
-    data = real_looking_notes(tmp_path / "data")
+    data = twelve_notes(tmp_path)
     (data / "packed").write_text("as no folder can be made where all is read-only")
     with pytest.raises(NoteError, match="cannot pack .*; make room there|name another .*--pack"):
         nsynth.load(data, 64, 16000)
-    assert len(nsynth.load(data, 64, 16000, pack=tmp_path / "here")) == 12
-    assert nsynth.main([str(data), "--length", "0.004", "--pack", str(tmp_path / "here")]) == 0
-    assert len(list((tmp_path / "here").iterdir())) == 1            # and used again
+    for _ in range(2):                                              # packed, and used again
+        argv = [str(data), "--length", "0.004", "--pack", str(tmp_path / "here")]
+        assert nsynth.main(argv) == 0
+        assert len(list((tmp_path / "here").iterdir())) == 1
 
 
 def test_a_damaged_pack_is_never_a_wrong_note(tmp_path):
-    data = real_looking_notes(tmp_path)
+    data, rng, damaged = twelve_notes(tmp_path), np.random.default_rng(1), 0
     sound = nsynth.load(data, 64, 16000).waves(range(12))
-    folder, rng = packed_folder(data), np.random.default_rng(1)
-    good = {path.name: path.read_bytes() for path in folder.iterdir()}
-    damaged = 0
-    for _ in range(2000):
-        name = ("audio.int16", "packed.json")[rng.integers(2)]
-        (folder / name).write_bytes(mutate(good[name], rng))
+    [folder] = (data / "packed").iterdir()
+    good = {path: path.read_bytes() for path in folder.iterdir()}
+    for path in [*good] * 1000:
+        path.write_bytes(mutate(good[path], rng))
         try:
             notes = nsynth.load(folder, 64, 16000)
             waves = notes.waves(range(len(notes)))
@@ -1710,7 +1590,7 @@ def test_a_damaged_pack_is_never_a_wrong_note(tmp_path):
         except NoteError as error:
             assert str(folder) in str(error)
             damaged += 1
-        (folder / name).write_bytes(good[name])
+        path.write_bytes(good[path])
     assert damaged > 1300
     for absurd in ("[" * 100_000, '[1, {"notes": 1e999}]', "[1, 2, 3]"):
         (folder / "packed.json").write_text(absurd)                 # of data that are there:
@@ -1730,19 +1610,18 @@ GOOD = wav_bytes(np.arange(1000, dtype=np.int16))
 
 
 def test_wav_round_trip_agrees_with_scipy(tmp_path):
+    path = tmp_path / "a.wav"
     samples = np.random.default_rng(0).integers(-32768, 32768, 5000).astype(np.int16)
-    nsynth.write_wav(tmp_path / "ours.wav", torch.from_numpy(samples / 32768), 16000)
-    rate, theirs = scipy.io.wavfile.read(tmp_path / "ours.wav")
+    nsynth.write_wav(path, torch.from_numpy(samples / 32768), 16000)
+    rate, theirs = scipy.io.wavfile.read(path)
     assert rate == 16000 and theirs.dtype == np.int16 and np.array_equal(theirs, samples)
-    scipy.io.wavfile.write(tmp_path / "theirs.wav", 22050, samples)
-    ours, rate = nsynth.read_sound(tmp_path / "theirs.wav")
+    scipy.io.wavfile.write(path, 22050, samples)
+    ours, rate = nsynth.read_sound(path)
     assert rate == 22050 and ours.dtype == np.int16 and np.array_equal(ours, samples)
-    assert np.array_equal(nsynth.read_sound(tmp_path / "theirs.wav", seconds=0.1)[0],
-                          samples[:2205])
-    nsynth.write_wav(tmp_path / "ours.wav", torch.tensor([2.0, -2.0, 1.0, -1.0, 0.5]), 8000)
-    assert nsynth.read_sound(tmp_path / "ours.wav")[0].tolist() == [
-        32767, -32768, 32767, -32768, 16384]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["ours.wav", "theirs.wav"]  # no .part left
+    assert np.array_equal(nsynth.read_sound(path, seconds=0.1)[0], samples[:2205])
+    nsynth.write_wav(path, torch.tensor([2.0, -2.0, 1.0, -1.0, 0.5]), 8000)
+    assert nsynth.read_sound(path)[0].tolist() == [32767, -32768, 32767, -32768, 16384]
+    assert list(tmp_path.iterdir()) == [path]                       # no .part left
 
 
 @pytest.mark.parametrize("wave, says", [
@@ -1751,8 +1630,7 @@ def test_wav_round_trip_agrees_with_scipy(tmp_path):
     (np.zeros(4, np.int16), "floats")])
 def test_write_wav_refuses(tmp_path, wave, says):
     with pytest.raises(NoteError, match=says):
-        nsynth.write_wav(tmp_path / "a.wav", wave, 8000)
-    assert not list(tmp_path.iterdir())
+        nsynth.write_wav(tmp_path / "b.wav", wave, 8000)
     (tmp_path / "a.wav").mkdir()
     for path in (tmp_path / "nowhere" / "b.wav", tmp_path / "a.wav"):
         with pytest.raises(NoteError, match=path.name):
@@ -1762,18 +1640,15 @@ def test_write_wav_refuses(tmp_path, wave, says):
 
 @pytest.mark.parametrize("data, says", [
     (b"", "not a WAV"), (b"ID3 this is an mp3" * 9, "looks like MP3.*ffmpeg -i"),
-    (b"FORM\0\0\0\0AIFF" * 9, "looks like AIFF"), (b"fLaC" + bytes(99), "looks like FLAC"),
-    (GOOD[:20], "cut short"), (GOOD[:30], "cut short"), (GOOD[:-500], "is cut short: 1,500 of 2,0"),
-    (GOOD[:-1], "is cut short"), (wav_bytes(np.zeros(0, np.int16)), "no sound"),
-    (wav_bytes(np.array([0.5, np.nan])), "nan"), (wav_bytes(np.array([4e4])), "from -1 to 1"),
-    (GOOD[:20] + b"\7" + GOOD[21:], "MULAW"), *((GOOD[:24] + struct.pack("<II", rate, 2 * rate)
-     + GOOD[32:], f"at {rate:,} Hz: expected") for rate in (0, 1, 999, 10 ** 9))])
+    (GOOD[:20], "cut short"), (GOOD[:-500], "is cut short: 1,500 of 2,000"),
+    (wav_bytes(np.zeros(0, np.int16)), "no sound"), (wav_bytes(np.array([0.5, np.nan])), "nan"),
+    (wav_bytes(np.array([4e4])), "from -1 to 1"), (GOOD[:20] + b"\7" + GOOD[21:], "MULAW"),
+    *((GOOD[:24] + struct.pack("<II", rate, 2 * rate) + GOOD[32:], f"at {rate:,} Hz: expected")
+      for rate in (0, 999, 10 ** 9))])
 def test_read_sound_names_file_and_fault(tmp_path, data, says):
-    path = tmp_path / "damaged.wav"
-    path.write_bytes(data)
-    with pytest.raises(NoteError, match=says) as caught:
-        nsynth.read_sound(path)
-    assert "damaged.wav" in str(caught.value) and "\n" not in str(caught.value)
+    (tmp_path / "damaged.wav").write_bytes(data)
+    with pytest.raises(NoteError, match=f"damaged.wav .*{says}"):
+        nsynth.read_sound(tmp_path / "damaged.wav")
     for path in (tmp_path / "none.wav", tmp_path):
         with pytest.raises(NoteError, match="cannot read"):
             nsynth.read_sound(path)
@@ -1785,13 +1660,6 @@ def test_a_wav_that_was_written_to_a_pipe_is_read_to_its_end(tmp_path, head, siz
     size = struct.pack("<I", size)
     (tmp_path / "a.wav").write_bytes(head + size + GOOD[8:40] + size + GOOD[44:])
     assert nsynth.read_sound(tmp_path / "a.wav")[0].tolist() == list(range(1000))
-
-
-def test_floats_in_the_range_of_16_bits_are_not_clipped(tmp_path):
-    x = np.sin(np.arange(4000) / 9) * 20000
-    for scale, name in ((1, "b_061.wav"), (32768, "a_060.wav")):
-        scipy.io.wavfile.write(tmp_path / name, 16000, (x / scale).astype(np.float32))
-        np.testing.assert_allclose(nsynth.read_sound(tmp_path / name)[0], x, atol=0.01)
 
 
 def test_a_long_file_costs_no_memory(tmp_path):
@@ -1810,10 +1678,7 @@ def test_a_long_file_costs_no_memory(tmp_path):
 def test_read_sound_survives_any_damage(tmp_path):
     rng, path = np.random.default_rng(0), tmp_path / "a.wav"
     for _ in range(2000):
-        data = bytearray(GOOD[:rng.integers(1, len(GOOD))] + bytes(rng.integers(0, 2) * 2000))
-        for at in rng.integers(0, min(len(data), 48), 4):
-            data[at] = rng.integers(256)
-        path.write_bytes(data)
+        path.write_bytes(mutate(GOOD[:48], rng) + GOOD[48:])
         try:
             samples, rate = nsynth.read_sound(path)
             assert len(samples) and 1000 <= rate <= 384_000 and np.isfinite(samples).all()
@@ -1838,42 +1703,33 @@ def test_pitch_is_read_from_a_files_name(names, pitch):
         assert nsynth.pitch_of(name) is None
 
 
-def write_tone(folder, name, data=None, rate=44100):
-    """Half a second of silence, then a second of 440 Hz, in a WAV file of any kind."""
-    late = np.concatenate([np.zeros(rate // 2), np.sin(2 * np.pi * 440 * np.arange(rate) / rate)])
-    data = 0.5 * late if data is None else data(0.5 * late)
-    (folder / name).parent.mkdir(exist_ok=True)
-    scipy.io.wavfile.write(folder / name, rate, data)
-
-
 def test_own_recordings_of_every_kind_become_notes(tmp_path):
-    write_tone(tmp_path, "a_C4.wav", lambda x: (x * 32767).astype(np.int16))
-    write_tone(tmp_path, "flute/b-061-100.WAV", lambda x: (x * 127 + 128).astype(np.uint8))
-    write_tone(tmp_path, "c_062.wav", lambda x: np.stack([x, x], 1).astype(np.float32))
-    write_tone(tmp_path, "d_063.wav", lambda x: (x * (2 ** 31 - 1)).astype(np.int32))
-    write_tone(tmp_path, "e.wav", rate=48000)
-    pcm24 = b"".join(int(x).to_bytes(3, "little", signed=True) for x in
-                     np.sin(np.arange(22050) / 44100 * 2 * np.pi * 440) * 2 ** 22)
+    tone = 0.5 * np.sin(2 * np.pi * 440 * np.arange(44100) / 44100)
+    late = np.concatenate([np.zeros(22050), tone])                  # after half a second
+    (tmp_path / "flute").mkdir()
+    for name, data in (("a_C4.wav", (late * 32767).astype(np.int16)),
+                       ("flute/b-061-100.WAV", (late * 127 + 128).astype(np.uint8)),
+                       ("c_062.wav", np.stack([late, late], 1).astype(np.float32)),
+                       ("d_063.wav", (late * (2 ** 31 - 1)).astype(np.int32)), ("e.wav", late),
+                       ("g_066.wav", (late * 32768).astype(np.float32)), ("no pitch.wav", late),
+                       ("low_012.wav", late), ("silent_067.wav", np.zeros(100))):
+        scipy.io.wavfile.write(tmp_path / name, 44100, data)
+    pcm24 = b"".join(int(x * 2 ** 23).to_bytes(3, "little", signed=True) for x in late)
     header = struct.pack("<4sI4s4sIHHIIHH4sI4s4sI", b"RIFF", 48 + len(pcm24), b"WAVE", b"fmt ", 16,
                          1, 1, 44100, 3 * 44100, 3, 24, b"bext", 4, b"note", b"data", len(pcm24))
     (tmp_path / "f_065.wav").write_bytes(header + pcm24)           # with what an editor adds
     (tmp_path / "cut_068.wav").write_bytes((tmp_path / "a_C4.wav").read_bytes()[:9999])
-    scipy.io.wavfile.write(tmp_path / "silent_067.wav", 44100, np.zeros(100, np.int16))
-    for name in ("no pitch.wav", "low_012.wav"):
-        write_tone(tmp_path, name)
     for name in ("g.flac", "h_070.flac", "i.aiff"):
         (tmp_path / name).write_bytes(b"fLaC")
     (tmp_path / "pitches.csv").write_text("file,pitch\ne.wav,E4\n")
     notes = nsynth.load(tmp_path, 8000, 16000)
-    order = np.argsort(notes.pitch)
-    assert notes.pitch[order].tolist() == [60, 61, 62, 63, 64, 65]
-    assert notes.family[order].tolist() == ["other", "flute", "other", "other", "other", "other"]
-    assert (notes.qualities == -1).all() and notes.qualities.shape == (6, 10)
-    for i in order:
-        x = notes.waves([i])[0].numpy()
+    assert sorted(zip(notes.pitch, notes.family)) == [
+        (60, "other"), (61, "flute"), *((pitch, "other") for pitch in range(62, 67))]
+    assert (notes.qualities == -1).all()
+    for x in notes.waves(range(7)).numpy():
         first = np.flatnonzero(np.abs(x) > 0.05)[0] / 16000         # 5 ms, and a 2 ms frame
-        assert first < 0.009 and abs(spectral_peak(x[400:], 16000, 440) - 440) < 0.1
-        assert np.abs(x).max() == pytest.approx(0.5, abs=0.02) and (first > 0.004 or i == order[5])
+        assert 0.004 < first < 0.009 and abs(spectral_peak(x[400:], 16000, 440) - 440) < 0.1
+        assert np.abs(x).max() == pytest.approx(0.5, abs=0.02)
     report = nsynth.describe(*nsynth.split(notes, share=1))
     for reason in ("1 because .*cut_068.wav .*cut short", "1 because .*silent_067.wav is silent",
                    "1 because .*no pitch.wav tells no pitch", "1 because the pitch is out",
@@ -1885,14 +1741,13 @@ def test_own_recordings_of_every_kind_become_notes(tmp_path):
     ("file,pitch\na.wav,high", "line 2, 'a.wav,high'"), ("a.wav,60\nb.wav,200", "line 2"),
     ("a.wav,60\nbb.wav,61", "line 2, 'bb.wav,61': expected a file that is there"),
     ("a.wav,60\nb,61\na,62", "line 3, 'a,62': .*in no other line"),
-    ('a,"' + "x" * 200_000, "cannot read .*field larger"), (b"caf\xe9.wav,60", "cannot read")])
+    ('a,"' + "x" * 200_000, "cannot read .*field larger"), ("caf\udce9.wav,60", "cannot read")])
 def test_pitches_csv_is_checked(tmp_path, table, says):
     for name in ("a.wav", "b.wav"):
-        write_tone(tmp_path, name)
-    (tmp_path / "pitches.csv").write_bytes(table if isinstance(table, bytes) else table.encode())
-    with pytest.raises(NoteError, match=says) as caught:
+        (tmp_path / name).write_bytes(GOOD)
+    (tmp_path / "pitches.csv").write_bytes(os.fsencode(table))
+    with pytest.raises(NoteError, match=says):
         nsynth.load(tmp_path, 800, 16000)
-    assert len(str(caught.value)) < 500
     (tmp_path / "pitches.csv").write_text("a.wav, 60\nb,C5\n")
     assert sorted(nsynth.load(tmp_path, 800, 16000).pitch) == [60, 72]
 
@@ -1900,7 +1755,7 @@ def test_pitches_csv_is_checked(tmp_path, table, says):
 def test_file_names_of_any_bytes_are_read_and_packed(tmp_path, capsys):
     for name in (b"caf\xe9_060.wav", "a\u2028b_061.wav".encode(), b"a\nb_062.wav", b"\xe9.wav"):
         try:
-            (tmp_path / os.fsdecode(name)).write_bytes(wav_bytes(np.full(900, 9999, np.int16)))
+            (tmp_path / os.fsdecode(name)).write_bytes(GOOD)
         except OSError:
             pytest.skip("this disk takes no such names")
     for _ in range(2):                    # packed, and opened again
@@ -1932,19 +1787,11 @@ def spectral_peak(x, rate, near):
     return (i + 0.5 * (a - c) / (a - 2 * b + c)) * rate / size
 
 
-def period_pitch(x, rate, fine=8):
-    """Pitch in Hz from the normalised autocorrelation: the first peak near as high as the highest.
-
-    With `fine` lags a sample, or a bright sound's peak falls between lags and two periods win.
-    """
-    n = len(x)
-    r = np.fft.irfft(np.abs(np.fft.rfft(x, 2 * n)) ** 2, 2 * n * fine)[:n * fine // 2] * fine
-    energy = np.concatenate([[0], np.cumsum(x ** 2)])
-    lags = np.arange(len(r)) // fine
-    r = 2 * r / (energy[n - lags] + energy[-1] - energy[lags])
-    peaks = 1 + np.flatnonzero((r[1:-1] > r[:-2]) & (r[1:-1] >= r[2:]))
-    peaks = peaks[peaks > np.argmax(r < 0)]
-    return rate * fine / peaks[np.argmax(r[peaks] > 0.9 * r[peaks].max())]
+def repeats(x, rate, hz):
+    """How well a sound repeats after 1 / hz s: its autocorrelation there over that at 0."""
+    power = np.abs(np.fft.rfft(x * np.blackman(len(x)))) ** 2
+    turns = np.arange(len(power)) * rate / len(x) / hz
+    return power @ np.cos(2 * np.pi * turns) / power.sum()
 
 
 def cents(f, pitch):
@@ -1958,11 +1805,8 @@ def octave():
 
 @pytest.fixture(scope="module")
 def long_notes():
-    """Full notes at pitches spread over the range."""
-    parts = [nsynth.orchestra(64000, 16000, (pitch, pitch)) for pitch in (24, 37, 50, 63, 76, 84)]
-    columns = {key: np.concatenate([getattr(part, key) for part in parts])
-               for key in ("audio", "pitch", "family", "source", "name", "part", "qualities")}
-    return nsynth.Notes(row=np.arange(len(columns["name"])), sample_rate=16000, **columns)
+    """Full notes at pitches spread over the range, a Notes of each pitch."""
+    return [nsynth.orchestra(64000, 16000, (pitch, pitch)) for pitch in (24, 37, 50, 63, 76, 84)]
 
 
 def test_orchestra_has_many_instruments_and_is_the_same_every_time(octave):
@@ -1976,80 +1820,64 @@ def test_orchestra_has_many_instruments_and_is_the_same_every_time(octave):
     assert set(octave.family) == set(nsynth.FAMILIES) - {"synth_lead"}
     timbres = {name.rsplit("-", 2)[0] for name in octave.name}
     assert len(timbres) >= 12 and len(set(octave.name)) == len(octave) == len(timbres) * 12 * 2
-    assert (octave.qualities == -1).all() and set(octave.source) == {"acoustic"}
-    assert nsynth.pitch_counts(octave, (60, 71)).tolist() == [2 * len(timbres)] * 12
-    for name, pitch, family in zip(octave.name, octave.pitch, octave.family):
-        assert name.startswith(family) and name.split("-")[1] == f"{pitch:03}"
 
 
-@pytest.mark.parametrize("which, tune, period", [
-    ("octave", slice(0, 3000), slice(400, 2400)),
-    ("long_notes", slice(0, 48000), slice(2000, 8000))])
-def test_orchestra_is_in_tune(which, tune, period, request):
-    notes = request.getfixturevalue(which)
-    waves, rate = notes.waves(range(len(notes))).double().numpy(), notes.sample_rate
-    for name, pitch, x in zip(notes.name, notes.pitch, waves):
-        assert abs(cents(spectral_peak(x[tune], rate, hertz(pitch)), pitch)) < 5, name
-        # The period says which octave, no more.
-        assert abs(cents(period_pitch(x[period], rate), pitch)) < 90, name
+def test_orchestra_is_in_tune(octave, long_notes):
+    for notes in (octave, *long_notes):
+        held = notes.audio[:, :notes.audio.shape[1] * 3 // 4] / 32768
+        for name, pitch, x in zip(notes.name, notes.pitch, held):
+            peak = spectral_peak(x, notes.sample_rate, hertz(pitch))
+            assert abs(cents(peak, pitch)) < 5, name
+            assert repeats(x, notes.sample_rate, hertz(pitch)) > 0.7, name      # no octave below
 
 
-@pytest.mark.parametrize("which", ["octave", "long_notes"])
-def test_orchestra_levels_and_edges(which, request):
-    notes = request.getfixturevalue(which)
-    x = notes.audio / 32768
-    peak = np.abs(x).max(1)
-    assert 0.3 < peak.min() and peak.max() < 0.85 and peak.std() > 0.05
-    soft = np.array([name.endswith("050") for name in notes.name])
-    assert peak[soft].max() < peak[~soft].min()
-    assert np.abs(x.mean(1)).max() < 2e-3                       # no DC
-    assert not x[:, 0].any() and np.abs(x[:, -4:]).max() < 1e-3  # no click at either end
-    tail = notes.sample_rate // 50
-    assert (np.abs(x[:, -tail:]).max(1) < 0.6 * peak).all()
-    assert (x[:, :tail * 10].std(1) > 0.02).all()               # sounding at once
+def test_orchestra_levels_and_edges(octave, long_notes):
+    for notes in (octave, *long_notes):
+        x = notes.audio / 32768
+        peak = np.abs(x).max(1)
+        assert 0.3 < peak.min() and peak.max() < 0.85 and peak.std() > 0.05
+        soft = np.array([name.endswith("050") for name in notes.name])
+        assert peak[soft].max() < peak[~soft].min()
+        assert np.abs(x.mean(1)).max() < 2e-3                       # no DC
+        assert not x[:, 0].any() and np.abs(x[:, -4:]).max() < 1e-3  # no click at either end
+        tail = notes.sample_rate // 50
+        assert (np.abs(x[:, -tail:]).max(1) < 0.6 * peak).all()
+        assert (x[:, :tail * 10].std(1) > 0.02).all()               # sounding at once
 
 
 def test_held_notes_last_and_struck_ones_fade(long_notes):
-    x = long_notes.audio.astype(float)
-    early, late = x[:, 8000:16000].std(1), x[:, 36000:44000].std(1)
-    after = x[:, -2000:].std(1)
-    for name, change, end in zip(long_notes.name, late / early, after / early):
-        rings = nsynth.TIMBRES[name.split("-")[0]][3] > 0
-        assert change < 0.7 if rings else 0.8 < change < 1.25, name
-        assert end < 0.06, name                                 # released at 3 s
+    for notes in long_notes:
+        early, late, end = (notes.audio[:, part].std(1) for part in (
+            slice(8000, 16000), slice(36000, 44000), slice(62000, 64000)))
+        rings = np.array([nsynth.TIMBRES[name.split("-")[0]][3] > 0 for name in notes.name])
+        assert (late < 0.7 * early)[rings].all()
+        assert (np.abs(np.log(late / early)) < np.log(1.25))[~rings].all()
+        assert (end < 0.06 * early).all()                           # released at 3 s
 
 
 def test_timbres_differ_and_soft_is_duller(long_notes):
-    middle = long_notes.subset(np.flatnonzero(long_notes.pitch == 63))
-    spectra = {}
-    for name, x in zip(middle.name, middle.waves(range(len(middle))).numpy()):
-        power = np.abs(np.fft.rfft(x[:48000])) ** 2
-        near = np.rint(hertz(63) * np.arange(1, 25) * 3).astype(int)   # harmonics, 1/3 Hz bins
-        spectra[name] = np.array([power[i - 30:i + 31].sum() for i in near])
-    loud = {name[:-4]: 10 * np.log10(s / s.sum() + 1e-7) for name, s in spectra.items()
-            if name.endswith("100")}
-    distance = [np.sqrt(np.mean((loud[a] - loud[b]) ** 2)) for a, b in
-                itertools.combinations(loud, 2)]
-    assert min(distance) > 2 and np.mean(distance) > 10
-    k = np.arange(1, 25)
-    for name in loud:
-        soft, hard = ((spectra[f"{name}-{v}"] * k).sum() / spectra[f"{name}-{v}"].sum()
-                      for v in ("050", "100"))
-        assert soft < hard + 0.05, name
+    middle, k = long_notes[3], np.arange(1, 25)
+    power = np.abs(np.fft.rfft(middle.audio[:, :48000])) ** 2       # in bins of 1/3 Hz
+    harmonics = np.rint(hertz(63) * k * 3).astype(int)
+    power = power[:, harmonics[:, None] + np.arange(-30, 31)].sum(2)
+    power = power / power.sum(1, keepdims=True)                     # (N, 24)
+    soft = np.array([name.endswith("050") for name in middle.name])
+    distance = scipy.spatial.distance.pdist(10 * np.log10(power[~soft] + 1e-7)) / math.sqrt(24)
+    assert distance.min() > 2 and distance.mean() > 10
+    assert (power[soft] @ k < power[~soft] @ k + 0.05).all()
 
 
 def test_nsynth_command(tmp_path, capsys):
     flags = ["--length", "0.1", "--rate", "8000", "--pitches", "60-61"]
     assert nsynth.main([*flags, "--families", "reed,organ", "--out", str(tmp_path / "o")]) == 0
-    assert "kept 16 of" in capsys.readouterr().out
     assert nsynth.main([str(tmp_path / "o"), *flags, "--sources", "all"]) == 0
     assert "kept 16 of 16 notes, 0.1 s at 8,000 Hz" in capsys.readouterr().out
-    for bad in (["--length", "nan"], ["--pitches", "high"], ["--rate", "fast"]):
+    assert nsynth.main([str(tmp_path / "none")]) == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and re.match("[^\n]*none is not there[^\n]*\n$", printed.err)
+    for bad in (["--length", "nan"], ["--pitches", "high"]):
         with pytest.raises(SystemExit, match="2"):
             nsynth.main(bad)
-    done = subprocess.run([sys.executable, Path(nsynth.__file__), tmp_path / "none"],
-                          capture_output=True, text=True, check=False)
-    assert done.returncode == 1 and done.stdout == "" and len(done.stderr.splitlines()) == 1
 
 
 # ---- nsynth.py: TFRecord files ----
@@ -2071,8 +1899,8 @@ def masked(crc):
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) % 2 ** 32)
 
 
-def record(payload, length=None):
-    head = struct.pack("<Q", len(payload) if length is None else length)
+def record(payload):
+    head = struct.pack("<Q", len(payload))
     return head + masked(slow_crc(head)) + payload + masked(slow_crc(payload))
 
 
@@ -2103,12 +1931,13 @@ def message(features):
 
 
 def original(pitch=60, audio=(0.5, -0.25), /, **more):
-    """A note in the schema of NSynth's own files, with `more` features or others."""
-    return {"note_str": feature(f"guitar_acoustic_000-{pitch:03}-100".encode()),
-            "pitch": feature(pitch), "sample_rate": feature(16000), "audio": feature(*audio),
-            "instrument_family_str": feature(b"guitar"), "instrument_family": feature(3),
-            "instrument_source_str": feature(b"acoustic"), "instrument_source": feature(0),
-            "qualities": feature(0, 1, *[0] * 8), "qualities_str": feature(b"dark"), **more}
+    """A record of a note in the schema of NSynth's own files, with `more` features or others."""
+    return record(message({
+        "note_str": feature(f"guitar_acoustic_000-{pitch:03}-100".encode()),
+        "pitch": feature(pitch), "sample_rate": feature(16000), "audio": feature(*audio),
+        "instrument_family_str": feature(b"guitar"), "instrument_family": feature(3),
+        "instrument_source_str": feature(b"acoustic"), "instrument_source": feature(0),
+        "qualities": feature(0, 1, *[0] * 8), "qualities_str": feature(b"dark"), **more}))
 
 
 def read(path, fault=stop):
@@ -2123,14 +1952,9 @@ def test_crc_has_the_published_values_and_those_of_one_bit_by_bit():
                       (bytes(range(32)), 0x46DD794E), (bytes(range(31, -1, -1)), 0x113FDB5C)):
         assert slow_crc(data) == crc and nsynth._crc32c(data) == masked(crc)
     rng = np.random.default_rng(0)
-    for n in (1, 2, 3, 4, 5, 7, 8, 9, 5680, 5681, 5682, 45475, 45476, 45477, 80061):
+    for n in (1, 4, 7, 8, 9, 5680, 5681, 5682, 45475, 45476, 45477, 80061):
         data = rng.bytes(n)               # where another fold begins, and some in between
         assert nsynth._crc32c(data) == masked(slow_crc(data)), n
-    rest = 1 << nsynth.FOLD | 1 << nsynth.FOLD - nsynth.NEAR | 1 << nsynth.FOLD - nsynth.FAR | 1
-    P = 0x11EDC6F41                       # x^32 + x^28 + ... + 1, as RFC 3720 gives it
-    while rest.bit_length() > 32:         # the four powers are a multiple of it
-        rest ^= P << rest.bit_length() - 33
-    assert rest == 0
 
 
 def test_records_of_tensorflow_are_read(tmp_path):
@@ -2142,8 +1966,7 @@ def test_records_of_tensorflow_are_read(tmp_path):
         part = "valid" * ("valid" in path.name)
         assert a[:7] == ("brass_acoustic_004-061-100", 61, "brass", "acoustic", part, [0] * 10,
                          f"{path}, record 1")
-        assert b[:7] == ("reed_acoustic_009-042-100", 42, "reed", "acoustic", part, [0] * 10,
-                         f"{path}, record 2")
+        assert b[:4] == ("reed_acoustic_009-042-100", 42, "reed", "acoustic")
         for entry, sha in ((a, "2698efda9a385b15050e2f36798df7be"),
                            (b, "8d1a9761b92d748e0008e575b1d9dbc4")):
             audio, rate = entry.sound(4)
@@ -2151,8 +1974,6 @@ def test_records_of_tensorflow_are_read(tmp_path):
             floats = (audio / 32768).astype("<f4").tobytes()
             assert hashlib.sha256(floats).hexdigest()[:32] == sha  # as TensorFlow reads them
     assert len(nsynth.load(f"{tmp_path}/*.tfrecord", 4000, 16000)) == 2     # a pattern
-    with pytest.raises(NoteError, match="is in .* and in .*: keep it in one"):
-        nsynth.load(tmp_path, 4000, 16000)
 
 
 def test_what_a_record_says_is_read_whole(tmp_path):
@@ -2163,10 +1984,9 @@ def test_what_a_record_says_is_read_whole(tmp_path):
     words = b"\n\x1a\n\nfast_decay\n\x0clong_release"
     numbers = {"instrument_family_str": None, "instrument_family": feature(7),
                "instrument_source_str": None, "instrument_source": feature(2)}
-    (tmp_path / "a").write_bytes(b"".join(record(message(original(*note, **more)))
-        for note, more in (((60, floats), {}),
-                           ((61,), {"qualities": flags, "qualities_str": words}),
-                           ((62,), {"qualities": None, **numbers}))))
+    (tmp_path / "a").write_bytes(original(60, floats)
+                                 + original(61, qualities=flags, qualities_str=words)
+                                 + original(62, qualities=None, **numbers))
     a, b, c = read(tmp_path / "a")
     assert a[-1] == [*samples, 32767, -32768, 32767, 0, 1] and a[4] == [0, 1] + [0] * 8
     assert [name for name, flag in zip(nsynth.QUALITIES, b[4]) if flag] == [
@@ -2175,120 +1995,91 @@ def test_what_a_record_says_is_read_whole(tmp_path):
 
 
 @pytest.mark.parametrize("features, says", [
-    ({"pitch": None}, "pitch.*None"), ({"pitch": feature(128)}, "pitch.*128: expected a whole"),
-    ({"pitch": feature(-1)}, "pitch"), ({"pitch": feature(60.0)}, "pitch.*60.0"),
+    ({"pitch": None}, "pitch.*None"), ({"pitch": feature(-1)}, "pitch.*expected a whole"),
     ({"pitch": feature(60, 61)}, "pitch.*None"), ({"pitch": feature(b"60")}, "pitch"),
-    ({"sample_rate": None}, "sample_rate.*None"), ({"sample_rate": feature(1)}, "sample_rate"),
-    ({"audio": None}, "audio"), ({"audio": b""}, "audio"), ({"audio": feature(1, 2)}, "audio"),
-    ({"audio": feature(b"RIFF")}, "audio.*expected floats"), ({"audio": proto(2, b"")}, "audio"),
-    ({"audio": proto(2, proto(1, bytes(7)))}, "buffer size"),
-    ({"audio": feature(0.0, float("nan"))}, "audio"), ({"audio": feature(float("-inf"))}, "audio"),
+    ({"audio": None}, "audio"), ({"audio": feature(1, 2)}, "audio.*expected floats"),
+    ({"audio": proto(2, b"")}, "audio"), ({"audio": proto(2, proto(1, bytes(7)))}, "buffer size"),
+    ({"audio": feature(0.0, float("nan"))}, "audio"), ({"qualities": feature(b"1")}, "qualities"),
     ({"qualities": feature(*[0] * 9)}, r"qualities of note 'guitar.* is \[0.*: expected ten"),
-    ({"qualities": feature(2, *[0] * 9)}, "qualities"), ({"qualities": feature(1)}, "qualities"),
-    ({"qualities": feature(*[0.0] * 10)}, "qualities"), ({"qualities": feature(b"1")}, "qualities"),
     ({"qualities/dark": feature(1)}, r"qualities.* is \[None, 1"),
-    ({"note_str": None}, "note_str"), ({"note_str": feature(5)}, "note_str"),
-    ({"note_str": feature(b"../a-060-100")}, "note_str"), ({"note_str": feature(b"")}, "note_str"),
-    ({"note_str": feature(b"a\nb")}, "note_str"),
-    ({"instrument_family_str": None, "instrument_family": feature(11)}, "instrument_family_str"),
-    ({"instrument_source_str": feature(0)}, "instrument_source_str.*0: expected a plain")])
+    ({"instrument_family_str": None, "instrument_family": feature(11)}, "instrument_family_str")])
 def test_a_note_that_is_not_as_it_should_be_is_named_and_left_out(tmp_path, features, says):
     path, faults = tmp_path / "a.tfrecord", []
-    path.write_bytes(record(message(original(50))) + record(message(original(60, **features)))
-                     + record(message(original(70))))
+    path.write_bytes(original(50) + original(60, **features) + original(70))
     assert [note[1] for note in read(path, faults.append)] == [50, 70]
-    with pytest.raises(NoteError, match=f"a.tfrecord, record 2: .*{says}.*--skip") as caught:
-        read(path)
-    assert str(caught.value) == str(*faults) and "\n" not in str(caught.value)
+    assert re.search(f"a.tfrecord, record 2: .*{says}.*--skip", str(*faults))
 
 
 def damaged_files():
-    one, two, three = (record(message(original(pitch))) for pitch in (50, 60, 70))
-    size = len(one)
+    one, two, three = (original(pitch) for pitch in (50, 60, 70))
 
-    def flip(at):
-        data = bytearray(one + two + three)
-        data[size + at] ^= 16
-        return bytes(data)
+    def flip(data, at):
+        return data[:at] + bytes([data[at] ^ 16]) + data[at + 1:]
 
-    packed = gzip.compress(one + two + three, mtime=0)
-    wrong = bytearray(packed)
-    wrong[-6] ^= 1                        # GZIP's own checksum, at its end
+    plain = one + two + three
+    packed = gzip.compress(plain, mtime=0)
     head = struct.pack("<Q", 2 ** 60)
     huge = head + masked(slow_crc(head))
     return [
-        ("payload", flip(40), [50, 70], "record 2: its checksum"),
-        ("payload's check", flip(-2 + size), [50, 70], "record 2: its checksum"),
-        ("length", flip(1), [50], "record 2: the checksum of its length.*rest of the file is lost"),
-        ("length's check", flip(9), [50], "record 2: the checksum of its length.*lost"),
-        ("cut in length", (one + two)[:size + 5], [50], "record 2: .*breaks off"),
-        ("cut in payload", (one + two)[:size + 90], [50], "record 2: the file breaks off.*lost"),
-        ("cut in check", (one + two)[:-2], [50], "record 2: the file breaks off.*lost"),
-        ("2^60 bytes", one + huge + two, [50], "record 2: .* longer than any note"),
-        ("GZIP cut", packed[:-12], None, "record .*end-of-stream"),
-        ("GZIP spoiled", packed[:40] + b"\xff" * 40 + packed[80:], None, "record .*lost"),
-        ("GZIP's check", bytes(wrong), [50, 60, 70], "record 3: CRC check failed"),
-        ("GZIP 2^60", gzip.compress(one + huge + bytes(2 ** 26)), [50], "record 2: the file br"),
-        ("text", b"This is not a TFRecord file.", [], "record 1: the checksum of its length")]
+        (flip(plain, len(one) + 40), [50, 70], "record 2: its checksum"),
+        (flip(plain, len(one) + 1), [50], "record 2: the checksum of its length.*rest .* is lost"),
+        (plain[:len(one) + 5], [50], "record 2: .*breaks off"),
+        (plain[:len(one) + 90], [50], "record 2: the file breaks off.*lost"),
+        (one + huge + two, [50], "record 2: .* longer than any note"),
+        (packed[:-12], [50, 60], "record 3: .*end-of-stream"),
+        (flip(packed, len(packed) - 6), [50, 60, 70], "record 3: CRC check failed"),
+        (gzip.compress(one + huge + bytes(2 ** 26)), [50], "record 2: the file br"),
+        (b"This is not a TFRecord file.", [], "record 1: the checksum of its length")]
 
 
-@pytest.mark.parametrize("what, data, pitches, says", damaged_files())
-def test_damage_is_named_and_what_is_sound_is_read(tmp_path, what, data, pitches, says):
+@pytest.mark.parametrize("data, pitches, says", damaged_files())
+def test_damage_is_named_and_what_is_sound_is_read(tmp_path, data, pitches, says):
     path, faults = tmp_path / "damaged.tfrecord", []
     path.write_bytes(data)
     nsynth._remainders()                  # a table made once
     tracemalloc.start()
-    notes = [note[1] for note in read(path, faults.append)]
+    assert [note[1] for note in read(path, faults.append)] == pitches
     assert tracemalloc.get_traced_memory()[1] < 16e6                # what is there, and no more
     tracemalloc.stop()
-    assert notes == [50, 60, 70][:len(notes)] if pitches is None else notes == pitches
-    with pytest.raises(NoteError, match=f"damaged.tfrecord, {says}.*--skip-damaged") as caught:
+    assert re.search(f"damaged.tfrecord, {says}.*--skip-damaged", str(*faults))
+    with pytest.raises(NoteError, match=re.escape(str(*faults))):
         read(path)
-    assert str(caught.value) == str(*faults) and "\n" not in str(caught.value)
-    for name, data in (("empty", b""), ("empty.gz", gzip.compress(b""))):
-        (tmp_path / name).write_bytes(data)
-        assert read(tmp_path / name) == []
 
 
 def test_no_mutation_of_a_file_gives_a_wrong_note(tmp_path):
     rng, path = np.random.default_rng(0), tmp_path / "a.tfrecord"
-    plain = b"".join(record(message(original(pitch, rng.uniform(-1, 1, 20).tolist())))
-                     for pitch in range(50, 53))
+    plain = b"".join(original(pitch, rng.uniform(-1, 1, 20).tolist()) for pitch in range(50, 53))
     path.write_bytes(plain)
     right, silent, packed = read(path), 0, gzip.compress(plain, mtime=0)
     for turn in range(2000):
-        data = mutate(plain if turn % 4 else packed, rng)
         path.unlink()                     # some disks wait when a file is written over
-        path.write_bytes(data)
+        path.write_bytes(mutate(plain if turn % 4 else packed, rng))
         faults = []
         assert all(note in right for note in read(path, faults.append))
-        assert all(isinstance(fault, NoteError) and f"{path}, record " in str(fault)
-                   and "\n" not in str(fault) for fault in faults)
+        assert all(f"{path}, record " in str(fault) for fault in faults)
         silent += not faults
     assert silent < 100                   # cut between records, or only GZIP's header changed
 
 
 def test_no_mutation_of_a_message_is_more_than_a_fault():
-    rng, good = np.random.default_rng(1), message(original())
+    rng, good = np.random.default_rng(1), original()[12:-4]
     words = {"family": nsynth.FAMILIES, "source": nsynth.SOURCES}
     for turn in range(3000):              # here the checksums are right, and the contents are not
-        payload = mutate(good, rng) if turn % 2 else mutate(mutate(good, rng) + b"\0", rng)
         try:
-            entry = nsynth._note(nsynth._features(payload), words, "", "a, record 1")
+            entry = nsynth._note(nsynth._features(mutate(good, rng)), words, "", "a, record 1")
             assert 0 <= entry.pitch <= 127 and len(entry.sound(4)[0]) and entry.sound(4)[1] > 0
             assert len(entry.qualities) == 10 and set(entry.qualities) <= {-1, 0, 1}
         except ValueError:
             pass
 
 
-# In the order in which TFDS wrote those of a note that has fast_decay and is dark.
-TFDS_QUALITIES = {f"qualities/{name}": flag for name, flag in (
-    ("nonlinear_env", 0), ("fast_decay", 1), ("dark", 1), ("reverb", 0), ("percussive", 0),
-    ("long_release", 0), ("tempo-synced", 0), ("bright", 0), ("multiphonic", 0), ("distortion", 0))}
+def tfds(folder, splits, version="2.3.3", config="gansynth_subset"):
+    """A TFDS folder: {split: [pitches of a file, ...]} -> the folder of the version.
 
-
-def tfds(folder, splits, version="2.3.3", config="gansynth_subset", qualities=TFDS_QUALITIES):
-    """A TFDS folder: {split: [pitches of a file, ...]} -> the folder of the version."""
+    A note has one quality, by its pitch's last digit, as NSynth's own page numbers them.
+    """
+    qualities = ("bright dark distortion fast_decay long_release multiphonic nonlinear_env "
+                 "percussive reverb tempo-synced".split())
     folder = folder / "nsynth" / config / version
     folder.mkdir(parents=True)
     for split, shards in splits.items():
@@ -2298,8 +2089,9 @@ def tfds(folder, splits, version="2.3.3", config="gansynth_subset", qualities=TF
                 "id": feature(f"reed_synthetic_000-{pitch:03}-100".encode()),
                 "pitch": feature(pitch), "audio": feature(pitch / 128), "f0/hz": feature(1.0, 2.0),
                 "instrument/family": feature(1), "instrument/source": feature(0),
-                "instrument/label": feature(9),
-                **{name: feature(flag) for name, flag in qualities.items()}}))
+                "instrument/label": feature(9), **{
+                    f"qualities/{name}": feature(int(i == pitch % 10))
+                    for i, name in reversed(list(enumerate(qualities)))}}))
                 for pitch in pitches))
     info = {"splits": [{"name": split, "shardLengths": [str(len(pitches)) for pitches in shards]}
                        for split, shards in splits.items()]}
@@ -2315,36 +2107,23 @@ def read_tfds(folder, fault=stop):
 
 
 def test_a_tfds_folder_is_read_from_any_level(tmp_path):
-    folder = tfds(tmp_path, {"train": [[50, 51], [52]], "test": [[60]], "valid": [[]]}, "2.10.0",
-                  "gansynth_subset.f0_and_loudness")
+    folder = tfds(tmp_path, {"train": [[50, 51, 52, 53], [54, 55, 56]], "test": [[57, 58, 59]],
+                             "valid": [[]]}, "2.10.0", "gansynth_subset.f0_and_loudness")
     tfds(tmp_path, {"train": [[70]]}, "2.9.9")
     tfds(tmp_path, {"train": [[71]]}, "3.0.0", "full")
     tfds(tmp_path, {"train": [[72]]}, "3.0.0.incompleteX")     # as TFDS calls what it is writing
     for above in (folder, folder.parent, tmp_path / "nsynth", tmp_path):
-        notes = read_tfds(above)
-        assert sorted((entry.pitch, entry.sound(4)[0].tolist(), entry.part) for entry in notes) == [
-            (50, [12800], "train"), (51, [13056], "train"), (52, [13312], "train"),
-            (60, [15360], "test")]
-        assert ("reed_synthetic_000-051-100", 51, "reed", "synthetic", "train",
-                [0, 1, 0, 1] + [0] * 6, f"{folder / 'nsynth-train.tfrecord-00000-of-00002'}, "
-                "record 2") in [entry[:7] for entry in notes]
+        notes = sorted(read_tfds(above), key=lambda entry: entry.pitch)
+        assert [(entry.pitch, entry.sound(4)[0].tolist(), entry.part) for entry in notes] == [
+            (pitch, [256 * pitch], "train" if pitch < 57 else "test") for pitch in range(50, 60)]
+        assert np.array_equal([entry.qualities for entry in notes], np.eye(10))
+        assert notes[1][:4] == ("reed_synthetic_000-051-100", 51, "reed", "synthetic")
+        assert notes[1].origin == f"{folder / 'nsynth-train.tfrecord-00000-of-00002'}, record 2"
     notes = nsynth.load(tmp_path, 4, 16000, sources=())
-    assert notes.qualities.tolist() == [[0, 1, 0, 1] + [0] * 6] * 4
-    assert [len(part) for part in nsynth.split(notes, by="folders")] == [3, 1]
+    assert [len(part) for part in nsynth.split(notes, by="folders")] == [7, 3]
     (tmp_path / "ids.csv").write_text("id\nreed_synthetic_000-052-100\nreed_synthetic_000-099-100")
     mine, rest = nsynth.split(notes, by=tmp_path / "ids.csv")
     assert mine.pitch.tolist() == [52] and len(rest) == 0
-
-
-def test_qualities_of_tfds_each_have_their_place(tmp_path):
-    for i, quality in enumerate(                        # numbered as NSynth's own page does
-            "bright dark distortion fast_decay long_release multiphonic nonlinear_env percussive "
-            "reverb tempo-synced".split()):
-        only = {name: int(name == f"qualities/{quality}") for name in TFDS_QUALITIES}
-        [entry] = read_tfds(tfds(tmp_path / str(i), {"train": [[60]]}, qualities=only))
-        assert entry.qualities == np.eye(10, dtype=int)[i].tolist()
-    [entry] = read_tfds(tfds(tmp_path / "none", {"train": [[60]]}, qualities={}))
-    assert entry.qualities == [-1] * 10
 
 
 def test_what_a_tfds_folder_lacks_is_named(tmp_path):
@@ -2354,19 +2133,16 @@ def test_what_a_tfds_folder_lacks_is_named(tmp_path):
     first, second = (folder / f"nsynth-train.tfrecord-0000{i}-of-00003" for i in (0, 1))
     data = first.read_bytes()
     first.write_bytes(data[:len(data) // 2])                   # cut between two records
-    with pytest.raises(NoteError, match=f"{first.name} holds 1 records: expected 2"):
-        read_tfds(folder)
     second.unlink()
     faults = []
-    notes = read_tfds(folder, faults.append)
-    assert [entry.pitch for entry in notes] == [50, 53] and len(faults) == 2
-    with pytest.raises(NoteError, match=f"{folder} lacks {second.name}; "):
-        read_tfds(folder)
+    assert [entry.pitch for entry in read_tfds(folder, faults.append)] == [50, 53]
+    lacks, short = map(str, faults)
+    assert f"{folder} lacks {second.name}; " in lacks
+    assert f"{first.name} holds 1 records: expected 2" in short
     (folder / "instrument-source.labels.txt").unlink()
     with pytest.raises(NoteError, match="cannot read .*instrument-source.labels.txt"):
         read_tfds(folder, faults.append)
-    for text in ("{", "[]", '{"splits": 3}', '{"splits": [{"name": "train"}]}',
-                 '{"splits": [{"name": "train", "shardLengths": ["x"]}]}',
+    for text in ("{", "[]", '{"splits": [{"name": "train"}]}',
                  '{"splits": [{"name": "train", "shardLengths": [1e999]}]}'):
         (folder / "dataset_info.json").write_text(text)
         with pytest.raises(NoteError, match="dataset_info.json"):
@@ -2387,25 +2163,20 @@ def test_lists_of_notes_in_csv(tmp_path, text, ids):
 
 
 @pytest.mark.parametrize("data, says", [
-    (b"", "names no notes"), (b"id,split\n", "names no notes"), (b"\x89PNG\r\n\xff", "cannot read"),
+    (b"id,split\n", "names no notes"), (b"\x89PNG\r\n\xff", "cannot read"),
     (f"id,split\n{A},train\n{B}\n".encode(), f"'{B}' names no note and its split"),
     (f"id,split\n{A},train\n,test\n".encode(), "',test' names no"),
     (f"id\n{A}\n../{B}\n".encode(), "names no note"), (f"{A}\nhello\n".encode(), "'hello' names"),
-    (f"id,split\n{A},train\n{A},test\n".encode(), "or one that is in another"),
-    (b'id\n"' + b"x" * 200_000, "cannot read .*field larger")])
+    (f"id,split\n{A},train\n{A},test\n".encode(), "or one that is in another")])
 def test_a_list_that_cannot_be_used_is_named(tmp_path, data, says):
     (tmp_path / "ids.csv").write_bytes(data)
-    with pytest.raises(NoteError, match=says) as caught:
+    with pytest.raises(NoteError, match=f"{tmp_path / 'ids.csv'}.*{says}|cannot read .*ids.csv"):
         nsynth._read_ids(tmp_path / "ids.csv")
-    assert str(tmp_path / "ids.csv") in str(caught.value) and "\n" not in str(caught.value)
-    with pytest.raises(NoteError, match="cannot read"):
-        nsynth._read_ids(tmp_path / "none.csv")
 
 
 # ---- notebooks/render_soundfont.py ----
 
 FLUIDR3 = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
-RENDER = HERE / "notebooks" / "render_soundfont.py"
 needs_fluidsynth = pytest.mark.skipif(not shutil.which("fluidsynth"), reason="needs fluidsynth")
 
 
@@ -2417,8 +2188,9 @@ def render(*argv):
 @needs_fluidsynth
 @pytest.mark.skipif(not FLUIDR3.exists(), reason=f"needs {FLUIDR3}")
 def test_soundfont_becomes_a_folder_like_nsynths_and_is_in_tune(tmp_path):
-    done = subprocess.run([sys.executable, RENDER, FLUIDR3, "--out", tmp_path / "out", "--pitches",
-                           "60-62"], cwd=HERE, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, render_soundfont.__file__, FLUIDR3, "--out",
+                           tmp_path / "out", "--pitches", "60-62"], capture_output=True, text=True,
+                          check=True)
     assert sorted(done.stdout.split(" in ")[0].split(", ")) == [
         "0 silent", "3 nsynth-test", "3 nsynth-valid", "30 nsynth-train"]
     entry = json.loads((tmp_path / "out" / "nsynth-test" / "examples.json").read_text())[
@@ -2433,7 +2205,7 @@ def test_soundfont_becomes_a_folder_like_nsynths_and_is_in_tune(tmp_path):
     for name, pitch, x in zip(notes.name, notes.pitch, notes.audio / 32768):
         assert 0.3 < np.abs(x).max() < 0.8, name
         assert abs(cents(spectral_peak(x[4000:44000], 16000, hertz(pitch)), pitch)) < 30, name
-        assert abs(cents(period_pitch(x[4000:12000], 16000), pitch)) < 50, name
+        assert repeats(x[4000:12000], 16000, hertz(pitch)) > 0.7, name          # no octave below
     # A note is the same, whatever is beside it.
     assert render(FLUIDR3, "--out", tmp_path / "b", "--instruments", "flute", "--pitches", 62) == 0
     one = "nsynth-test/audio/flute_acoustic_073-062-100.wav"
@@ -2451,8 +2223,6 @@ def test_what_cannot_be_rendered_is_named(tmp_path, capsys):
         assert render(*argv, "--out", tmp_path / "out") == 1 and not (tmp_path / "out").exists()
         error = capsys.readouterr().err
         assert re.search(says, error) and error.count("\n") == 1, argv
-    with pytest.raises(SystemExit, match="2"):
-        render("a.sf2")
 
 
 # ---------------------------------------------------------------------------------------------
