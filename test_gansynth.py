@@ -229,6 +229,18 @@ def test_sound_after_a_round_trip_equals_the_release(T, bins):
         assert spectral.snr(theirs, ours) > 60                      # measured: 77 dB (mel)
 
 
+def test_a_chirp_survives_mel_as_wrapped_phase_would_not():
+    time = np.arange(64000) / 16000
+    sweep = 0.5 * scipy.signal.chirp(time, 100, time[-1], 2000)
+    spectrum, wave = Spectrum("if-mel"), torch.from_numpy(sweep.astype(np.float32))[None]
+    picture = spectrum.encode(wave)
+    assert spectral.snr(wave, spectrum.decode(picture)) > 18
+    M = torch.from_numpy(spectral.mel_matrix(1024, 16000)).float()
+    wrapped = spectral.stft(wave, 128, 1024).angle() / math.pi
+    picture[:, 1] = spectral.instantaneous_frequency(wrapped @ M)   # as in two public ports
+    assert spectral.snr(wave, spectrum.decode(picture)) < 5
+
+
 @pytest.mark.parametrize("length, rate, resolutions, frames, front", [
     (64000, 16000, 7, 65536, 768), (4096, 8000, 3, 4096, 0), (999, 2000, 4, 1024, 12)])
 def test_a_waveform_is_a_picture_one_bin_wide_with_zeros_at_both_ends(

@@ -955,8 +955,8 @@ def parse_arguments(argv, model, first):
     parser = argparse.ArgumentParser(
         description="Train GANSynth, or a baseline of its paper.", allow_abbrev=False,
         parents=[first], formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"These are the flags of --model {model}.  In them the preset workshop changes:\n  "
-               + ", ".join(f"{name} {value}" for name, value in changes))
+        epilog=f"These are the flags of --model {model}.  In them the preset workshop changes:\n"
+               + "\n".join(f"  {name} {value}" for name, value in changes))
     parser.add_argument("--preset", choices=PRESETS, help="paper, or workshop: 15 minutes on a "
                         "laptop (default: paper where there is a GPU, else workshop)")
     parser.add_argument("--bench", action="store_true", help="time each stage's step, and stop")
@@ -967,7 +967,7 @@ def parse_arguments(argv, model, first):
         default = PRESETS["paper"][model].get(f.name, f.default)
         how = dict(action=argparse.BooleanOptionalAction) if f.type is bool else dict(
             type=f.type, choices=choices, metavar=None if choices else f.type.__name__.upper())
-        text = f"{f.metadata['help']} (default: {'none' if default == '' else default})"
+        text = f.metadata["help"] + f" (default: {default})" * (default != "")
         parser.add_argument(flag(f.name), default=argparse.SUPPRESS, help=text.replace("%", "%%"),
                             **how)
     given, rest = parser.parse_known_args(argv)
