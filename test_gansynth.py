@@ -1317,7 +1317,7 @@ def add_note(folder, name, samples=None, rate=16000, **about):
     examples = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**examples, name: fields}))
     if samples is None:
-        samples = pitch + np.arange(100, dtype=np.int16)            # each its own sound
+        samples = pitch + np.arange(100, dtype=np.int16)
     scipy.io.wavfile.write(folder / "audio" / f"{name}.wav", rate, samples)
 
 
@@ -1452,7 +1452,7 @@ def test_pitches_are_drawn_as_often_as_counted():
         nsynth.draw_pitches(torch.zeros(3, dtype=torch.int64), 4)
 
 
-# ---- nsynth.py: JSON + WAV ----
+# ---- nsynth.py: JSON + WAV, and packed notes ----
 
 
 @pytest.mark.parametrize("text, says", [
@@ -1521,9 +1521,6 @@ def test_damaged_notes_are_named_or_skipped_and_counted(tmp_path):
     assert "dropped 3 because no examples.json names" in report
 
 
-# ---- nsynth.py: packed notes ----
-
-
 def test_notes_are_packed_once_and_again_when_their_files_change(tmp_path, monkeypatch, capsys):
     twelve_notes(tmp_path)
     reads, first_seconds = [], nsynth._first
@@ -1556,7 +1553,7 @@ def test_a_damaged_pack_is_never_a_wrong_note(tmp_path):
     sound = nsynth.load(data, 64, 16000).waves(range(12))
     [folder] = (data / "packed").iterdir()
     good = {path: path.read_bytes() for path in folder.iterdir()}
-    for path in [*good] * 1000:
+    for path in [*good] * 500:
         path.write_bytes(mutate(good[path], rng))
         try:
             notes = nsynth.load(folder, 64, 16000)
@@ -1566,13 +1563,13 @@ def test_a_damaged_pack_is_never_a_wrong_note(tmp_path):
             assert str(folder) in str(error)
             damaged += 1
         path.write_bytes(good[path])
-    assert damaged > 1300
+    assert damaged > 700
     for absurd in ("[" * 100_000, '[1, {"notes": 1e999}]', "[1, 2, 3]"):
         (folder / "packed.json").write_text(absurd)                 # of data that are there:
         assert torch.equal(nsynth.load(data, 64, 16000).waves(range(12)), sound)    # packed again
 
 
-# ---- nsynth.py: WAV files ----
+# ---- nsynth.py: WAV files, and your own recordings ----
 
 
 def wav_bytes(samples, rate=16000):
@@ -1599,13 +1596,11 @@ def test_wav_round_trip_agrees_with_scipy(tmp_path):
     assert list(tmp_path.iterdir()) == [path]                       # no .part left
 
 
-@pytest.mark.parametrize("wave, says", [
-    (torch.tensor([0.0, float("nan")]), "NaN"), (np.array([np.inf, 0.0]), "infinity"),
-    (torch.zeros(2, 3), "one axis"), (torch.zeros(0), "one axis"),
-    (np.zeros(4, np.int16), "floats")])
-def test_write_wav_refuses(tmp_path, wave, says):
-    with pytest.raises(NoteError, match=says):
-        nsynth.write_wav(tmp_path / "b.wav", wave, 8000)
+def test_write_wav_refuses(tmp_path):
+    for wave in (torch.tensor([0.0, float("nan")]), np.array([np.inf, 0.0]), torch.zeros(2, 3),
+                 torch.zeros(0), np.zeros(4, np.int16)):
+        with pytest.raises(NoteError, match="b.wav: expected a wave of floats with one axis"):
+            nsynth.write_wav(tmp_path / "b.wav", wave, 8000)
     (tmp_path / "a.wav").mkdir()
     for path in (tmp_path / "nowhere" / "b.wav", tmp_path / "a.wav"):
         with pytest.raises(NoteError, match=path.name):
@@ -1650,16 +1645,13 @@ def test_a_long_file_costs_no_memory(tmp_path):
 
 def test_read_sound_survives_any_damage(tmp_path):
     rng, path = np.random.default_rng(0), tmp_path / "a.wav"
-    for _ in range(2000):
+    for _ in range(1000):
         path.write_bytes(mutate(GOOD[:48], rng) + GOOD[48:])
         try:
             samples, rate = nsynth.read_sound(path)
             assert len(samples) and 1000 <= rate <= 384_000 and np.isfinite(samples).all()
         except NoteError:
             pass
-
-
-# ---- nsynth.py: your own recordings ----
 
 
 @pytest.mark.parametrize("names, pitch", [
@@ -1845,9 +1837,7 @@ def test_nsynth_command(tmp_path, capsys):
 
 
 # ---- nsynth.py: TFRecord files ----
-#
-# The writer below is as plain as can be, and shares nothing with the
-# reader: a CRC bit by bit, and messages put together from their fields.
+# Their writer here shares nothing with the reader: messages from their fields, a CRC bit by bit.
 
 
 def slow_crc(data):
@@ -1972,23 +1962,19 @@ def test_a_note_that_is_not_as_it_should_be_is_named_and_left_out(tmp_path, feat
     assert re.search(f"a.tfrecord, record 2: .*{says}.*--skip", str(*faults))
 
 
-def flipped(data, at):
-    return data[:at] + bytes([data[at] ^ 16]) + data[at + 1:]
-
-
 def test_damage_is_named_and_what_is_sound_is_read(tmp_path):
-    one, plain = original(50), original(50) + original(60) + original(70)
-    packed, head = gzip.compress(plain, mtime=0), struct.pack("<Q", 2 ** 60)
+    one, two, three = (original(pitch) for pitch in (50, 60, 70))
+    packed, head = gzip.compress(one + two + three, mtime=0), struct.pack("<Q", 2 ** 60)
     huge = one + head + masked(slow_crc(head))
     nsynth._remainders()                  # a table made once
     for data, pitches, says in (
-            (flipped(plain, len(one) + 40), [50, 70], "record 2: its checksum"),
-            (flipped(plain, len(one) + 1), [50], "record 2: the checksum of its length.* is lost"),
-            (plain[:len(one) + 5], [50], "record 2: .*breaks off"),
-            (plain[:len(one) + 90], [50], "record 2: the file breaks off.*lost"),
+            (one + two.replace(b"guitar", b"sitar!") + three, [50, 70], "record 2: its checksum"),
+            (one + b"?" + two[1:], [50], "record 2: the checksum of its length.* is lost"),
+            (one + two[:5], [50], "record 2: .*breaks off"),
+            (one + two[:90], [50], "record 2: the file breaks off.*lost"),
             (huge + one, [50], "record 2: .* longer than any note"),
             (packed[:-12], [50, 60], "record 3: .*end-of-stream"),
-            (flipped(packed, len(packed) - 6), [50, 60, 70], "record 3: CRC check failed"),
+            (packed[:-8] + b"????" + packed[-4:], [50, 60, 70], "record 3: CRC check failed"),
             (gzip.compress(huge + bytes(2 ** 26)), [50], "record 2: the file breaks off"),
             (b"This is not a TFRecord file.", [], "record 1: the checksum of its length")):
         path, faults = tmp_path / "damaged.tfrecord", []
@@ -2116,8 +2102,9 @@ def test_lists_of_notes_in_csv(tmp_path, text, ids):
     (f"id,split\n{A},train\n{A},test\n".encode(), "or one that is in another")])
 def test_a_list_that_cannot_be_used_is_named(tmp_path, data, says):
     (tmp_path / "ids.csv").write_bytes(data)
-    with pytest.raises(NoteError, match=f"{tmp_path / 'ids.csv'}.*{says}|cannot read .*ids.csv"):
+    with pytest.raises(NoteError, match=says) as caught:
         nsynth._read_ids(tmp_path / "ids.csv")
+    assert str(tmp_path / "ids.csv") in str(caught.value)
 
 
 # ---- notebooks/render_soundfont.py ----
