@@ -42,7 +42,6 @@ import subprocess
 import sys
 import tracemalloc
 import zlib
-from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -1082,7 +1081,7 @@ def add_note(folder, name, samples=None, rate=16000, **about):
     examples = json.loads(path.read_text()) if path.exists() else {}
     path.write_text(json.dumps({**examples, name: fields}))
     if samples is None:
-        samples = pitch + np.arange(100, dtype=np.int16)            # each its own sound
+        samples = pitch + np.arange(100, dtype=np.int16)
     scipy.io.wavfile.write(folder / "audio" / f"{name}.wav", rate, samples)
 
 
@@ -1129,13 +1128,15 @@ def test_load_filters_cuts_pads_and_counts(tmp_path):
 def test_sub_folders_are_pooled_and_tell_the_split(tmp_path):
     for i, part in enumerate(("train", "train", "valid", "test")):
         add_note(tmp_path / f"nsynth-{part}", f"guitar_acoustic_{i:03}-{60 + i:03}-100")
-    notes = nsynth.load(tmp_path, 64, 16000)
-    train_, held_out = nsynth.split(notes, by="folders")
+    train_, held_out = nsynth.split(nsynth.load(tmp_path, 64, 16000), by="folders")
     assert sorted(train_.pitch) == [60, 61] and sorted(held_out.pitch) == [62, 63]
     with pytest.raises(NoteError, match="no note is in the training part by 'folders'"):
         nsynth.split(nsynth.load(tmp_path / "nsynth-test", 64, 16000), by="folders")
     add_note(tmp_path / "nsynth-test", "guitar_acoustic_000-060-100")
     with pytest.raises(NoteError, match="guitar_acoustic_000-060-100 is in .*-t.* and in"):
+        nsynth.load(tmp_path, 64, 16000)
+    add_note(tmp_path / "nsynth-test", "guitar_acoustic_000-060-100", pitch=61)
+    with pytest.raises(NoteError, match="said to be .* pitch 61: expected what its name says"):
         nsynth.load(tmp_path, 64, 16000)
 
 
@@ -1162,7 +1163,8 @@ def test_load_refuses(wish, says):
         nsynth.load("orchestra", **{**defaults, **wish})
 
 
-def test_split_is_of_notes_seeded_and_complete(octave):
+def test_split_is_of_notes_seeded_and_complete(orchestras):
+    octave = orchestras[0]
     train, held_out = nsynth.split(octave, seed=3)
     assert len(train) == round(0.8 * len(octave))
     assert sorted([*train.name, *held_out.name]) == sorted(octave.name)
@@ -1178,14 +1180,12 @@ def test_describe_counts(tmp_path):
     for i, family in enumerate(nsynth.FAMILIES):
         add_note(tmp_path, f"{family}_acoustic_000-{24 + 5 * i:03}-100")
         add_note(tmp_path, f"{family}_electronic_000-060-100")
-    notes = nsynth.load(tmp_path, 64, 16000)
-    report = nsynth.describe(*nsynth.split(notes), release=True)
+    report = nsynth.describe(*nsynth.split(nsynth.load(tmp_path, 64, 16000)), release=True)
     assert "kept 11 of 22 notes" in report
     assert "dropped 11 because the source is not acoustic" in report
     words = [line.split() for line in report.splitlines()]
     assert ["all", "9", "2"] in words and ["source", "acoustic", "9", "2"] in words
-    families = [row for row in words if row[0] == "family"]
-    assert len(families) == 11 and all(int(row[-1]) + int(row[-2]) == 1 for row in families)
+    assert len([row for row in words if row[0] == "family"]) == 11
     table = words[[row[0] for row in words].index("pitch") + 1:]
     assert sum(int(n) for row in table if row[0] != "release," for n in row[2:]) == 11
     assert sum(int(n) for row in table if row[0] == "release," for n in row[2:]) == 60_788 - 977
@@ -1216,7 +1216,7 @@ def test_pitches_are_drawn_as_often_as_counted():
         nsynth.draw_pitches(torch.zeros(3, dtype=torch.int64), 4)
 
 
-# ---- nsynth.py: JSON + WAV ----
+# ---- nsynth.py: JSON + WAV, and packed notes ----
 
 
 @pytest.mark.parametrize("text, says", [
@@ -1235,8 +1235,7 @@ def test_load_names_damaged_json(tmp_path, text, says):
 @pytest.mark.parametrize("field, values", [
     ("pitch", (None, "60", 60.5, True, -1, 128)), ("sample_rate", (None, 0, 10 ** 9, "16k")),
     ("instrument_family_str", (None, 3)), ("instrument_source_str", (None, 0)),
-    ("qualities", ([0] * 9, [], [2] + [0] * 9, [-1] * 10, [True] * 10, [0.0] * 10, "0000000000",
-                   {}))])
+    ("qualities", ([0] * 9, [], [2] + [0] * 9, [-1] * 10, [True] * 10, "0000000000", {}))])
 def test_load_names_note_and_field(tmp_path, field, values):
     for value in values:
         add_note(tmp_path, "guitar_acoustic_000-060-100", **{field: value})
@@ -1266,24 +1265,6 @@ def test_what_is_saved_is_loaded_again(tmp_path):
         nsynth.save(notes, tmp_path / "file" / "notes")
 
 
-def test_a_damaged_examples_json_is_never_a_wrong_note(tmp_path):
-    folder, rng, damaged = twelve_notes(tmp_path), np.random.default_rng(2), 0
-    path = folder / "examples.json"
-    good = path.read_bytes()
-    for _ in range(1000):
-        path.unlink()
-        path.write_bytes(mutate(good, rng))
-        try:
-            for entry in nsynth._read_examples([path], stop, Counter()):
-                samples, rate = entry.sound(4)
-                assert samples[0] == entry.pitch == int(entry.name[-7:-4]) and rate == 16000
-                assert (entry.family, entry.source) == ("guitar", "acoustic")
-        except NoteError as error:
-            assert str(tmp_path) in str(error)
-            damaged += 1
-    assert damaged > 600
-
-
 def test_damaged_notes_are_named_or_skipped_and_counted(tmp_path):
     twelve_notes(tmp_path)
     wav = sorted((tmp_path / "audio").iterdir())
@@ -1304,9 +1285,6 @@ def test_damaged_notes_are_named_or_skipped_and_counted(tmp_path):
     assert "dropped 3 because no examples.json names" in report
 
 
-# ---- nsynth.py: packed notes ----
-
-
 def test_notes_are_packed_once_and_again_when_their_files_change(tmp_path, monkeypatch, capsys):
     twelve_notes(tmp_path)
     reads, first_seconds = [], nsynth._first
@@ -1320,6 +1298,11 @@ def test_notes_are_packed_once_and_again_when_their_files_change(tmp_path, monke
         nsynth.load(folder, 65, 16000)
     nsynth.load(tmp_path, 32, 16000)                                # other settings: beside it
     assert len(list((tmp_path / "packed").iterdir())) == 2 and len(reads) == 24
+    for _ in range(2):
+        assert nsynth.main([str(tmp_path), "--length", "1", "--pack", str(tmp_path / "here")]) == 0
+        assert len(list((tmp_path / "here").iterdir())) == 1 and len(reads) == 36
+    with pytest.raises(NoteError, match="cannot pack .*: make room there, or name .*--pack"):
+        nsynth.load(tmp_path, 64, 16000, pack=tmp_path / "examples.json")
     assert capsys.readouterr().err == ""
     add_note(tmp_path, "flute_acoustic_000-070-100")
     assert len(nsynth.load(tmp_path, 64, 16000)) == 13
@@ -1329,23 +1312,12 @@ def test_notes_are_packed_once_and_again_when_their_files_change(tmp_path, monke
     assert capsys.readouterr().err.count("from files that have changed since; packing") == 2
 
 
-def test_read_only_data_are_packed_elsewhere(tmp_path):
-    data = twelve_notes(tmp_path)
-    (data / "packed").write_text("as no folder can be made where all is read-only")
-    with pytest.raises(NoteError, match="cannot pack .*; make room there|name another .*--pack"):
-        nsynth.load(data, 64, 16000)
-    for _ in range(2):                                              # packed, and used again
-        argv = [str(data), "--length", "0.004", "--pack", str(tmp_path / "here")]
-        assert nsynth.main(argv) == 0
-        assert len(list((tmp_path / "here").iterdir())) == 1
-
-
 def test_a_damaged_pack_is_never_a_wrong_note(tmp_path):
     data, rng, damaged = twelve_notes(tmp_path), np.random.default_rng(1), 0
     sound = nsynth.load(data, 64, 16000).waves(range(12))
     [folder] = (data / "packed").iterdir()
     good = {path: path.read_bytes() for path in folder.iterdir()}
-    for path in [*good] * 1000:
+    for path in [*good] * 500:
         path.write_bytes(mutate(good[path], rng))
         try:
             notes = nsynth.load(folder, 64, 16000)
@@ -1355,13 +1327,13 @@ def test_a_damaged_pack_is_never_a_wrong_note(tmp_path):
             assert str(folder) in str(error)
             damaged += 1
         path.write_bytes(good[path])
-    assert damaged > 1300
+    assert damaged > 700
     for absurd in ("[" * 100_000, '[1, {"notes": 1e999}]', "[1, 2, 3]"):
         (folder / "packed.json").write_text(absurd)                 # of data that are there:
         assert torch.equal(nsynth.load(data, 64, 16000).waves(range(12)), sound)    # packed again
 
 
-# ---- nsynth.py: WAV files ----
+# ---- nsynth.py: WAV files, and your own recordings ----
 
 
 def wav_bytes(samples, rate=16000):
@@ -1388,13 +1360,11 @@ def test_wav_round_trip_agrees_with_scipy(tmp_path):
     assert list(tmp_path.iterdir()) == [path]                       # no .part left
 
 
-@pytest.mark.parametrize("wave, says", [
-    (torch.tensor([0.0, float("nan")]), "NaN"), (np.array([np.inf, 0.0]), "infinity"),
-    (torch.zeros(2, 3), "one axis"), (torch.zeros(0), "one axis"),
-    (np.zeros(4, np.int16), "floats")])
-def test_write_wav_refuses(tmp_path, wave, says):
-    with pytest.raises(NoteError, match=says):
-        nsynth.write_wav(tmp_path / "b.wav", wave, 8000)
+def test_write_wav_refuses(tmp_path):
+    for wave in (torch.tensor([0.0, float("nan")]), np.array([np.inf, 0.0]), torch.zeros(2, 3),
+                 torch.zeros(0), np.zeros(4, np.int16)):
+        with pytest.raises(NoteError, match="b.wav: expected a wave of floats with one axis"):
+            nsynth.write_wav(tmp_path / "b.wav", wave, 8000)
     (tmp_path / "a.wav").mkdir()
     for path in (tmp_path / "nowhere" / "b.wav", tmp_path / "a.wav"):
         with pytest.raises(NoteError, match=path.name):
@@ -1427,12 +1397,10 @@ def test_a_wav_that_was_written_to_a_pipe_is_read_to_its_end(tmp_path, head, siz
 
 
 def test_a_long_file_costs_no_memory(tmp_path):
+    size, start = 600 * 44100 * 4, wav_bytes(np.full((44100, 2), 9999, np.int16), 44100)
     with open(tmp_path / "a_060.wav", "wb") as file:    # ten minutes of stereo, mostly a hole
-        file.write(wav_bytes(np.full((44100, 2), 9999, np.int16), 44100))
-        file.truncate(44 + 600 * 44100 * 4)
-        for at, size in ((4, 36), (40, 0)):
-            file.seek(at)
-            file.write(struct.pack("<I", size + 600 * 44100 * 4))
+        file.write(start[:40] + struct.pack("<I", size) + start[44:])
+        file.truncate(44 + size)
     tracemalloc.start()
     notes = nsynth.load(tmp_path, 64000, 16000)
     assert tracemalloc.get_traced_memory()[1] < 1.2e8 and notes.audio[0, 100:15000].min() > 9000
@@ -1441,16 +1409,13 @@ def test_a_long_file_costs_no_memory(tmp_path):
 
 def test_read_sound_survives_any_damage(tmp_path):
     rng, path = np.random.default_rng(0), tmp_path / "a.wav"
-    for _ in range(2000):
+    for _ in range(1000):
         path.write_bytes(mutate(GOOD[:48], rng) + GOOD[48:])
         try:
             samples, rate = nsynth.read_sound(path)
             assert len(samples) and 1000 <= rate <= 384_000 and np.isfinite(samples).all()
         except NoteError:
             pass
-
-
-# ---- nsynth.py: your own recordings ----
 
 
 @pytest.mark.parametrize("names, pitch", [
@@ -1483,8 +1448,7 @@ def test_own_recordings_of_every_kind_become_notes(tmp_path):
                          1, 1, 44100, 3 * 44100, 3, 24, b"bext", 4, b"note", b"data", len(pcm24))
     (tmp_path / "f_065.wav").write_bytes(header + pcm24)           # with what an editor adds
     (tmp_path / "cut_068.wav").write_bytes((tmp_path / "a_C4.wav").read_bytes()[:9999])
-    for name in ("g.flac", "h_070.flac", "i.aiff"):
-        (tmp_path / name).write_bytes(b"fLaC")
+    (tmp_path / "h_070.flac").write_bytes(b"fLaC")
     (tmp_path / "pitches.csv").write_text("file,pitch\ne.wav,E4\n")
     notes = nsynth.load(tmp_path, 8000, 16000)
     assert sorted(zip(notes.pitch, notes.family)) == [
@@ -1495,10 +1459,14 @@ def test_own_recordings_of_every_kind_become_notes(tmp_path):
         assert 0.004 < first < 0.009 and abs(spectral_peak(x[400:], 16000, 440) - 440) < 0.1
         assert np.abs(x).max() == pytest.approx(0.5, abs=0.02)
     report = nsynth.describe(*nsynth.split(notes, share=1))
-    for reason in ("1 because .*cut_068.wav .*cut short", "1 because .*silent_067.wav is silent",
-                   "1 because .*no pitch.wav tells no pitch", "1 because the pitch is out",
-                   "2 because it is a .flac file: convert", "1 because it is a .aiff file"):
-        assert re.search(f"dropped {reason}", report), reason
+    for reason in (".*cut_068.wav .*cut short", ".*silent_067.wav is silent", "the pitch is out",
+                   ".*no pitch.wav tells no pitch", "it is a .flac file: convert it"):
+        assert re.search(f"dropped 1 because {reason}", report), reason
+    for i in range(300):                                            # still a short sentence
+        (tmp_path / f"file-{i}.wav").write_bytes(b"?")
+    with pytest.raises(NoteError, match="none of the 312 .* for other reasons") as caught:
+        nsynth.load(tmp_path, 64, 16000, (1, 2))
+    assert len(str(caught.value)) < 1500
 
 
 @pytest.mark.parametrize("table, says", [
@@ -1529,14 +1497,6 @@ def test_file_names_of_any_bytes_are_read_and_packed(tmp_path, capsys):
     assert "/é.wav tells no pitch" in capsys.readouterr().out
 
 
-def test_many_useless_files_make_a_short_sentence(tmp_path):
-    for i in range(300):
-        (tmp_path / f"file-{i}.wav").write_bytes(b"?")
-    with pytest.raises(NoteError, match="none of the 300 .* 297 for other reasons") as caught:
-        nsynth.load(tmp_path, 64, 16000)
-    assert len(str(caught.value)) < 1500
-
-
 # ---- nsynth.py: the orchestra ----
 
 
@@ -1563,31 +1523,27 @@ def cents(f, pitch):
 
 
 @pytest.fixture(scope="module")
-def octave():
-    return nsynth.orchestra(4000, 8000, (60, 71))
+def orchestras():
+    """Notes of an octave, short; then full notes at pitches spread over the range."""
+    return [nsynth.orchestra(4000, 8000, (60, 71)), *(
+        nsynth.orchestra(64000, 16000, (pitch, pitch)) for pitch in (24, 37, 50, 63, 76, 84))]
 
 
-@pytest.fixture(scope="module")
-def long_notes():
-    """Full notes at pitches spread over the range, a Notes of each pitch."""
-    return [nsynth.orchestra(64000, 16000, (pitch, pitch)) for pitch in (24, 37, 50, 63, 76, 84)]
-
-
-def test_orchestra_has_many_instruments_and_is_the_same_every_time(octave):
+def test_orchestra_has_many_instruments_and_is_the_same_every_time(orchestras):
+    octave = orchestras[0]
     np.random.seed(1)
     torch.manual_seed(1)
-    again = nsynth.load("orchestra", 4000, 8000, (60, 71))
-    assert np.array_equal(octave.audio, again.audio) and np.array_equal(octave.name, again.name)
     some = nsynth.load("orchestra", 4000, 8000, (64, 64), families=("reed",))
-    for i, name in enumerate(some.name):  # a note does not depend on what it is made with
+    assert len(some) == 4
+    for i, name in enumerate(some.name):  # nor does a note depend on what it is made with
         assert np.array_equal(some.audio[i], octave.audio[octave.name == name][0])
     assert set(octave.family) == set(nsynth.FAMILIES) - {"synth_lead"}
     timbres = {name.rsplit("-", 2)[0] for name in octave.name}
     assert len(timbres) >= 12 and len(set(octave.name)) == len(octave) == len(timbres) * 12 * 2
 
 
-def test_orchestra_is_in_tune(octave, long_notes):
-    for notes in (octave, *long_notes):
+def test_orchestra_is_in_tune(orchestras):
+    for notes in orchestras:
         held = notes.audio[:, :notes.audio.shape[1] * 3 // 4] / 32768
         for name, pitch, x in zip(notes.name, notes.pitch, held):
             peak = spectral_peak(x, notes.sample_rate, hertz(pitch))
@@ -1595,8 +1551,8 @@ def test_orchestra_is_in_tune(octave, long_notes):
             assert repeats(x, notes.sample_rate, hertz(pitch)) > 0.7, name      # no octave below
 
 
-def test_orchestra_levels_and_edges(octave, long_notes):
-    for notes in (octave, *long_notes):
+def test_orchestra_levels_and_edges(orchestras):
+    for notes in orchestras:
         x = notes.audio / 32768
         peak = np.abs(x).max(1)
         assert 0.3 < peak.min() and peak.max() < 0.85 and peak.std() > 0.05
@@ -1609,8 +1565,8 @@ def test_orchestra_levels_and_edges(octave, long_notes):
         assert (x[:, :tail * 10].std(1) > 0.02).all()               # sounding at once
 
 
-def test_held_notes_last_and_struck_ones_fade(long_notes):
-    for notes in long_notes:
+def test_held_notes_last_and_struck_ones_fade(orchestras):
+    for notes in orchestras[1:]:
         early, late, end = (notes.audio[:, part].std(1) for part in (
             slice(8000, 16000), slice(36000, 44000), slice(62000, 64000)))
         rings = np.array([nsynth.TIMBRES[name.split("-")[0]][3] > 0 for name in notes.name])
@@ -1619,8 +1575,8 @@ def test_held_notes_last_and_struck_ones_fade(long_notes):
         assert (end < 0.06 * early).all()                           # released at 3 s
 
 
-def test_timbres_differ_and_soft_is_duller(long_notes):
-    middle, k = long_notes[3], np.arange(1, 25)
+def test_timbres_differ_and_soft_is_duller(orchestras):
+    middle, k = orchestras[4], np.arange(1, 25)
     power = np.abs(np.fft.rfft(middle.audio[:, :48000])) ** 2       # in bins of 1/3 Hz
     harmonics = np.rint(hertz(63) * k * 3).astype(int)
     power = power[:, harmonics[:, None] + np.arange(-30, 31)].sum(2)
@@ -1645,9 +1601,7 @@ def test_nsynth_command(tmp_path, capsys):
 
 
 # ---- nsynth.py: TFRecord files ----
-#
-# The writer below is as plain as can be, and shares nothing with the
-# reader: a CRC bit by bit, and messages put together from their fields.
+# Their writer here shares nothing with the reader: messages from their fields, a CRC bit by bit.
 
 
 def slow_crc(data):
@@ -1705,9 +1659,9 @@ def original(pitch=60, audio=(0.5, -0.25), /, **more):
 
 
 def read(path, fault=stop):
-    """What is known, and the samples, of the notes of one file."""
-    return [(*entry[:4], entry.qualities, entry.sound(4)[1], entry.sound(4)[0].tolist())
-            for entry in nsynth._read_records([path], fault, None)]
+    """The notes that are found at a path."""
+    reader, files = nsynth._find(str(path))
+    return list(reader(files, fault, None))
 
 
 def test_crc_has_the_published_values_and_those_of_one_bit_by_bit():
@@ -1726,7 +1680,7 @@ def test_records_of_tensorflow_are_read(tmp_path):
     (tmp_path / "a.tfrecord").write_bytes(data)
     (tmp_path / "nsynth-valid.tfrecord.gz").write_bytes(gzip.compress(data))
     for path in tmp_path.iterdir():
-        a, b = nsynth._read_records([path], stop, None)
+        a, b = read(path)
         part = "valid" * ("valid" in path.name)
         assert a[:7] == ("brass_acoustic_004-061-100", 61, "brass", "acoustic", part, [0] * 10,
                          f"{path}, record 1")
@@ -1743,19 +1697,17 @@ def test_records_of_tensorflow_are_read(tmp_path):
 def test_what_a_record_says_is_read_whole(tmp_path):
     samples = np.arange(-32768, 32768)
     floats = [*(samples / 32768).tolist(), 1.0, -3.0, 3e38, 0.4 / 32768, 0.6 / 32768]
-    # As TensorFlow wrote both features of a note that has fast_decay and long_release.
+    # As TensorFlow wrote the flags of a note that has fast_decay and long_release.
     flags = b"\x1a\x0c\n\n\x00\x00\x00\x01\x01\x00\x00\x00\x00\x00"
-    words = b"\n\x1a\n\nfast_decay\n\x0clong_release"
     numbers = {"instrument_family_str": None, "instrument_family": feature(7),
                "instrument_source_str": None, "instrument_source": feature(2)}
-    (tmp_path / "a").write_bytes(original(60, floats)
-                                 + original(61, qualities=flags, qualities_str=words)
-                                 + original(62, qualities=None, **numbers))
-    a, b, c = read(tmp_path / "a")
-    assert a[-1] == [*samples, 32767, -32768, 32767, 0, 1] and a[4] == [0, 1] + [0] * 8
-    assert [name for name, flag in zip(nsynth.QUALITIES, b[4]) if flag] == [
-        "fast_decay", "long_release"]
-    assert c[2:5] == ("reed", "synthetic", [-1] * 10)
+    (tmp_path / "a.tfrecord").write_bytes(
+        original(60, floats) + original(61, qualities=flags) + original(
+            62, qualities=None, **numbers))
+    a, b, c = read(tmp_path / "a.tfrecord")
+    assert samples_of(a) == [*samples, 32767, -32768, 32767, 0, 1]
+    assert a.qualities == [0, 1] + [0] * 8 and b.qualities == [0, 0, 0, 1, 1] + [0] * 5
+    assert (c.family, c.source, c.qualities) == ("reed", "synthetic", [-1] * 10)
 
 
 @pytest.mark.parametrize("features, says", [
@@ -1770,71 +1722,55 @@ def test_what_a_record_says_is_read_whole(tmp_path):
 def test_a_note_that_is_not_as_it_should_be_is_named_and_left_out(tmp_path, features, says):
     path, faults = tmp_path / "a.tfrecord", []
     path.write_bytes(original(50) + original(60, **features) + original(70))
-    assert [note[1] for note in read(path, faults.append)] == [50, 70]
+    assert [note.pitch for note in read(path, faults.append)] == [50, 70]
     assert re.search(f"a.tfrecord, record 2: .*{says}.*--skip", str(*faults))
 
 
-def damaged_files():
+def test_damage_is_named_and_what_is_sound_is_read(tmp_path):
     one, two, three = (original(pitch) for pitch in (50, 60, 70))
-
-    def flip(data, at):
-        return data[:at] + bytes([data[at] ^ 16]) + data[at + 1:]
-
-    plain = one + two + three
-    packed = gzip.compress(plain, mtime=0)
-    head = struct.pack("<Q", 2 ** 60)
-    huge = head + masked(slow_crc(head))
-    return [
-        (flip(plain, len(one) + 40), [50, 70], "record 2: its checksum"),
-        (flip(plain, len(one) + 1), [50], "record 2: the checksum of its length.*rest .* is lost"),
-        (plain[:len(one) + 5], [50], "record 2: .*breaks off"),
-        (plain[:len(one) + 90], [50], "record 2: the file breaks off.*lost"),
-        (one + huge + two, [50], "record 2: .* longer than any note"),
-        (packed[:-12], [50, 60], "record 3: .*end-of-stream"),
-        (flip(packed, len(packed) - 6), [50, 60, 70], "record 3: CRC check failed"),
-        (gzip.compress(one + huge + bytes(2 ** 26)), [50], "record 2: the file br"),
-        (b"This is not a TFRecord file.", [], "record 1: the checksum of its length")]
-
-
-@pytest.mark.parametrize("data, pitches, says", damaged_files())
-def test_damage_is_named_and_what_is_sound_is_read(tmp_path, data, pitches, says):
-    path, faults = tmp_path / "damaged.tfrecord", []
-    path.write_bytes(data)
+    packed, head = gzip.compress(one + two + three, mtime=0), struct.pack("<Q", 2 ** 60)
+    huge = one + head + masked(slow_crc(head))
     nsynth._remainders()                  # a table made once
-    tracemalloc.start()
-    assert [note[1] for note in read(path, faults.append)] == pitches
-    assert tracemalloc.get_traced_memory()[1] < 16e6                # what is there, and no more
-    tracemalloc.stop()
-    assert re.search(f"damaged.tfrecord, {says}.*--skip-damaged", str(*faults))
-    with pytest.raises(NoteError, match=re.escape(str(*faults))):
-        read(path)
+    for data, pitches, says in (
+            (one + two.replace(b"guitar", b"sitar!") + three, [50, 70], "record 2: its checksum"),
+            (one + b"?" + two[1:], [50], "record 2: the checksum of its length.* is lost"),
+            (one + two[:5], [50], "record 2: .*breaks off"),
+            (one + two[:90], [50], "record 2: the file breaks off.*lost"),
+            (huge + one, [50], "record 2: .* longer than any note"),
+            (packed[:-12], [50, 60], "record 3: .*end-of-stream"),
+            (packed[:-8] + b"????" + packed[-4:], [50, 60, 70], "record 3: CRC check failed"),
+            (gzip.compress(huge + bytes(2 ** 26)), [50], "record 2: the file breaks off"),
+            (b"This is not a TFRecord file.", [], "record 1: the checksum of its length")):
+        path, faults = tmp_path / "damaged.tfrecord", []
+        path.write_bytes(data)
+        tracemalloc.start()
+        assert [note.pitch for note in read(path, faults.append)] == pitches
+        assert tracemalloc.get_traced_memory()[1] < 16e6            # what is there, and no more
+        tracemalloc.stop()
+        assert re.search(f"damaged.tfrecord, {says}.*--skip-damaged", str(*faults))
+    with pytest.raises(NoteError, match="record 1"):
+        nsynth.load(path, 4, 16000)
 
 
 def test_no_mutation_of_a_file_gives_a_wrong_note(tmp_path):
-    rng, path = np.random.default_rng(0), tmp_path / "a.tfrecord"
+    rng, path, silent = np.random.default_rng(0), tmp_path / "a.tfrecord", 0
     plain = b"".join(original(pitch, rng.uniform(-1, 1, 20).tolist()) for pitch in range(50, 53))
+    packed = gzip.compress(plain, mtime=0)
     path.write_bytes(plain)
-    right, silent, packed = read(path), 0, gzip.compress(plain, mtime=0)
-    for turn in range(2000):
+    right = [(*note[:6], samples_of(note)) for note in read(path)]
+    for turn in range(3000):
         path.unlink()                     # some disks wait when a file is written over
-        path.write_bytes(mutate(plain if turn % 4 else packed, rng))
+        path.write_bytes(record(mutate(original()[12:-4], rng)) if turn % 3 == 0 else
+                         mutate(plain if turn % 3 == 1 else packed, rng))
         faults = []
-        assert all(note in right for note in read(path, faults.append))
+        notes = [(*note[:6], samples_of(note)) for note in read(path, faults.append)]
+        if turn % 3:
+            assert all(note in right for note in notes)
+            silent += not faults
+        else:                             # here the checksums are right, and the contents are not
+            assert all(note[1] in range(128) and {*note[5]} <= {-1, 0, 1} for note in notes)
         assert all(f"{path}, record " in str(fault) for fault in faults)
-        silent += not faults
     assert silent < 100                   # cut between records, or only GZIP's header changed
-
-
-def test_no_mutation_of_a_message_is_more_than_a_fault():
-    rng, good = np.random.default_rng(1), original()[12:-4]
-    words = {"family": nsynth.FAMILIES, "source": nsynth.SOURCES}
-    for turn in range(3000):              # here the checksums are right, and the contents are not
-        try:
-            entry = nsynth._note(nsynth._features(mutate(good, rng)), words, "", "a, record 1")
-            assert 0 <= entry.pitch <= 127 and len(entry.sound(4)[0]) and entry.sound(4)[1] > 0
-            assert len(entry.qualities) == 10 and set(entry.qualities) <= {-1, 0, 1}
-        except ValueError:
-            pass
 
 
 def tfds(folder, splits, version="2.3.3", config="gansynth_subset"):
@@ -1850,12 +1786,11 @@ def tfds(folder, splits, version="2.3.3", config="gansynth_subset"):
         for i, pitches in enumerate(shards):
             path = folder / f"nsynth-{split}.tfrecord-{i:05}-of-{len(shards):05}"
             path.write_bytes(b"".join(record(message({
+                **{f"qualities/{quality}": feature(int(k == pitch % 10))
+                   for k, quality in reversed([*enumerate(qualities)])},
                 "id": feature(f"reed_synthetic_000-{pitch:03}-100".encode()),
                 "pitch": feature(pitch), "audio": feature(pitch / 128), "f0/hz": feature(1.0, 2.0),
-                "instrument/family": feature(1), "instrument/source": feature(0),
-                "instrument/label": feature(9), **{
-                    f"qualities/{name}": feature(int(i == pitch % 10))
-                    for i, name in reversed(list(enumerate(qualities)))}}))
+                "instrument/family": feature(1), "instrument/source": feature(0)}))
                 for pitch in pitches))
     info = {"splits": [{"name": split, "shardLengths": [str(len(pitches)) for pitches in shards]}
                        for split, shards in splits.items()]}
@@ -1865,9 +1800,8 @@ def tfds(folder, splits, version="2.3.3", config="gansynth_subset"):
     return folder
 
 
-def read_tfds(folder, fault=stop):
-    reader, files = nsynth._find(str(folder))
-    return list(reader(files, fault, None))
+def samples_of(entry):
+    return entry.sound(4)[0].tolist()
 
 
 def test_a_tfds_folder_is_read_from_any_level(tmp_path):
@@ -1877,12 +1811,11 @@ def test_a_tfds_folder_is_read_from_any_level(tmp_path):
     tfds(tmp_path, {"train": [[71]]}, "3.0.0", "full")
     tfds(tmp_path, {"train": [[72]]}, "3.0.0.incompleteX")     # as TFDS calls what it is writing
     for above in (folder, folder.parent, tmp_path / "nsynth", tmp_path):
-        notes = sorted(read_tfds(above), key=lambda entry: entry.pitch)
-        assert [(entry.pitch, entry.sound(4)[0].tolist(), entry.part) for entry in notes] == [
+        notes = sorted(read(above), key=lambda entry: entry.pitch)
+        assert [(entry.pitch, samples_of(entry), entry.part) for entry in notes] == [
             (pitch, [256 * pitch], "train" if pitch < 57 else "test") for pitch in range(50, 60)]
         assert np.array_equal([entry.qualities for entry in notes], np.eye(10))
         assert notes[1][:4] == ("reed_synthetic_000-051-100", 51, "reed", "synthetic")
-        assert notes[1].origin == f"{folder / 'nsynth-train.tfrecord-00000-of-00002'}, record 2"
     notes = nsynth.load(tmp_path, 4, 16000, sources=())
     assert [len(part) for part in nsynth.split(notes, by="folders")] == [7, 3]
     (tmp_path / "ids.csv").write_text("id\nreed_synthetic_000-052-100\nreed_synthetic_000-099-100")
@@ -1893,24 +1826,23 @@ def test_a_tfds_folder_is_read_from_any_level(tmp_path):
 def test_what_a_tfds_folder_lacks_is_named(tmp_path):
     folder = tfds(tmp_path, {"train": [[50, 51], [52], [53]], "test": [[60]]})
     (folder / "nsynth-test.tfrecord-00000-of-00001").unlink()  # a split that was not fetched
-    assert len(read_tfds(folder)) == 4
+    assert len(read(folder)) == 4
     first, second = (folder / f"nsynth-train.tfrecord-0000{i}-of-00003" for i in (0, 1))
     data = first.read_bytes()
     first.write_bytes(data[:len(data) // 2])                   # cut between two records
     second.unlink()
     faults = []
-    assert [entry.pitch for entry in read_tfds(folder, faults.append)] == [50, 53]
+    assert [entry.pitch for entry in read(folder, faults.append)] == [50, 53]
     lacks, short = map(str, faults)
     assert f"{folder} lacks {second.name}; " in lacks
     assert f"{first.name} holds 1 records: expected 2" in short
     (folder / "instrument-source.labels.txt").unlink()
     with pytest.raises(NoteError, match="cannot read .*instrument-source.labels.txt"):
-        read_tfds(folder, faults.append)
-    for text in ("{", "[]", '{"splits": [{"name": "train"}]}',
-                 '{"splits": [{"name": "train", "shardLengths": [1e999]}]}'):
+        read(folder, faults.append)
+    for text in ("{", "[]", '{"splits": [{"name": "train", "shardLengths": [1e999]}]}'):
         (folder / "dataset_info.json").write_text(text)
         with pytest.raises(NoteError, match="dataset_info.json"):
-            read_tfds(folder)
+            read(folder)
 
 
 A, B = "guitar_acoustic_000-060-100", "reed_acoustic_001-061-050"
@@ -1934,8 +1866,9 @@ def test_lists_of_notes_in_csv(tmp_path, text, ids):
     (f"id,split\n{A},train\n{A},test\n".encode(), "or one that is in another")])
 def test_a_list_that_cannot_be_used_is_named(tmp_path, data, says):
     (tmp_path / "ids.csv").write_bytes(data)
-    with pytest.raises(NoteError, match=f"{tmp_path / 'ids.csv'}.*{says}|cannot read .*ids.csv"):
+    with pytest.raises(NoteError, match=says) as caught:
         nsynth._read_ids(tmp_path / "ids.csv")
+    assert str(tmp_path / "ids.csv") in str(caught.value)
 
 
 # ---- notebooks/render_soundfont.py ----
@@ -1957,13 +1890,6 @@ def test_soundfont_becomes_a_folder_like_nsynths_and_is_in_tune(tmp_path):
                           check=True)
     assert sorted(done.stdout.split(" in ")[0].split(", ")) == [
         "0 silent", "3 nsynth-test", "3 nsynth-valid", "30 nsynth-train"]
-    entry = json.loads((tmp_path / "out" / "nsynth-test" / "examples.json").read_text())[
-        "flute_acoustic_073-062-100"]
-    assert entry == {
-        "note": (73 * 128 + 62) * 128 + 100, "note_str": "flute_acoustic_073-062-100",
-        "instrument": 73, "instrument_str": "flute_acoustic_073", "pitch": 62, "velocity": 100,
-        "sample_rate": 16000, "instrument_family": 2, "instrument_family_str": "flute",
-        "instrument_source": 0, "instrument_source_str": "acoustic"}
     notes = nsynth.load(tmp_path / "out", 64000, 16000)
     assert len(set(notes.family)) == 10 and set(notes.part) == {"train", "valid", "test"}
     for name, pitch, x in zip(notes.name, notes.pitch, notes.audio / 32768):
@@ -1972,8 +1898,12 @@ def test_soundfont_becomes_a_folder_like_nsynths_and_is_in_tune(tmp_path):
         assert repeats(x[4000:12000], 16000, hertz(pitch)) > 0.7, name          # no octave below
     # A note is the same, whatever is beside it.
     assert render(FLUIDR3, "--out", tmp_path / "b", "--instruments", "flute", "--pitches", 62) == 0
-    one = "nsynth-test/audio/flute_acoustic_073-062-100.wav"
-    assert (tmp_path / "out" / one).read_bytes() == (tmp_path / "b" / one).read_bytes()
+    a, b = tmp_path / "out" / "nsynth-test", tmp_path / "b" / "nsynth-test"
+    note = "flute_acoustic_073-062-100"
+    assert (a / f"audio/{note}.wav").read_bytes() == (b / f"audio/{note}.wav").read_bytes()
+    entry = json.loads((b / "examples.json").read_text())[note]     # numbered as NSynth does
+    assert [entry[key] for key in ("note", "instrument", "instrument_family", "instrument_source",
+                                   "velocity")] == [(73 * 128 + 62) * 128 + 100, 73, 2, 0, 100]
 
 
 @needs_fluidsynth
