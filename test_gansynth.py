@@ -2605,7 +2605,8 @@ def test_what_a_model_has_is_heard_and_what_it_lacks_refused(tmp_path):
     checkpoint = tiny_checkpoint(tmp_path / "n.pt", "wavenet")
     wavs, z, pitch, page = run_sample(checkpoint, tmp_path / "c", "--pitch", "60,64", "--count", 3)
     assert len(wavs) == 3 and z.shape == (3, 0) and pitch == [60, 64, 60] and "mulaw8" in page
-    assert "has no latents" in refusal(sample, checkpoint, "--interpolate")
+    for flags in (["--interpolate"], ["--latents", tmp_path / "c" / "latents.npz"]):
+        assert "has no latents" in refusal(sample, checkpoint, *flags)
 
 
 def test_what_cannot_be_played_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
