@@ -81,7 +81,6 @@ class Architecture:
 
 # ---- Growing (paper 3; Karras et al. 2018, 2) -----------------------------------------------
 
-
 def progress_at(images, resolutions, stable_images, fade_images):
     """Where training stands after so many examples (paper: 800k stable, 800k fade).
 
@@ -110,7 +109,6 @@ def fade(progress, b):
 
 
 # ---- The tricks, one by one -----------------------------------------------------------------
-
 
 class Equalised(nn.Module):
     """Equalised learning rate (Karras et al. 2018, 4.1).
@@ -215,7 +213,6 @@ def unscale_picture(picture):
 
 
 # ---- Networks (paper appendix, Table 3) -----------------------------------------------------
-
 
 class Blocks(nn.ModuleDict):
     """Blocks by the paper's numbers: blocks[b], b = 1..B."""
@@ -413,7 +410,6 @@ def penalty_slopes(D, x_real, x_fake, mix, progress, units="raw"):
 
 # ---- Optimisation ---------------------------------------------------------------------------
 
-
 def make_adam(parameters, betas=(0.0, 0.99)):
     """Adam with the paper's betas and t, a count of its updates; made anew at every stage boundary,
     as released."""
@@ -451,7 +447,6 @@ def ema_update(averages, parameters, decay):
 
 # ---- Shapes that cannot be, and the waveform GAN's (paper's Table 2) ------------------------
 
-
 class ArchitectureError(ValueError):
     """Networks that cannot be built; the message says which could."""
 
@@ -475,7 +470,6 @@ WAVEFORM = {"growth": (4, 1), "kernel": (9, 1), "spectra": False}
 
 
 # ---- Fast derivatives: none of this changes a result, only time and memory ------------------
-
 
 class _Conv(torch.autograd.Function):
     """Same-size convolution of stride 1, whose second derivative is as fast as its first.
@@ -630,7 +624,6 @@ class _LeakyPixelNorm(torch.autograd.Function):
 
 # ---- Checkpoints ----------------------------------------------------------------------------
 
-
 FORMAT, VERSION = "gansynth", 2           # 1 was before blocks had the paper's numbers
 SAMPLE_PARTS = {"model": str, "architecture": dict, "spectrum": dict, "pitch_low": int,
                 "progress": float, "counts": torch.Tensor, "images": int, "G_ema": dict}
@@ -780,7 +773,6 @@ def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None
 
 # ---- Table 3: the networks block by block ---------------------------------------------------
 
-
 def layer_table(arch):
     """Rows (net, layer, shape F x T x C, kernel F x T, nonlinearity, parameters), as in Table 3."""
     G, D, C, rows = Generator(arch), Discriminator(arch), arch.channels, []
@@ -810,7 +802,6 @@ def layer_table(arch):
 
 
 # ---- Baseline: WaveGAN (Donahue et al. 2018, tables 3 and 4), with a pitch ------------------
-
 
 @dataclass(frozen=True)
 class WaveGANArchitecture:
@@ -1130,7 +1121,6 @@ def ring(conv, N):
 
 
 # ---- Command line ---------------------------------------------------------------------------
-
 
 def main():
     parser = argparse.ArgumentParser(description="Print both networks, layer by layer (Table 3).")

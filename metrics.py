@@ -63,7 +63,6 @@ class MetricError(ValueError):
 
 # ---- The paper's measures, on arrays --------------------------------------------------------
 
-
 def frechet_distance(features_real, features_fake):
     """Frechet distance between the Gaussians fitted to two sets of features (N, D), (M, D).
 
@@ -147,7 +146,6 @@ def ndb(train, samples, centres):
 
 
 # ---- Ours: in tune, clean, varied -----------------------------------------------------------
-
 
 def frequency(pitch):
     """MIDI pitch -> Hz; 69 is 440 Hz."""
@@ -816,7 +814,6 @@ path { stroke: var(--line); }
 
 
 # ---- Command line ---------------------------------------------------------------------------
-
 
 def default_samples(setting):
     """paper: 12,800 a measure; 1,000 of notes shorter than its 4 s at 16 kHz."""

@@ -307,7 +307,7 @@ def progress_bar(items, what, wanted=True, total=None, each=1):
         print(file=sys.stderr)
 
 
-# ---- Readers: from the files of one form to an Entry for every note in them ---------------------
+# ---- Readers: from the files of one form to an Entry for every note in them -----------------
 #
 # What is wrong goes to fault(error), which raises it or, with skip_damaged, counts it; what is
 # merely of no use is counted in `dropped`.
@@ -465,7 +465,7 @@ def _read_examples(files, fault, dropped):
         dropped[f"no examples.json names that file (such as {min(unnamed)})"] += len(unnamed)
 
 
-# ---- TFRecord files: checksum, record, message, note --------------------------------------------
+# ---- TFRecord files: checksum, record, message, note ----------------------------------------
 #
 # A record of NSynth is a tf.train.Example, which is a protocol buffer; both are read from their
 # bytes up, without TensorFlow.
@@ -669,8 +669,7 @@ def _read_ids(path):
     return ids
 
 
-# ---- Your own recordings: a folder of WAV files -------------------------------------------------
-
+# ---- Your own recordings: a folder of WAV files ---------------------------------------------
 
 def _read_recordings(files, fault, dropped):
     """The notes of WAV files of any kind: the pitch from their names, or from pitches.csv. A file
@@ -745,7 +744,7 @@ def _read_recording(path, seconds):
     return x[max(0, onset - rate // 200):], rate
 
 
-# ---- Packed notes -------------------------------------------------------------------------------
+# ---- Packed notes ---------------------------------------------------------------------------
 #
 # Reading thousands of files, or records of floats, for every epoch would take longer than training.
 # So the first use packs the wanted notes into one folder, which can be moved, and named by --data:
@@ -820,7 +819,7 @@ def _open_packed(folder, wish, asked):
     return _table(audio, zip(*columns), wish, about["dropped"], crc=np.array(crc), file=str(file))
 
 
-# ---- WAV files in and out -----------------------------------------------------------------------
+# ---- WAV files in and out -------------------------------------------------------------------
 
 OTHERS = {b"FORM": "AIFF", b"fLaC": "FLAC", b"ID3": "MP3", b"\xff\xfb": "MP3", b"OggS": "Ogg",
           b"ftyp": "MPEG-4"}  # how files begin that are no WAV files
@@ -918,7 +917,7 @@ def save(notes, folder, progress=True):
         raise NoteError(f"cannot write to {folder}: {error.strerror}") from None
 
 
-# ---- Orchestra ----------------------------------------------------------------------------------
+# ---- Orchestra ------------------------------------------------------------------------------
 #
 # A note is a sum of partials k f0. What makes a timbre is how strong each is, how it starts and how
 # it dies. The partials of a string or pipe follow the pitch, but the box, bell or throat around it
@@ -1014,8 +1013,7 @@ def _rise(x):
     return np.sin(np.clip(x, 0, 1) * (np.pi / 2)) ** 2
 
 
-# ---- python nsynth.py ---------------------------------------------------------------------------
-
+# ---- python nsynth.py -----------------------------------------------------------------------
 
 def span(text):
     """ "24-84" -> (24, 84), "60" -> (60, 60): a type for argparse."""

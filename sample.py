@@ -210,6 +210,7 @@ def write_notes(folder, waves, z, pitch, sample_rate):
 
 
 # ---- Pages ----------------------------------------------------------------------------------
+
 def page(title, body, style="", script=""):
     """A whole HTML document that needs no other file: title is text, body is HTML.  `style` adds to
     the look that all pages share; a wide table goes into <div class="wide">."""
@@ -330,6 +331,7 @@ document.addEventListener("keydown", event => {
 
 
 # ---- Benchmark: the paper's claim of 54,000 times -------------------------------------------
+
 @torch.no_grad()
 def bench(device, budget=5.0, arch=gansynth.Architecture(), spectrum=spectral.Spectrum(),
           wavegan=gansynth.WaveGANArchitecture(), wavenet=gansynth.WaveNetArchitecture()):
@@ -368,6 +370,7 @@ def bench(device, budget=5.0, arch=gansynth.Architecture(), spectrum=spectral.Sp
 
 
 # ---- Command line ---------------------------------------------------------------------------
+
 def at_least(low):
     """A type for argparse: whole numbers from `low` on that a seed can hold."""
     def whole_number(text):

@@ -47,7 +47,6 @@ MEL_INVERSES = ("pseudo", "transpose")    # ours, and the release's: see mel_inv
 
 # ---- Short-time Fourier transform -----------------------------------------------------------
 
-
 def hann(n, device=None):
     """Periodic Hann window of n samples, (n,)."""
     angle = 2 * math.pi / n * torch.arange(n, dtype=torch.float64)
@@ -87,7 +86,6 @@ def istft(S, length):
 
 # ---- Phase and instantaneous frequency ------------------------------------------------------
 
-
 def wrap(phase):
     """The same angle in [-1, 1]: whole turns, which are 2 in units of pi, are taken off."""
     return phase - 2 * torch.round(phase / 2)
@@ -109,7 +107,6 @@ def integrate(frequency):
 
 
 # ---- Mel scale ------------------------------------------------------------------------------
-
 
 @lru_cache(maxsize=8)
 def mel_matrix(bins, sample_rate):
@@ -193,7 +190,6 @@ def mel_to_linear(log_power, frequency, sample_rate, kind="pseudo"):
 
 # ---- A representation: wave to picture and back ---------------------------------------------
 
-
 @dataclass(frozen=True)
 class Spectrum:
     """One representation of notes of one length; `derive` finds the frames and bins for them."""
@@ -248,7 +244,6 @@ class Spectrum:
 
 
 # ---- The shapes of pictures, and the mel matrices as tensors --------------------------------
-
 
 WAVEFORM = "waveform"                     # no spectrum at all: the baseline of the paper's Table 2
 FORMS = (*REPRESENTATIONS, WAVEFORM)
@@ -361,7 +356,6 @@ def times_mel_matrix(x, sample_rate):
 
 # ---- How good is a round trip? --------------------------------------------------------------
 
-
 def snr(wave, copy):
     """Signal-to-noise ratio in dB, (N, L), (N, L) -> (N,)."""
     noise = (wave - copy).square().sum(-1).clamp(min=1e-30)
@@ -382,7 +376,6 @@ def log_spectral_distance(wave, copy, window=1024):
 
 
 # ---- Pictures -------------------------------------------------------------------------------
-
 
 def rainbowgram(wave, sample_rate=16000, height=192, low=30.0):
     """A note as a picture: log frequency upwards, time to the right (paper, Figs. 3 and 4).
@@ -471,7 +464,6 @@ def write_png(path, rgb):
 
 
 # ---- The round-trip table -------------------------------------------------------------------
-
 
 def example_notes(length=64000, sample_rate=16000):
     """Three decaying harmonic notes (MIDI 36, 60, 84), (3, L), for a table without any file."""

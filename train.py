@@ -46,7 +46,6 @@ import spectral
 
 # ---- Settings: a field, its default and its help; each is a flag of the command line --------
 
-
 def setting(default, help, choices=None):
     return field(default=default, metadata={"help": help, "choices": choices})
 
@@ -132,7 +131,6 @@ class Config:
 
 # ---- One step -------------------------------------------------------------------------------
 
-
 class Draws(NamedTuple):
     """All that is random in one step: for G's part, then afresh for D's."""
 
@@ -213,7 +211,6 @@ def train_step(nets, draws, x_real, pitch_real, progress, weights=gansynth.LossW
 
 
 # ---- The run --------------------------------------------------------------------------------
-
 
 class State:
     """A run in progress: its networks, its notes, and how many examples they have seen."""
@@ -302,7 +299,6 @@ def train(cfg, resume=None):
 
 
 # ---- Pictures of notes ----------------------------------------------------------------------
-
 
 class Pictures:
     """Note indices -> their pictures at the size of so many blocks, (n, 2, t, f) on the device.
@@ -446,7 +442,6 @@ def snapshot(state, run, notes=16):
 
 
 # ---- Runs and their checkpoints -------------------------------------------------------------
-
 
 KEEP = 3                                  # checkpoints kept; older ones are deleted
 
@@ -776,7 +771,6 @@ MODELS = {"gansynth": (Config, State), "wavegan": (WaveGANConfig, WaveGANState),
 
 # ---- Benchmark ------------------------------------------------------------------------------
 
-
 PASSES = 19                               # of the network in one step, as the release makes them
 
 
@@ -876,7 +870,6 @@ def timed_step(state):
 
 # ---- Settings that cannot work --------------------------------------------------------------
 
-
 class ConfigError(ValueError):
     """A setting that cannot work; the message says which values could."""
 
@@ -910,7 +903,6 @@ def check_settings(cfg):
 
 
 # ---- Command line: Config's defaults < preset < flags given ---------------------------------
-
 
 # What presets change in the defaults, by preset and model.  paper: WaveGAN as its authors trained
 # it, 200,000 steps of G and no average; WaveNet for 150,000 steps of 32, as GANSynth's paper says,
