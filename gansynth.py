@@ -625,8 +625,9 @@ class _LeakyPixelNorm(torch.autograd.Function):
 # ---- Checkpoints ----------------------------------------------------------------------------
 
 FORMAT, VERSION = "gansynth", 2           # 1 was before blocks had the paper's numbers
-SAMPLE_PARTS = {"model": str, "architecture": dict, "spectrum": dict, "pitch_low": int,
-                "progress": float, "counts": torch.Tensor, "images": int, "G_ema": dict}
+SAMPLE_PARTS = {"model": str, "config": dict, "architecture": dict, "spectrum": dict,
+                "pitch_low": int, "progress": float, "counts": torch.Tensor, "images": int,
+                "G_ema": dict}
 
 
 class CheckpointError(ValueError):

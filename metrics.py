@@ -778,7 +778,7 @@ def measures_page(table, figures):
     return sample.page("Measures", PAGE.format(
         title=html.escape(table["title"]), rows="\n".join(lines), cells=CELLS,
         remarks="<br>".join(map(html.escape, table["remarks"])), figures="\n".join(figures)
-        ), PAGE_STYLE)
+        ), PAGE_STYLE, PAGE_SCRIPT)
 
 
 PLAY = ('<button onclick="const a = this.lastChild; a.paused ? a.play() : a.load()">&#9654;&#xFE0E;'
@@ -799,6 +799,12 @@ overtone is a streak of one colour); and NDB's {cells} cells, the fullest first,
 {figures}
 """
 
+PAGE_SCRIPT = """\
+document.addEventListener("play", event => {            // one at a time
+  for (const audio of document.querySelectorAll("audio")) if (audio !== event.target) audio.load();
+}, true);
+"""
+
 PAGE_STYLE = """\
 th, td { padding: .2rem .4rem; font-size: .85rem; }
 td:first-child { min-width: 9rem; white-space: normal; overflow-wrap: anywhere; }
@@ -807,8 +813,8 @@ figure { display: flex; flex-wrap: wrap; gap: 1rem; align-items: end; }
 figcaption { width: 100%; }
 svg { width: 40rem; max-width: 100%; font-size: 12px; fill: var(--soft); text-anchor: end; }
 path { stroke: var(--line); }
-.real { color: #8a8a94; fill: currentColor; }
-.alike { color: #3d9e5c; fill: currentColor; }
+.real { color: #77777f; fill: currentColor; }
+.alike { color: #2c8a4b; fill: currentColor; }
 .differs { color: #e0483c; fill: currentColor; }
 """
 
@@ -881,6 +887,8 @@ def gather(args):
         if other[1:5] != setting[1:5]:
             raise MetricError(f"{path} makes notes of {other}, and the first run of {setting}: "
                               "measure them apart")
+        if other != setting:              # what is held out here, it may have been trained on
+            own[path] = other, own[path][1]._replace(name=f"{own[path][1].name}, another split")
     return setting, [own[path][1] if path in own else folder_run(path, setting, args)
                      for path in paths]
 

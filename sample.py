@@ -246,6 +246,7 @@ figure { margin: 1rem 0; }
 img { max-width: 100%; }
 button { padding: .4rem 1rem; font: inherit; color: inherit; background: var(--card);
   border: 1px solid var(--line); border-radius: .6rem; cursor: pointer; }
+button:disabled { opacity: .5; cursor: default; }
 [aria-pressed=true] { border-color: var(--accent); box-shadow: 0 0 0 2px var(--accent); }
 :focus-visible { outline: 3px solid var(--ink); outline-offset: 2px; }
 """
@@ -304,9 +305,10 @@ let now = -1;                             // the number of the card that plays
 
 function play(number) {                   // or stop, where there is no such card
   now = number in cards ? number : -1;
-  cards.forEach((card, i) => card.setAttribute("aria-pressed", i === now));
+  cards.forEach(card => card.setAttribute("aria-pressed", false));
   player.pause();
   if (now < 0) return;
+  requestAnimationFrame(() => cards[now]?.setAttribute("aria-pressed", true));   // starts the line
   cards[now].scrollIntoView({block: "nearest"});
   player.src = cards[now].dataset.wav;
   player.play().catch(error => error.name === "AbortError" || play(-1));   // unless by another

@@ -809,8 +809,9 @@ def test_no_damage_of_a_checkpoint_gives_other_weights(tmp_path, capsys):
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):
     G = gansynth.Generator(TINY)
-    good = {"model": "gansynth", "architecture": asdict(TINY), "G_ema": G.state_dict(),
-            "spectrum": {}, "pitch_low": 60, "progress": 0.5, "counts": torch.ones(3), "images": 8}
+    good = {"model": "gansynth", "config": {}, "architecture": asdict(TINY), "spectrum": {},
+            "G_ema": G.state_dict(), "pitch_low": 60, "progress": 0.5, "counts": torch.ones(3),
+            "images": 8}
     gansynth.load_generator(checkpoint(tmp_path / "a.pt", good))
     for wrong, says in (({"architecture": asdict(SMALL)}, "do not fit"),
                         ({"architecture": {"depth": 3}}, "do not fit"), ({"G_ema": {}}, "not fit"),
@@ -2973,8 +2974,9 @@ def test_one_command_one_table(classified, tmp_path, monkeypatch, capsys):
     table = measured(capsys, *argv, "--out", tmp_path / "out")
     rows = {entry["name"]: entry["values"] for entry in table["rows"]}
     assert list(rows) == ["real: held out of orchestra", f"{run}, 8 examples",
-                          f"{other}, 8 examples", str(copies), "control: white noise",
-                          "control: one note repeated", "control: shuffled pitches"]
+                          f"{other}, 8 examples, another split", str(copies),
+                          "control: white noise", "control: one note repeated",
+                          "control: shuffled pitches"]
     truth, fake, _, real, noise, one, shuffled = rows.values()
     assert truth["notes"] == len(held_out) and fake["notes"] == real["notes"] == 60
     assert truth["PA"] > 0.8 and real["PA"] > 0.8 and truth["in tune"] == 1

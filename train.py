@@ -874,7 +874,7 @@ class ConfigError(ValueError):
     """A setting that cannot work; the message says which values could."""
 
 
-RESUME_PARTS = {**gansynth.SAMPLE_PARTS, "config": dict, "stage": int}
+RESUME_PARTS = {**gansynth.SAMPLE_PARTS, "stage": int}
 RANGES = {                                # of numbers; where not said, 0 or more
     **dict.fromkeys(("length", "sample_rate", "resolutions", "latent", "channel_base",
                      "channel_max", "channels", "critic_steps", "stacks", "crop", "images",

@@ -144,7 +144,7 @@ LEVELS = ("Strongly agree", "Agree", "Neutral", "Disagree", "Strongly disagree")
 LISTENING_STYLE = """\
 body { max-width: 48rem; }
 fieldset { margin: 1rem 0; border: 1px solid var(--line); border-radius: .6rem; }
-audio { width: 16rem; height: 2.4rem; vertical-align: middle; }
+audio { width: 16rem; max-width: 80%; height: 2.4rem; vertical-align: middle; }
 fieldset label { margin-right: 1rem; white-space: nowrap; }
 input { max-width: 100%; font: inherit; }
 .bar { position: sticky; bottom: 0; padding: .6rem 0; background: var(--paper); }
@@ -156,12 +156,13 @@ const key = JSON.parse(atob(form.dataset.key)), save = document.getElementById("
 const answers = () => Object.fromEntries(new FormData(form));
 
 function keep() {                         // the answers in this browser, and how many there are
-  localStorage.setItem(storage, JSON.stringify(answers()));
   const given = Object.keys(answers()).length - 1;      // and the name
   document.querySelector("progress").value = given;
   save.disabled = given < key.length;
+  try { localStorage.setItem(storage, JSON.stringify(answers())); } catch { }   // it may be barred
 }
 form.oninput = keep;
+form.onsubmit = () => false;              // Enter in the name's field
 form.onreset = () => { setTimeout(keep); return confirm("Erase the answers from this page?"); };
 form.addEventListener("play", event => {  // one at a time
   for (const audio of form.querySelectorAll("audio")) if (audio !== event.target) audio.pause();
@@ -170,14 +171,15 @@ form.addEventListener("play", event => {  // one at a time
 document.onkeydown = event => {           // 1 to 5: rate the pair in focus, on to the next one
   const pair = document.activeElement.closest("fieldset");
   const choice = pair?.querySelector(`[value="${CSS.escape(event.key)}"]`);
-  if (!choice || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (!choice || event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   choice.click();
   pair.nextElementSibling.querySelector("audio, button").focus();
 };
 
 save.onclick = () => {
-  const given = answers(), {test} = form.dataset;
-  const rater = given.rater.trim() || "anonymous-" + Math.random().toString(36).slice(2, 8);
+  form.rater.value = form.rater.value.trim() || "anonymous-" + Math.random().toString(36).slice(2);
+  keep();                                 // the same name, should it be saved again
+  const given = answers(), {test} = form.dataset, {rater} = given;
   const text = JSON.stringify({format: "gansynth-listening-answers", version: 1, test, rater,
     answers: key.map(([A, B, pitch], i) =>
       ({pair: i + 1, A, B, pitch, rating: Number(given[i + 1])}))}, null, 1);
@@ -188,7 +190,8 @@ save.onclick = () => {
 
 // Not before the first frame: Chromium may find the storage of a local file empty until then.
 requestAnimationFrame(() => setTimeout(() => {
-  const kept = JSON.parse(localStorage.getItem(storage)) || {};
+  let kept = {};
+  try { kept = JSON.parse(localStorage.getItem(storage)) || {}; } catch { }
   for (const name in kept) form.elements.namedItem(name).value = kept[name];
   keep();
 }));
