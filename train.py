@@ -28,6 +28,7 @@ import copy
 import itertools
 import json
 import math
+import re
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field, fields
@@ -534,18 +535,12 @@ def restore(state, path):
 def trim_log(run, images):
     """Drop the log's lines after the checkpoint that a run resumes from: they will come again.
     A line that a crash cut short is dropped as well."""
-    log = run / "log.jsonl"
-
-    def before(line):
-        try:
-            return json.loads(line)["images"] <= images
-        except (ValueError, KeyError, TypeError):
-            return False
-
+    log, part = run / "log.jsonl", run / "log.part"
     if log.exists():
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-        log.with_suffix(".part").write_text("".join(filter(before, lines)), encoding="utf-8")
-        log.with_suffix(".part").replace(log)
+        whole = re.findall(r'^\{"images": (\d+)(.*\})$', log.read_text("utf-8", "replace"), re.M)
+        part.write_text("".join(f'{{"images": {n}{rest}\n' for n, rest in whole
+                                if int(n) <= images), "utf-8")
+        part.replace(log)
 
 
 class Interrupt:
