@@ -131,8 +131,6 @@ def split(notes, seed=0, share=0.8, by="random"):
     which are then those to train on; notes it does not name are in neither.
     """
     if by == "random":
-        if not 0 < share <= 1:
-            raise NoteError(f"share is {share}: expected a part of the notes, above 0, at most 1")
         order = _shuffle(len(notes), seed)
         cut = round(share * len(notes))
         return notes.subset(order[:cut]), notes.subset(order[cut:])
@@ -158,8 +156,6 @@ def pitch_counts(notes, pitch_range) -> torch.Tensor:
 def draw_pitches(counts, n, generator=None) -> torch.Tensor:
     """n pitch labels for fakes: (n,) int64, 0 for the lowest pitch, as often as `counts` has them,
     as the released code: D then sees each pitch as often among fakes as among real notes."""
-    if counts.sum() <= 0:
-        raise NoteError("no notes to draw pitches from: every count is 0")
     return torch.multinomial(counts.double(), n, replacement=True, generator=generator)
 
 
@@ -176,9 +172,6 @@ def epoch_order(position, n, count, seed) -> np.ndarray:
     reading them through a 1,000-note shuffle buffer showed the networks one or two instruments at a
     time: no diversity after four days (magenta issue 1732).
     """
-    if position < 0 or count < 1:
-        raise NoteError(f"position {position} in a stream of {count} notes: expected a position "
-                        "of 0 or more and at least one note")
     pieces = [np.empty(0, np.int64)]
     while n > 0:
         epoch, offset = divmod(position, count)
@@ -191,8 +184,6 @@ def epoch_order(position, n, count, seed) -> np.ndarray:
 @functools.lru_cache(maxsize=2)  # a step needs one epoch's shuffle, or two where it straddles
 def _shuffle(count, seed, *more):
     """A permutation of `count`, the same for the same whole numbers."""
-    if seed < 0:
-        raise NoteError(f"seed {seed}: expected a whole number, 0 or more")
     return np.random.default_rng([seed, *more]).permutation(count)
 
 
@@ -298,7 +289,7 @@ def progress_bar(items, what, wanted=True, total=None, each=1):
     for done, item in enumerate(items):
         seconds = time.monotonic() - start
         if wanted and seconds > max(2, shown + (5 if end == "\n" else 0.2)):
-            left = f", {seconds * (total / done - 1):,.0f} s left" if total and done else ""
+            left = f", {seconds * max(0, total / done - 1):,.0f} s left" if total and done else ""
             print(f"{done * each:,} {what}, {done * each / seconds:,.0f} a second{left}", end=end,
                   file=sys.stderr, flush=True)
             shown = seconds
@@ -328,10 +319,10 @@ class Entry(NamedTuple):
     sound: Callable       # seconds that are needed -> (samples (L,), in int16's range; their rate)
 
 
-def _wanted(entries, data, wish, dropped, fault, progress):
+def _wanted(entries, data, wish, dropped, fault, progress, total=None):
     """Yield (entry, its samples, (L,) int16) of those that are wanted, and count the others."""
     origins = {}
-    for entry in progress_bar(entries, "notes read", progress):
+    for entry in progress_bar(entries, "notes read", progress, total):
         reason = wish.why_not(entry.pitch, entry.family, entry.source)
         try:
             if entry.name in origins:     # it could land in both splits, and flatter held-out notes
@@ -777,13 +768,16 @@ def _load_packed(data, wish, progress, skip_damaged, pack):
             raise error
         dropped[str(error)] += 1
 
+    # How many notes there may be, to tell the time left: a record of one takes some 256 kB.
+    total = len(files) if reader is not _read_records else sum(
+        stat.st_size for *_, stat in stats) >> 18
     dropped, rows = Counter(), []
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")        # renamed when it is whole
     try:
         part.mkdir(parents=True, exist_ok=True)
         with open(part / "audio.int16", "wb") as audio:
             for entry, samples in _wanted(reader(files, fault, dropped), data, wish, dropped, fault,
-                                          progress):
+                                          progress, total):
                 audio.write(samples.astype("<i2"))
                 rows.append([*entry[:6], zlib.crc32(samples.astype("<i2"))])
         about = json.dumps({"asked": asked, "dropped": dropped, "notes": rows})
