@@ -1198,9 +1198,6 @@ def test_each_epoch_is_a_fresh_permutation_and_any_position_continues():
     nsynth.epoch_order(0, 7, 7, 5)[:] = 0  # the caller's copy: it must not change the stream
     for position, n in itertools.product(range(40), (0, 1, 7, 20)):
         assert np.array_equal(nsynth.epoch_order(position, n, 7, 5), stream[position:position + n])
-    for position, count, seed in ((-1, 5, 0), (0, 0, 0), (0, 5, -1)):
-        with pytest.raises(NoteError, match="expected"):
-            nsynth.epoch_order(position, 3, count, seed)
 
 
 def test_pitches_are_drawn_as_often_as_counted():
@@ -1211,8 +1208,6 @@ def test_pitches_are_drawn_as_often_as_counted():
     assert seen[1] == 0 and seen.sum() == 20000 and torch.equal(draw, again)
     some = [0, 2, 3, 4]
     assert scipy.stats.chisquare(seen[some], counts.numpy()[some] * 200).pvalue > 0.01
-    with pytest.raises(NoteError, match="no notes"):
-        nsynth.draw_pitches(torch.zeros(3, dtype=torch.int64), 4)
 
 
 # ---- nsynth.py: JSON + WAV, and packed notes ----
