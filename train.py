@@ -294,8 +294,8 @@ def train(cfg, resume=None):
 
 
 # =============================================================================================
-# Here the path through the paper ends.  Behind this line: notes and their pictures, reports, runs
-# and their checkpoints, the baselines, the benchmark, and the command line with its presets.
+# Here the path through the paper ends.  Behind this line: pictures of notes, reports, runs and
+# their checkpoints, the baselines, the benchmark, and the command line with its presets.
 # =============================================================================================
 
 
@@ -711,13 +711,13 @@ class WaveGANState(BaselineState):
         -> named loss terms, G's of its last step."""
         cfg, G, D = self.cfg, self.nets.G, self.nets.D
         weights = gansynth.LossWeights(penalty=cfg.penalty, pitch=cfg.pitch_weight)
-        draws, random = draw(cfg, self.counts, self.images, self.device), random_at(
-            cfg.seed, self.images, 1)
-        shifts = [draw_phase_shuffle(G.arch, random) for _ in range(4)]    # a pass each
+        draws = draw(cfg, self.counts, self.images, self.device)
+        random = random_at(cfg.seed, self.images, 1)
+        shifts = [draw_phase_shuffle(G.arch, random) for _ in range(4)]     # a pass of D each
         if self.images // cfg.batch % cfg.critic_steps == 0:
             D.requires_grad_(False)
-            loss, self.terms = wavegan_generator_loss(G, D, draws.z_G, draws.pitch_G,
-                                                               shifts.pop(), weights)
+            loss, self.terms = wavegan_generator_loss(G, D, draws.z_G, draws.pitch_G, shifts.pop(),
+                                                      weights)
             self.update("G", loss)
             D.requires_grad_(True)
         indices, pitch_real = self.batch()
