@@ -145,6 +145,7 @@ LISTENING_STYLE = """\
 body { max-width: 48rem; }
 fieldset { margin: 1rem 0; border: 1px solid var(--line); border-radius: .6rem; }
 audio { width: 16rem; max-width: 80%; height: 2.4rem; vertical-align: middle; }
+fieldset p { font-size: .9rem; }
 fieldset label { margin-right: .4rem; white-space: nowrap; }
 input { max-width: 100%; font: inherit; }
 .bar { position: sticky; bottom: 0; padding: .6rem 0; background: var(--paper); }
