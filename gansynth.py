@@ -23,6 +23,8 @@ if __name__ == "__main__":                # Ctrl-C while the packages load: no t
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
+import functools
+import itertools
 import math
 import os
 import warnings
@@ -34,6 +36,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+LAYOUT = torch.channels_last              # of features in memory
 LEAK = 0.2                                # slope of leaky ReLU below zero
 RELU_GAIN = math.sqrt(2)                  # He's: of layers that a leaky ReLU follows
 
@@ -97,15 +100,17 @@ def progress_at(images, resolutions, stable_images, fade_images):
     return k + (rest - stable_images) / fade_images, 2 * k + 1, k + 2
 
 
-def active_blocks(progress):
-    """Blocks that have a say at this progress: 0 -> 1, 0.37 -> 2, 1 -> 2, ...  (In the very first
-    step of a fade the new block's weight is 0: one less than the stage trains.)"""
-    return math.ceil(progress) + 1
+def grown(progress):
+    """Progress -> (blocks in use, alpha): 0 -> (1, None), 0.37 -> (2, 0.37), 1 -> (2, None), ...
 
-
-def fade(progress, b):
-    """Weight of block b's picture: a triangle; the weights sum to 1 at every moment."""
-    return max(0.0, min(progress - (b - 2), b - progress))
+    alpha is the weight of the newest block's picture while it fades in, between 0 and 1; None: it
+    has.  Training passes such a pair itself, with alpha as a tensor; a pair is what it is.
+    """
+    if isinstance(progress, tuple):
+        return progress
+    blocks = math.ceil(progress) + 1
+    alpha = progress - (blocks - 2)
+    return blocks, alpha if alpha < 1 else None
 
 
 # ---- The tricks, one by one -----------------------------------------------------------------
@@ -124,6 +129,10 @@ class Equalised(nn.Module):
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.scale = gain / math.sqrt(fan_in)
 
+    def scaled(self, like):
+        """The weight as it is used, in the number format of `like`."""
+        return (self.weight * self.scale).to(like.dtype)
+
 
 class EqualConv2d(Equalised):
     """Convolution of stride 1 with zero padding to the same size, at an equalised rate."""
@@ -132,7 +141,11 @@ class EqualConv2d(Equalised):
         super().__init__((outputs, inputs, *kernel), inputs * math.prod(kernel), gain, outputs)
 
     def forward(self, x):
-        return _Conv.apply(x, self.weight * self.scale, self.bias)
+        return _Conv.apply(x, self.scaled(x), self.bias.to(x.dtype))
+
+    def backwards(self, g):
+        """Gradient by the output -> by the input: the kernel turned round."""
+        return _Conv.apply(g, turned(self.scaled(g)), None)
 
 
 class EqualLinear(Equalised):
@@ -143,6 +156,10 @@ class EqualLinear(Equalised):
 
     def forward(self, x):                 # scales x: the weights are more numbers here
         return F.linear(x * self.scale, self.weight, self.bias)
+
+    def backwards(self, g):
+        """Gradient by the output -> by the input."""
+        return F.linear(g * self.scale, self.weight.t())
 
 
 class StartConv(Equalised):
@@ -159,12 +176,17 @@ class StartConv(Equalised):
     def forward(self, x):
         x = F.linear(x * self.scale, self.weight.flatten(0, 2))
         x = x.unflatten(1, self.weight.shape[:3]) + self.bias[:, None, None]    # (N, C, h, w)
-        return x.contiguous(memory_format=torch.channels_last)
+        return x.contiguous(memory_format=LAYOUT)
 
 
 def leaky(x):
     """Leaky ReLU, in place: x is gone afterwards."""
-    return _Leaky.apply(x)
+    return F.leaky_relu_(x, LEAK)
+
+
+def gate(g, y):
+    """The gradient by leaky's output y -> by its input, which has the sign of y."""
+    return torch.ops.aten.leaky_relu_backward(g, y.detach(), LEAK, True)
 
 
 def pixel_norm(x):
@@ -180,10 +202,21 @@ def minibatch_stddev(x):
     code: the batch mean counts as a constant (tf.nn.moments stops its gradient).  That changes no
     first derivative, as deviations sum to zero, but it does change the gradient of the penalty.
     """
-    deviation = x - x.mean(dim=0).detach()                          # (N, C, h, w)
-    std = (deviation.square().mean(dim=0) + 1e-6).sqrt()            # (C, h, w)  over the batch
+    _, std = deviations(x)
     feature = std.mean().expand(x.shape[0], 1, *x.shape[2:])        # (N, 1, h, w)  one number
     return torch.cat([x, feature], dim=1)
+
+
+def deviations(x):
+    """Batch (N, C, h, w) -> deviations from its mean, and their root mean square (C, h, w)."""
+    deviation = x - x.mean(dim=0).detach()
+    return deviation, (deviation.square().mean(dim=0) + 1e-6).sqrt()
+
+
+def minibatch_stddev_backwards(g, x):
+    """Gradient by minibatch_stddev's output (N, C + 1, h, w) -> by its input x (N, C, h, w)."""
+    deviation, std = deviations(x)
+    return g[:, :-1] + g[:, -1].sum() * deviation / std / deviation.numel()
 
 
 def upsample(picture, factor):
@@ -197,19 +230,32 @@ def downsample(picture, factor):
     return picture if factor == (1, 1) else F.avg_pool2d(picture, factor)
 
 
+def downsample_backwards(g, factor):
+    """Gradient by downsample's output -> by its input."""
+    return upsample(g / math.prod(factor), factor)
+
+
 def downsample_to(picture, size):
     """Box downsampling to the given frames and bins."""
     return downsample(picture, (picture.shape[2] // size[0], picture.shape[3] // size[1]))
 
 
+@functools.lru_cache
+def scaling(device):
+    """SCALE and SHIFT on a device."""
+    return SCALE.to(device), SHIFT.to(device)
+
+
 def scale_picture(picture):
     """Spectrum units -> the networks' [-1, 1], clipped.  D begins with it."""
-    return (picture * SCALE.to(picture) + SHIFT.to(picture)).clamp(-1, 1)
+    scale, shift = scaling(picture.device)
+    return (picture * scale + shift).clamp(-1, 1)
 
 
 def unscale_picture(picture):
     """The networks' [-1, 1] -> spectrum units.  G ends with it."""
-    return (picture - SHIFT.to(picture)) / SCALE.to(picture)
+    scale, shift = scaling(picture.device)
+    return (picture - shift) / scale
 
 
 # ---- Networks (paper appendix, Table 3) -----------------------------------------------------
@@ -235,10 +281,15 @@ class GeneratorBlock(nn.Module):
                       UpConv2d(before, own, arch.kernel, arch.growth))
         self.conv1 = EqualConv2d(own, own, arch.kernel)
         self.to_picture = EqualConv2d(own, 2, (1, 1), gain=1.0)
+        self.dtype = torch.float32        # or bfloat16: see `use_bfloat16`
 
     def forward(self, x):
-        x = leaky_pixel_norm(self.conv0(x))                         # pixel_norm(leaky(...))
+        x = leaky_pixel_norm(self.conv0(x.to(self.dtype)))          # pixel_norm(leaky(...))
         return leaky_pixel_norm(self.conv1(x))                      # (N, C_b, h_b, w_b)
+
+    def draw(self, x):
+        """tanh first, then the mix (code); Progressive GAN has no tanh here."""
+        return torch.tanh(self.to_picture(x.float()))
 
 
 class Generator(nn.Module):
@@ -250,18 +301,17 @@ class Generator(nn.Module):
         self.blocks = Blocks(GeneratorBlock, arch)
 
     def forward(self, z, pitch, progress):
-        """z (N, latent), pitch (N,) labels 0..P-1 -> (N, 2, T', F'), the size of the last active
-        block's pictures."""
-        one_hot = F.one_hot(pitch, self.arch.pitches).to(z.dtype)
+        """z (N, latent), pitch (N,) labels 0..P-1 -> (N, 2, T', F'), the size of the newest block's
+        pictures.  progress: see `grown`."""
+        blocks, alpha = grown(progress)
+        one_hot = torch.eye(self.arch.pitches, device=z.device)[pitch]          # (N, 61)
         x = pixel_norm(torch.cat([z, one_hot], dim=1))              # (N, 317)  onto a sphere
-        active, picture = active_blocks(progress), 0
-        for b in range(1, active + 1):
-            x = self.blocks[b](x)                                   # (N, C_b, h_b, w_b)
-            weight = fade(progress, b)
-            if weight > 0:
-                # tanh first, then the mix (code); Progressive GAN has no tanh here.
-                small = torch.tanh(self.blocks[b].to_picture(x))    # (N, 2, h_b, w_b)
-                picture = picture + weight * upsample(small, self.arch.factor(active - b))
+        for b in range(1, blocks + 1):
+            before, x = x, self.blocks[b](x)                        # (N, C_b, h_b, w_b)
+        picture = self.blocks[blocks].draw(x)                       # (N, 2, h_b, w_b)
+        if alpha is not None:
+            old = self.blocks[blocks - 1].draw(before)
+            picture = torch.lerp(upsample(old, self.arch.growth), picture, alpha)
         return unscale_picture(picture) if self.arch.spectra else picture
 
     def built_parameters(self, blocks):
@@ -283,13 +333,28 @@ class DiscriminatorBlock(nn.Module):
         # In block 1 that is a VALID convolution over all of the start size: one dense layer.
         self.conv1 = (EqualLinear(own * math.prod(arch.size(1)), narrow, RELU_GAIN) if self.first
                       else EqualConv2d(own, narrow, arch.kernel))
+        self.dtype = torch.float32        # or bfloat16: see `use_bfloat16`
+
+    def read(self, picture):
+        return leaky(self.from_picture(picture.to(self.dtype)))     # (N, C_b, h_b, w_b)
 
     def forward(self, x):
-        if self.first:
-            x = leaky(self.conv0(minibatch_stddev(x)))
-            return leaky(self.conv1(x.flatten(1)))                  # (N, C_0)
-        x = leaky(self.conv1(leaky(self.conv0(x))))
-        return downsample(x, self.growth)                           # (N, C_(b-1), h/2, w/2)
+        """-> what it got, what follows each of its convolutions, what it gives."""
+        x = x.to(self.dtype)
+        y0 = leaky(self.conv0(minibatch_stddev(x) if self.first else x))
+        y1 = leaky(self.conv1(y0.flatten(1) if self.first else y0))
+        return x, y0, y1, y1 if self.first else downsample(y1, self.growth)     # (N, C_(b-1), ...)
+
+    def read_backwards(self, g, y):
+        """Gradient by y, what `read` gave -> by the picture."""
+        return self.from_picture.backwards(gate(g.to(self.dtype), y)).float()
+
+    def backwards(self, g, x, y0, y1, _):
+        """Gradient by what `forward` gives, and all of that -> gradient by its input."""
+        g = g.to(self.dtype) if self.first else downsample_backwards(g.to(self.dtype), self.growth)
+        g = self.conv1.backwards(gate(g, y1)).view_as(y0).contiguous(memory_format=LAYOUT)
+        g = self.conv0.backwards(gate(g, y0))
+        return minibatch_stddev_backwards(g, x) if self.first else g
 
 
 class Discriminator(nn.Module):
@@ -303,28 +368,43 @@ class Discriminator(nn.Module):
         self.pitch = EqualLinear(arch.channels(0), arch.pitches)
 
     def forward(self, picture, progress):
-        """(N, 2, T, F), of the stage's size or larger -> scores (N,), pitch logits (N, P)."""
-        return self.judge_scaled(self.scale(picture), progress)
+        """(N, 2, T, F), of the stage's size or larger -> scores (N,), pitch logits (N, P).
+        progress: see `grown`."""
+        *_, x = self.activations(self.scale(picture), progress)
+        return self.score(x)[:, 0], self.pitch(x)
 
     def scale(self, picture):
         """Spectra are scaled and clipped; waves come as they are."""
         return scale_picture(picture) if self.arch.spectra else picture
 
-    def judge_scaled(self, scaled, progress):
-        """`forward` of a picture that `scale` has been over."""
-        active = active_blocks(progress)
+    def activations(self, scaled, progress):
+        """What the layers that read pictures give, by block; what the blocks give; and the end."""
+        blocks, alpha = grown(progress)
         # Clipped at the size it came in, then pooled once to the stage's size.
-        scaled = downsample_to(scaled, self.arch.size(active))
-        scaled = scaled.contiguous(memory_format=torch.channels_last)
-        x = None
-        for b in range(active, 0, -1):
-            mix = min(max(b - progress, 0.0), 1.0)                  # 1 at the top, 0 once faded in
-            if mix > 0:
-                small = downsample(scaled, self.arch.factor(active - b))
-                small = leaky(self.blocks[b].from_picture(small))   # (N, C_b, h_b, w_b)
-                x = small if x is None else mix * small + (1 - mix) * x
-            x = self.blocks[b](x)
-        return self.score(x)[:, 0], self.pitch(x)
+        scaled = downsample_to(scaled, self.arch.size(blocks))
+        scaled = scaled.contiguous(memory_format=LAYOUT)
+        x = self.blocks[blocks].read(scaled)
+        read, own = {blocks: x}, {}
+        for b in range(blocks, 0, -1):
+            *_, x = own[b] = self.blocks[b](x)
+            if b == blocks and alpha is not None:
+                read[b - 1] = self.blocks[b - 1].read(downsample(scaled, self.arch.growth))
+                x = torch.lerp(read[b - 1], x.to(read[b - 1].dtype), alpha)
+        return read, own, x
+
+    def slope(self, scaled, progress):
+        """Gradient (N, 2, t, f) of the scores by scaled pictures of the stage's size: D run
+        backwards, layer by layer.  It is one more pass forward, to be differentiated by the weights
+        like any other, and needs no derivative of a derivative."""
+        blocks, alpha = grown(progress)
+        read, own, _ = self.activations(scaled, progress)
+        g, old = self.score.backwards(scaled.new_ones(len(scaled), 1)), 0       # (N, C_0)
+        for b in range(1, blocks + 1):
+            if b == blocks and alpha is not None:
+                old = self.blocks[b - 1].read_backwards((1 - alpha) * g, read[b - 1])
+                old, g = downsample_backwards(old, self.arch.growth), alpha * g
+            g = self.blocks[b].backwards(g, *own[b])                # (N, C_b, h_b, w_b)
+        return self.blocks[blocks].read_backwards(g, read[blocks]) + old
 
     def built_parameters(self, blocks):
         """The parameters of the first so many blocks, and the heads'."""
@@ -335,13 +415,14 @@ class Discriminator(nn.Module):
 def blend(picture, progress, arch):
     """Real notes as G could draw them now: of the stage's size, faded like G's output.
 
-    The sum over blocks of the fade's weight times a box-downsampled copy.  One port forgot it, and
-    D told real from fake by sharpness alone.  picture: of the stage's size or larger.
+    One port forgot it, and D told real from fake by sharpness alone.  picture: of the stage's size
+    or larger.
     """
-    active = active_blocks(progress)
-    return sum(fade(progress, b) * upsample(downsample_to(picture, arch.size(b)),
-                                            arch.factor(active - b))
-               for b in range(1, active + 1) if fade(progress, b) > 0)
+    blocks, alpha = grown(progress)
+    picture = downsample_to(picture, arch.size(blocks))
+    if alpha is None:
+        return picture
+    return torch.lerp(upsample(downsample(picture, arch.growth), arch.growth), picture, alpha)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -390,46 +471,60 @@ def penalty_slopes(D, x_real, x_fake, mix, progress, units="raw"):
     """Slope of D at random mixtures of real and fake (Gulrajani et al. 2017); its squared distance
     to 1 is the gradient penalty, which keeps D near 1-Lipschitz.
 
-    mix (N, 1, 1, 1) uniform in [0, 1] -> slopes (N,), differentiable once more.
+    Pictures of the stage's size, mix (N, 1, 1, 1) uniform in [0, 1] -> slopes (N,).
     raw (code): the slope per unit of an unscaled *full-size* picture, before D's scaling and clip.
     A pixel here stands for s x s pixels there, which share its gradient: the full-size norm is
     the native norm / s.  (Of waves a sample stands for s samples: / sqrt(s).)
     scaled: the slope per unit of the scaled picture at its own size.  Scores then stay small beside
     the pitch loss from the first stage on, which short runs need; the workshop preset uses it.
     """
-    x_hat = x_real + mix * (x_fake - x_real)
-    if units == "scaled":
-        x_hat, judge, pixels = D.scale(x_hat), D.judge_scaled, 1
-    else:
-        judge, pixels = D, D.arch.frames * D.arch.bins / math.prod(x_hat.shape[2:])
-    x_hat = x_hat.detach().requires_grad_()
-    score, _ = judge(x_hat, progress)
-    gradient, = torch.autograd.grad(score.sum(), x_hat, create_graph=True)
-    return gradient.square().sum(dim=(1, 2, 3)).sqrt() / math.sqrt(pixels)
+    scaled = D.scale(x_real + mix * (x_fake - x_real))
+    slope, shared = D.slope(scaled, progress), 1
+    if units == "raw":
+        shared = D.arch.frames * D.arch.bins / math.prod(scaled.shape[2:])
+        if D.arch.spectra:                # and through the scaling: nothing where it was clipped
+            slope = slope * scaling(slope.device)[0] * (scaled.abs() < 1)
+    return slope.square().sum(dim=(1, 2, 3)).sqrt() / math.sqrt(shared)
 
 
 # ---- Optimisation ---------------------------------------------------------------------------
 
-def make_adam(parameters, betas=(0.0, 0.99)):
-    """Adam with the paper's betas and t, a count of its updates; made anew at every stage boundary,
-    as released."""
-    return torch.optim.Adam([{"params": list(parameters), "t": 0}], betas=betas, fused=True)
+class Adam:
+    """Adam with the paper's beta1 = 0, so without a first moment, in TensorFlow's form:
 
+        v <- beta2 v + (1 - beta2) g^2        p <- p - lr sqrt(1 - beta2^t) g / (sqrt(v) + 1e-8)
 
-def adam_step(adam, lr):
-    """One update, and no gradients left.
-
-    TensorFlow adds eps = 1e-8 outside the bias correction of sqrt(v), torch inside: dividing it by
-    sqrt(1 - beta2^t) makes them equal.  A weight that took no part (of a block about to fade in,
-    or a picture layer faded out) counts as having gradient zero, as it does in TensorFlow.
+    (torch's adds 1e-8 behind the correction of v.)  Made anew at every stage boundary, as released.
+    A weight that took no part (a picture layer faded out) has gradient zero, as in TensorFlow.
     """
-    group, = adam.param_groups
-    group["t"], group["lr"] = group["t"] + 1, lr
-    group["eps"] = 1e-8 / math.sqrt(1 - group["betas"][1] ** group["t"])
-    for p in group["params"]:
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-    adam.step()
-    adam.zero_grad(set_to_none=True)
+
+    def __init__(self, parameters, beta2=0.99):
+        self.parameters, self.beta2 = list(parameters), beta2
+        self.v = [torch.zeros_like(p) for p in self.parameters]
+        self.t = torch.zeros((), dtype=torch.float64, device=self.v[0].device)
+
+    @torch.no_grad()
+    def step(self, lr):
+        """One update at rate lr, a number or a tensor (); no gradients are left."""
+        self.t += 1
+        rate = (lr * (1 - self.beta2 ** self.t).sqrt()).float()
+        g = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        torch._foreach_mul_(self.v, self.beta2)
+        torch._foreach_addcmul_(self.v, g, g, 1 - self.beta2)
+        root = torch._foreach_sqrt(self.v)
+        torch._foreach_add_(root, 1e-8)
+        torch._foreach_div_(g, root)
+        torch._foreach_mul_(g, rate)
+        torch._foreach_sub_(self.parameters, g)
+        for p in self.parameters:
+            p.grad = None
+
+    def state_dict(self):
+        return {"v": self.v, "t": self.t}
+
+    def load_state_dict(self, state):
+        for own, saved in zip([*self.v, self.t], [*state["v"], state["t"]], strict=True):
+            own.copy_(saved)
 
 
 @torch.no_grad()
@@ -471,13 +566,16 @@ WAVEFORM = {"growth": (4, 1), "kernel": (9, 1), "spectra": False}
 
 # ---- Fast derivatives: none of this changes a result, only time and memory ------------------
 
-class _Conv(torch.autograd.Function):
-    """Same-size convolution of stride 1, whose second derivative is as fast as its first.
+def use_bfloat16(net, pixels=32 * 256):
+    """Blocks of G or D whose pictures have so many pixels or more compute in bfloat16; weights,
+    everything between network and picture, and all other blocks stay float32."""
+    for b in range(1, net.arch.resolutions + 1):
+        if math.prod(net.arch.size(b)) >= pixels:
+            net.blocks[b].dtype = torch.bfloat16
 
-    The gradient by the input is a convolution again, with the kernel turned round; the penalty
-    differentiates just that once more, by the weights.  (torch's own double backward is several
-    times slower: it convolves with kernels as large as the picture.)
-    """
+
+class _Conv(torch.autograd.Function):
+    """Same-size convolution of stride 1, differentiable once."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -485,16 +583,22 @@ class _Conv(torch.autograd.Function):
         return F.conv2d(x, weight, bias, padding=_middle(weight))
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx, g):
-        x, weight = ctx.saved_tensors
-        by_x = by_weight = by_bias = None
+        (x, weight), by_x, by_weight, by_bias = ctx.saved_tensors, None, None, None
         if ctx.needs_input_grad[0]:
-            by_x = _Conv.apply(g, weight.flip(2, 3).transpose(0, 1), None)
-        if ctx.needs_input_grad[1] and not torch.is_grad_enabled():     # not while creating graphs
-            by_weight = _weight_gradient(x, g, weight, _middle(weight))
+            by_x = F.conv2d(g, turned(weight), padding=_middle(weight))
+        if ctx.needs_input_grad[1]:
+            by_weight = _weight_gradient(x, g, weight, (1, 1), _middle(weight))
         if ctx.needs_input_grad[2]:
             by_bias = g.sum(dim=(0, 2, 3))
         return by_x, by_weight, by_bias
+
+
+def turned(weight):
+    """The kernel (out, in, ...) turned round, from outputs to inputs: (in, out, ...).  The gradient
+    of a convolution by its input is the convolution with it."""
+    return weight.flip(2, 3).transpose(0, 1)
 
 
 def _middle(weight, stride=(1, 1)):
@@ -516,80 +620,64 @@ class UpConv2d(EqualConv2d):
         self.growth = growth
 
     def forward(self, x):
-        (t, f), w = self.growth, (self.weight * self.scale).flip(2, 3)
+        (t, f), w = self.growth, self.scaled(x).flip(2, 3)
         w = F.pad(w, (f - 1, f - 1, t - 1, t - 1))                  # 5x5 with borders
         w = F.avg_pool2d(w, (t, f), stride=1, divisor_override=1)   # (out, in, 4, 4)
-        return _UpConv.apply(x, w.transpose(0, 1), self.bias, self.growth)
+        return _UpConv.apply(x, w.transpose(0, 1), self.bias.to(x.dtype), self.growth)
 
 
 class _UpConv(torch.autograd.Function):
-    """Transposed convolution, differentiable once: all that G needs."""
+    """Transposed convolution, differentiable once."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, stride):
         ctx.save_for_backward(x, weight)
-        ctx.how = _middle(weight, stride), stride
-        return F.conv_transpose2d(x, weight, bias, stride, ctx.how[0])
+        ctx.how = stride, _middle(weight, stride)
+        return F.conv_transpose2d(x, weight, bias, *ctx.how)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g):
         x, weight = ctx.saved_tensors     # the gradient by x is a plain convolution of stride 2
-        padding, stride = ctx.how
-        by_weight = _weight_gradient(x, g, weight, padding, stride, up=True)
-        return F.conv2d(g, weight, None, stride, padding), by_weight, g.sum(dim=(0, 2, 3)), None
+        by_weight = _weight_gradient(g, x, weight, *ctx.how, up=True)
+        return F.conv2d(g, weight, None, *ctx.how), by_weight, g.sum(dim=(0, 2, 3)), None
 
 
-def _weight_gradient(x, g, weight, padding, stride=(1, 1), up=False):
-    """Gradient of a convolution by its weights.  On a CPU this, unlike all else, is faster with the
-    channels first, so x and g are turned round, a few examples at a time."""
-    def gradient(x, g):
+AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+def _weight_gradient(wide, narrow, weight, stride, padding, up=False):
+    """Gradient by the kernel (C, K, ...) of a convolution from `wide` (N, K, ...) to `narrow`
+    (N, C, ...), or of its transpose, from narrow to wide.
+
+    On a CPU one product of matrices, places x channels, for each tap of the kernel, is up to four
+    times as fast as torch, but for few channels with AVX-512.
+    """
+    if wide.device.type != "cpu" or AVX512 and max(weight.shape[:2]) <= 64:
+        x, g = (narrow, wide) if up else (wide, narrow)
         return torch.ops.aten.convolution_backward(
             g, x, weight, None, stride, padding, (1, 1), up, (0, 0), 1, (False, True, False))[1]
-
-    if x.device.type != "cpu":
-        return gradient(x, g)
-    few = max(1, 2 ** 22 // x[0].numel())
-    return sum(gradient(channels_first(a), channels_first(b))
-               for a, b in zip(x.split(few), g.split(few)))
-
-
-def channels_first(x):
-    """(N, C, T, F) laid out with the channels last -> with the channels first.  torch's copy of a
-    transposed matrix is three times as fast as `contiguous()` on large pictures."""
-    if x[0].numel() < 2 ** 18:
-        return x.contiguous()
-    y = torch.empty(x.shape, dtype=x.dtype)
-    for i in range(len(x)):
-        y[i].flatten(1).copy_(x[i].permute(1, 2, 0).flatten(0, 1).t())
-    return y
+    (t, f), (C, K, height, width) = stride, weight.shape
+    taps = weight.new_zeros(height, width, C, K)
+    for narrow, wide in zip(narrow.split(1), wide.split(1)):
+        wide = F.pad(wide, (padding[1], padding[1], padding[0], padding[0]))
+        for i, j in itertools.product(range(t), range(f)):
+            _add_taps(taps[i::t, j::f], narrow, wide[:, :, i::t, j::f])
+    return taps.permute(2, 3, 0, 1)
 
 
-class _Leaky(torch.autograd.Function):
-    """Leaky ReLU in place: no convolution needs its own output again, which saves its memory."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.mark_dirty(x)
-        ctx.save_for_backward(F.leaky_relu_(x, LEAK))
-        return x
-
-    @staticmethod
-    def backward(ctx, g):
-        return _Gate.apply(g, *ctx.saved_tensors)
-
-
-class _Gate(torch.autograd.Function):
-    """Gradient of leaky ReLU, linear in g; by y it is zero, of which torch would keep a tensor."""
-
-    @staticmethod
-    def forward(ctx, g, y):
-        ctx.save_for_backward(y)
-        return torch.ops.aten.leaky_relu_backward(g, y, LEAK, True)
-
-    @staticmethod
-    def backward(ctx, g):
-        return _Gate.apply(g, *ctx.saved_tensors), None
+def _add_taps(taps, x, y):
+    """Add to taps (h, w, C, K) the sums of products of x (N, C, T, F) with y (N, K, T + h - 1,
+    F + w - 1) moved by so many places.  Padded to the same size, each is one long matrix of places
+    x channels, and a move along rows and lines is one along its places."""
+    rest = y.shape[3] - x.shape[3], y.shape[2] - x.shape[2]
+    x = F.pad(x, (0, rest[0], 0, rest[1])).permute(0, 2, 3, 1).flatten(0, 2)
+    line, y = y.shape[3], y.permute(0, 2, 3, 1).flatten(0, 2)
+    for start in range(0, len(x), 16384):               # so many places fit into a cache
+        few = x[start:start + 16384].t()
+        for i, j in itertools.product(*map(range, taps.shape[:2])):
+            moved = y[start + i * line + j:][:few.shape[1]]
+            taps[i, j].addmm_(few[:, :len(moved)], moved)
 
 
 def leaky_pixel_norm(x):
@@ -607,7 +695,7 @@ class _LeakyPixelNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
         y = F.leaky_relu_(x, LEAK)
-        r = (y.square().mean(dim=1, keepdim=True) + 1e-8).sqrt_()
+        r = (y.square().mean(dim=1, keepdim=True, dtype=torch.float32) + 1e-8).sqrt_()
         ctx.mark_dirty(x)
         y.div_(r)
         ctx.save_for_backward(y, r)
@@ -617,7 +705,7 @@ class _LeakyPixelNorm(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, g):
         y, r = ctx.saved_tensors
-        along = (y * g).mean(dim=1, keepdim=True)
+        along = (y * g).mean(dim=1, keepdim=True, dtype=torch.float32).to(g.dtype)
         g = torch.addcmul(g, y, along, value=-1).div_(r)
         return torch.ops.aten.leaky_relu_backward(g, y, LEAK, True)
 
@@ -755,7 +843,7 @@ def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None
         if isinstance(G, Generator):
             small = G(z_few, pitch_few, progress)
             picture = upsample(small, G.arch.factor(                            # (n, 2, T, F)
-                G.arch.resolutions - active_blocks(progress)))
+                G.arch.resolutions - grown(progress)[0]))
         elif isinstance(G, WaveGANGenerator):
             picture = G(z_few, pitch_few)[:, None, :, None]                     # (n, 1, T, 1)
         else:

@@ -266,7 +266,7 @@ def notes_page(folder, names, pitch, args, path, contents, spectrum):
              f"{seconds:g} s at {spectrum.sample_rate:,} Hz",
              f"notes of {args.latents.name}" if args.latents else f"seed {args.seed}"]
     if "resolutions" in shape:
-        blocks = gansynth.active_blocks(contents["progress"])
+        blocks = gansynth.grown(contents["progress"])[0]
         facts[1] += f", {blocks} of {shape['resolutions']} blocks"
     if len(names) > PAGE_NOTES:
         facts.append(f"the first {PAGE_NOTES} of {len(names):,} notes")

@@ -25,20 +25,25 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import argparse
 import contextlib
 import copy
+import functools
 import itertools
 import json
 import math
 import re
+import statistics
 import tempfile
 import time
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import distributed
 from torch.nn.functional import cross_entropy
+from torch.utils.benchmark import Timer
 
 import gansynth
 import nsynth
@@ -90,7 +95,9 @@ class Config:
     ema: float = setting(0.999, "decay per step of the averaged generator")
     seed: int = setting(0, "of weights, order, latents and everything else random")
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    out: str = setting("", "run folder (default: a fresh numbered one under runs/)")
+    precision: str = setting("auto", "of networks: fp32; tf32 on a GPU, as auto; or bf16 where "
+                             "pictures are large", ["auto", "fp32", "tf32", "bf16"])
+    out: str = setting("", "the run's folder")
     # reports, in examples
     tick_images: int = setting(10_000, "examples between two lines of the log")
     snapshot_images: int = setting(50_000, "examples between two pictures and WAVs")
@@ -142,13 +149,13 @@ class Draws(NamedTuple):
     mix: torch.Tensor                     # (N, 1, 1, 1) uniform, of the gradient penalty
 
 
-def draw(cfg, counts, images, device="cpu"):
-    """The draws of the step that comes after so many examples.
+def draw(cfg, counts, position, device="cpu"):
+    """The draws of a step whose first example is at this position of the training.
 
-    Made on the CPU from (seed, examples) alone, so that every device draws the same numbers, and a
+    Made on the CPU from (seed, position) alone, so that every device draws the same numbers, and a
     resumed run those that it would have drawn.
     """
-    random = random_at(cfg.seed, images)
+    random = random_at(cfg.seed, position)
 
     def fakes():
         z = torch.randn(cfg.batch, cfg.latent, generator=random)
@@ -173,26 +180,37 @@ class Nets:
 
     def start_stage(self, blocks):
         """Fresh optimisers: Adam's moments start anew at every stage boundary, as released."""
-        self.adam_G = gansynth.make_adam(self.G.built_parameters(blocks))
-        self.adam_D = gansynth.make_adam(self.D.built_parameters(blocks))
+        self.adam_G = gansynth.Adam(self.G.built_parameters(blocks))
+        self.adam_D = gansynth.Adam(self.D.built_parameters(blocks))
+
+
+def make_nets(cfg, device):
+    nets = Nets(cfg.architecture(), device)
+    if cfg.precision == "bf16":           # what is heard, the average, keeps float32
+        gansynth.use_bfloat16(nets.G)
+        gansynth.use_bfloat16(nets.D)
+    return nets
 
 
 def train_step(nets, draws, x_real, pitch_real, progress, weights=gansynth.LossWeights(), lr=8e-4,
-               ema=0.999, lap=lambda part: None):
+               ema=0.999, meet=lambda parameters: None, lap=lambda part: None):
     """The algorithm: G once, then D once with fresh latents and the just-updated G (code's order;
     Progressive GAN has D first).
 
     nets: Nets with a stage begun; draws: Draws; x_real (N, 2, t, f): pictures of the stage's size
-    or larger; pitch_real (N,): labels.  -> named loss terms, before their weights.
-    `lap(part)` is called after each part, for the benchmark.
+    or larger; pitch_real (N,): labels; progress: see gansynth.grown.  -> named loss terms, before
+    their weights.  Nothing in it depends on a tensor's value, so that a GPU can record it.
+    `meet(parameters)` may average their gradients with those of other processes; `lap(part)` is
+    called after each part, for the benchmark.
     """
-    G, D, active = nets.G, nets.D, gansynth.active_blocks(progress)
+    G, D, blocks = nets.G, nets.D, gansynth.grown(progress)[0]
 
     D.requires_grad_(False)               # spares G's step the gradients of D's weights
     loss, terms = gansynth.generator_loss(G, D, draws.z_G, draws.pitch_G, progress, weights)
     loss.backward()
-    gansynth.adam_step(nets.adam_G, lr)
-    gansynth.ema_update(nets.G_ema.built_parameters(active), G.built_parameters(active), ema)
+    meet(nets.adam_G.parameters)
+    nets.adam_G.step(lr)
+    gansynth.ema_update(nets.G_ema.built_parameters(blocks), G.built_parameters(blocks), ema)
     D.requires_grad_(True)
     del loss                              # and with it the graph, before D's are made
     lap("G")
@@ -206,7 +224,8 @@ def train_step(nets, draws, x_real, pitch_real, progress, weights=gansynth.LossW
         terms |= part
         del loss
         lap("penalty" if "D_penalty" in part else "D")
-    gansynth.adam_step(nets.adam_D, lr)
+    meet(nets.adam_D.parameters)
+    nets.adam_D.step(lr)
     lap("D")
     return {name: term.detach() for name, term in terms.items()}
 
@@ -216,68 +235,94 @@ def train_step(nets, draws, x_real, pitch_real, progress, weights=gansynth.LossW
 class State:
     """A run in progress: its networks, its notes, and how many examples they have seen."""
 
-    def __init__(self, cfg, notes, device="cpu"):
+    def __init__(self, cfg, notes, device="cpu", ranks=None):
         torch.manual_seed(cfg.seed)
-        self.cfg, self.notes, self.device, self.images, self.stage = cfg, notes, device, 0, None
+        self.cfg, self.notes, self.device, self.ranks = cfg, notes, device, ranks or Ranks()
+        self.images, self.stage, self.ahead = 0, None, {}
         self.counts = nsynth.pitch_counts(notes, (cfg.pitch_low, cfg.pitch_high))
         self.labels = torch.from_numpy(notes.pitch) - cfg.pitch_low
+        self.examples = cfg.batch * self.ranks.size                 # of a step
         self.nets = self.build()
         self.start_stage()
 
     def build(self):
-        arch = self.cfg.architecture()
-        self.pictures = Pictures(self.notes, self.cfg.spectrum(), arch, self.device)
-        return Nets(arch, self.device)
+        cfg, device = self.cfg, self.device
+        self.pictures = Pictures(self.notes, cfg.spectrum(), cfg.architecture(), device)
+        return make_nets(cfg, device)
 
     def start_stage(self):
-        """Fresh optimisers where a new stage begins."""
+        """Fresh optimisers where a new stage begins, and a step for its number of blocks."""
         _, stage, blocks = self.cfg.where(self.images)
         if stage != self.stage:
-            self.stage = stage
+            self.stage, self.run = stage, None          # frees what was recorded of the last stage
             self.nets.start_stage(blocks)
+            self.run = Recorded(functools.partial(self.run_step, blocks, stage % 2), self.ranks,
+                                self.device)
 
-    def batch(self):
-        """The notes whose turn it is: indices, and labels (N,) on the device."""
-        indices = nsynth.epoch_order(self.images, self.cfg.batch, len(self.notes), self.cfg.seed)
-        return indices, self.labels[indices].to(self.device)
+    def run_step(self, blocks, fades, *inputs, meet, lap):
+        """train_step at one stage; what changes there from step to step is in tensors."""
+        cfg, (*draws, x_real, pitch_real, alpha, lr) = self.cfg, inputs
+        weights = gansynth.LossWeights(cfg.penalty, cfg.drift, cfg.pitch_weight, cfg.penalty_units)
+        return train_step(self.nets, Draws(*draws), x_real, pitch_real,
+                          (blocks, alpha if fades else None), weights, lr,
+                          cfg.ema ** self.ranks.size, meet, lap)
+
+    def turn(self, position):
+        """The notes whose turn it is at this position of the training: indices (N,)."""
+        return nsynth.epoch_order(position, self.cfg.batch, len(self.notes), self.cfg.seed)
+
+    def batch(self, position, blocks):
+        """Their pictures and labels; a GPU makes those of some steps to come with them."""
+        if (position, blocks) not in self.ahead:
+            steps = [position + i * self.examples for i in range(1 if self.device == "cpu" else 16)]
+            indices = np.concatenate([self.turn(at) for at in steps])
+            parts = self.pictures(indices, blocks), self.labels[indices].to(self.device)
+            self.ahead = dict(zip([(at, blocks) for at in steps],
+                                  zip(*(part.split(self.cfg.batch) for part in parts))))
+        return self.ahead.pop((position, blocks))
 
     def step(self, lap=lambda part: None):
         """Train on the notes whose turn it is; -> named loss terms."""
-        cfg, progress = self.cfg, self.cfg.where(self.images)[0]
         self.start_stage()
-        indices, pitch_real = self.batch()
-        x_real = self.pictures(indices, gansynth.active_blocks(progress))
+        progress, _, blocks = self.cfg.where(self.images)
+        position = self.images + self.ranks.rank * self.cfg.batch
+        x_real, pitch_real = self.batch(position, blocks)
         lap("data")
-        weights = gansynth.LossWeights(cfg.penalty, cfg.drift, cfg.pitch_weight, cfg.penalty_units)
-        terms = train_step(self.nets, draw(cfg, self.counts, self.images, self.device), x_real,
-                           pitch_real, progress, weights, cfg.learning_rate(self.images), cfg.ema,
-                           lap)
-        self.images += cfg.batch
+        alpha, lr = (torch.full((), number, device=self.device)
+                     for number in (progress - (blocks - 2), self.cfg.learning_rate(self.images)))
+        draws = draw(self.cfg, self.counts, position, self.device)
+        terms = self.run(*draws, x_real, pitch_real, alpha, lr, lap=lap)
+        self.images += self.examples
         return terms
 
 
-def train(cfg, resume=None):
+def train(cfg, resume=None, ranks=None):
     """Train as `cfg` says, or go on from the checkpoint file `resume`; returns the run's folder."""
-    device = pick_device(cfg.device)
-    with contextlib.nullcontext(resume.parent) if resume else claim_run(cfg) as run:
-        notes, held_out = nsynth.split(nsynth.load(
-            cfg.data, cfg.length, cfg.sample_rate, (cfg.pitch_low, cfg.pitch_high),
-            nsynth.names(cfg.sources), skip_damaged=cfg.skip_damaged, pack=cfg.pack),
-            cfg.seed, by=cfg.split)
+    ranks = ranks or Ranks()
+    device = prepare(cfg, ranks)
+    with contextlib.nullcontext(resume.parent) if resume else claim_run(cfg, ranks) as run:
+        with ranks.one_first():           # and what it packs, the others find
+            notes, held_out = nsynth.split(nsynth.load(
+                cfg.data, cfg.length, cfg.sample_rate, (cfg.pitch_low, cfg.pitch_high),
+                nsynth.names(cfg.sources), skip_damaged=cfg.skip_damaged, pack=cfg.pack),
+                cfg.seed, by=cfg.split)
         print(nsynth.describe(notes, held_out))
-        state = MODELS[cfg.model][1](cfg, notes, device)
+        probe(cfg, notes, device)
+        state = MODELS[cfg.model][1](cfg, notes, device, ranks)
         if resume:
             restore(state, resume)
+    ranks.start_alike(state.nets)
     print(f"run {run}: {run_name(cfg)}, {cfg.images:,} examples of {cfg.length:,} samples, on "
-          f"{device}", flush=True)
+          f"{device}" + f", {ranks.size} of them" * (ranks.size > 1), flush=True)
 
     monitor = Monitor(state, run)
     with Interrupt() as interrupt:
         while state.images < cfg.images:
             monitor.add(state.step())
-            stop, done = interrupt.signal, state.images >= cfg.images
-            tick, listen, keep = (state.images % every < cfg.batch for every in (
+            done = state.images >= cfg.images
+            tick, listen, keep = (state.images % every < state.examples for every in (
                 cfg.tick_images, cfg.snapshot_images, cfg.checkpoint_images))
+            stop = ranks.largest(interrupt.signal) if tick or ranks.size == 1 else 0
             if tick or keep or stop or done:
                 monitor.tick()            # also checks the losses
             if keep or stop or done:
@@ -294,26 +339,182 @@ def train(cfg, resume=None):
 
 
 # =============================================================================================
-# Here the path through the paper ends.  Behind this line: pictures of notes, reports, runs and
-# their checkpoints, the baselines, the benchmark, and the command line with its presets.
+# Here the path through the paper ends.  Behind this line: CUDA graphs and many GPUs, pictures of
+# notes, reports, runs and their checkpoints, the baselines, what a run will cost, and the command
+# line with its presets.
 # =============================================================================================
 
 
-# ---- Pictures of notes ----------------------------------------------------------------------
+# ---- Full scale: CUDA graphs, many GPUs, notes on the GPU -----------------------------------
+
+def prepare(cfg, ranks=None):
+    """Set up the device of this process -> its name."""
+    device = pick_device(cfg.device, ranks or Ranks())
+    torch.backends.cudnn.allow_tf32 = cfg.precision != "fp32"       # of convolutions
+    if device != "cpu":
+        torch.cuda.set_device(device)
+        torch.cuda.set_stream(torch.cuda.Stream())      # a graph is recorded where its steps ran
+    return device
+
+
+def pick_device(name, ranks):
+    """The device of that name; auto is the GPU where there is one, and each rank has its own."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ranks.size > 1:
+        name = f"cuda:{ranks.local}"
+    try:
+        torch.zeros(1, device=name).item()
+    except Exception:                     # torch raises many kinds
+        raise ConfigError(f"device {name!r} is not there: expected auto, cpu, or cuda (cuda:1, "
+                          "...) where PyTorch finds a GPU") from None
+    return name
+
+
+class Recorded:
+    """A step that on a GPU is recorded as a CUDA graph the fourth time, and replayed from then on.
+
+    A step is a thousand kernels, each launched by some Python and done in microseconds: one by one
+    they leave the GPU idle.  Before, libraries get ready in steps that are real ones as well.
+    """
+
+    EAGER = 3
+
+    def __init__(self, step, ranks, device):
+        self.step, self.ranks, self.parts = step, ranks, []
+        self.eager = math.inf if device == "cpu" else self.EAGER    # steps until it is recorded
+
+    def __call__(self, *inputs, lap):
+        if self.eager == 0:
+            self.record(inputs)
+        self.eager -= 1
+        if not self.parts:
+            return self.step(*inputs, meet=self.ranks.meet, lap=lap)
+        for here, new in zip(self.inputs, inputs):
+            here.copy_(new)               # to where the recording reads it
+        for part in self.parts:
+            part()
+        return self.terms
+
+    def record(self, inputs):
+        """Kernels of a step, into one graph; with several ranks, which are not to be recorded as
+        they exchange gradients, into one before, one between and one behind that."""
+        self.inputs, parts, recording = [x.clone() for x in inputs], [], contextlib.ExitStack()
+        pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
+
+        def begin():
+            graph = torch.cuda.CUDAGraph()
+            recording.enter_context(torch.cuda.graph(graph, pool, stream))
+            parts.append(graph.replay)
+
+        def meet(parameters):
+            if self.ranks.size > 1:
+                recording.close()
+                parts.append(functools.partial(self.ranks.average, gradients(parameters)))
+                begin()
+
+        try:
+            with recording:
+                begin()
+                self.terms = self.step(*self.inputs, meet=meet, lap=lambda part: None)
+            self.parts = parts
+        except RuntimeError as error:     # going on with steps as they were
+            print(f"no CUDA graph, so slower steps: {str(error).splitlines()[0]}", file=sys.stderr)
+
+
+def gradients(parameters):
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that train together, a GPU each, as torchrun starts them; or one by itself."""
+
+    rank: int = 0                         # of all
+    local: int = 0                        # of those on this machine
+    size: int = 1
+    elastic: bool = False                 # may be started again, by the same command
+
+    @classmethod
+    def join(cls):
+        """As torchrun has set the environment."""
+        names = ("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)
+        ranks = cls(*(int(os.environ.get(name, alone)) for name, alone in names),
+                    elastic=distributed.is_torchelastic_launched())
+        if ranks.size > 1:
+            distributed.init_process_group(timeout=timedelta(hours=6))          # to pack NSynth
+        if ranks.rank:
+            sys.stdout = open(os.devnull, "w")
+        return ranks
+
+    def meet(self, parameters):
+        """Average their gradients over all ranks."""
+        self.average(gradients(parameters))
+
+    def average(self, tensors):
+        """Replace tensors by their means over all ranks: as one, in one exchange."""
+        if self.size > 1:
+            flat = torch.cat([x.flatten() for x in tensors])
+            distributed.all_reduce(flat)
+            parts = (flat / self.size).split([x.numel() for x in tensors])
+            torch._foreach_copy_(tensors, [part.view_as(x) for part, x in zip(parts, tensors)])
+
+    def largest(self, number):
+        if self.size == 1:
+            return number
+        number = torch.tensor(number)
+        distributed.all_reduce(number, distributed.ReduceOp.MAX)
+        return number.item()
+
+    @contextlib.contextmanager
+    def one_first(self):
+        """One process of each machine does it before the others."""
+        if self.local:
+            distributed.barrier()
+        yield
+        if self.size > 1 and not self.local:
+            distributed.barrier()
+
+    def start_alike(self, nets):
+        if self.size > 1:
+            for p in weights_of(nets):
+                distributed.broadcast(p, 0)
+
+    def check_alike(self, nets):
+        """TrainingError unless all ranks have the same weights, to the last bit."""
+        if self.size > 1:
+            bits = torch.stack([p.view(torch.int32).sum() for p in weights_of(nets)])
+            most, least = bits.clone(), bits.clone()
+            distributed.all_reduce(most, distributed.ReduceOp.MAX)
+            distributed.all_reduce(least, distributed.ReduceOp.MIN)
+            if not torch.equal(most, least):
+                raise TrainingError("the ranks' weights have come apart: a GPU or the network "
+                                    "between them is at fault; resume from the last checkpoint")
+
+
+def weights_of(nets):
+    return [p.detach() for net in (nets.G, nets.D, nets.G_ema) for p in net.parameters()]
+
 
 class Pictures:
     """Note indices -> their pictures at the size of so many blocks, (n, 2, t, f) on the device.
 
-    Spectra are computed in batches on the training device.  Early stages need small pictures, and
-    little time beside them: where those of all notes fit in `memory` bytes they are kept, and
-    each note is transformed once a stage and not once an epoch.
+    Spectra are computed in batches on the training device; on a GPU the notes' samples lie there,
+    too, where they fit.  Early stages need small pictures, and little time beside them: where those
+    of all notes fit in `memory` bytes they are kept, and each note is transformed once a stage and
+    not once an epoch.
     """
 
     GROUP = 8                             # notes transformed together, always the same ones: so a
                                           # resumed run has the same pictures to the last bit
     def __init__(self, notes, spectrum, arch, device, memory=1 << 30):
-        self.notes, self.spectrum, self.arch = notes, spectrum, arch
+        self.notes, self.spectrum, self.arch, self.audio = notes, spectrum, arch, None
         self.device, self.memory, self.blocks = device, memory, None
+        if device != "cpu" and (4 * len(notes) * notes.audio.shape[1]       # and as much on the way
+                                < torch.cuda.mem_get_info()[0] / 2):
+            self.audio = torch.cat([(notes.waves(few) * 32768).short().to(device)
+                                    for few in np.array_split(range(len(notes)),
+                                                              math.ceil(len(notes) / 512))])
 
     def __call__(self, indices, blocks):
         t, f = size = self.arch.size(blocks)
@@ -330,8 +531,9 @@ class Pictures:
         return self.kept[torch.as_tensor(indices, device=self.device)]
 
     def transform(self, indices, size):
-        picture = self.spectrum.encode(self.notes.waves(indices).to(self.device))
-        return gansynth.downsample_to(picture, size)
+        waves = (self.notes.waves(indices).to(self.device) if self.audio is None else
+                 self.audio[torch.as_tensor(indices, device=self.device)] / 32768)
+        return gansynth.downsample_to(self.spectrum.encode(waves), size)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -350,24 +552,26 @@ class Monitor:
     one JSON line for programs."""
 
     def __init__(self, state, run):
-        self.state, self.run, self.steps, self.images = state, run, [], state.images
+        self.state, self.run, self.steps, self.images = state, run, 0, state.images
         self.began = self.last = time.time()
 
     def add(self, terms):
-        self.steps.append(terms)          # tensors: nothing waits for the GPU here
+        """Sums on the device: nothing waits for a GPU here."""
+        self.names, terms = list(terms), torch.stack(list(terms.values())).double()
+        self.total = terms + (self.total if self.steps else 0)
+        self.worst = torch.maximum(self.worst, terms.abs()) if self.steps else terms.abs()
+        self.steps += 1
 
     def means(self):
         """Means of the terms since the last tick; one that is not finite stops the run."""
-        names = list(self.steps[0])
-        values = torch.stack([torch.stack([terms[name] for name in names])
-                              for terms in self.steps]).float().cpu()           # (steps, terms)
-        bad = ~(values.abs() < EXPLODED)                            # true for NaN as well
-        if bad.any():
-            i, k = bad.nonzero()[0].tolist()
-            step = self.state.images // self.state.cfg.batch - len(self.steps) + i + 1
-            raise TrainingError(f"step {step}: the loss term {names[k]} is {values[i, k]:g}; "
-                                f"{last_good(self.run)}; start a new run with a lower --lr")
-        return dict(zip(names, values.mean(dim=0).tolist()))
+        last = self.state.images // self.state.examples
+        for name, worst in zip(self.names, self.worst.tolist()):
+            if not worst < EXPLODED:      # true for NaN as well
+                raise TrainingError(
+                    f"steps {last - self.steps + 1} to {last}: the loss term {name} reached "
+                    f"{worst:g}; {last_good(self.run)}; start a new run with a lower --lr")
+        self.state.ranks.average([self.total])
+        return dict(zip(self.names, (self.total / self.steps).tolist()))
 
     def tick(self):
         images, cfg, now = self.state.images, self.state.cfg, time.time()
@@ -379,13 +583,14 @@ class Monitor:
               + f"  {rate:.1f} ex/s, {left} left", flush=True)
         record = {"images": images, "stage": stage, "progress": progress,
                   "seconds": round(now - self.began, 1), "examples_per_s": round(rate, 2), **means}
+        log = os.devnull if self.state.ranks.rank else self.run / "log.jsonl"
         try:
-            with open(self.run / "log.jsonl", "a", encoding="utf-8") as log:
-                log.write(json.dumps(record) + "\n")
+            with open(log, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise TrainingError(f"{self.run / 'log.jsonl'} cannot be written ({error.strerror}): "
-                                "put that right, and resume the run") from None
-        self.steps, self.last, self.images = [], now, images
+            raise TrainingError(f"{log} cannot be written ({error.strerror}): put that right, and "
+                                "resume the run") from None
+        self.steps, self.last, self.images = 0, now, images
 
 
 def last_good(run):
@@ -429,13 +634,14 @@ def clock(seconds):
 
 def snapshot(state, run, notes=16):
     """A picture and a WAV of the same latents and pitches each time, to watch the model grow."""
-    cfg, G = state.cfg, state.nets.G_ema
+    cfg, G, path = state.cfg, state.nets.G_ema, run / "snapshots" / f"{state.images:08d}"
+    if state.ranks.rank:
+        return path
     random = random_at(cfg.seed + 1)
     z = torch.randn(notes, G.arch.latent, generator=random)
     pitch = torch.linspace(0, cfg.pitch_high - cfg.pitch_low, notes).round().long()
     waves = gansynth.synthesise(G, cfg.spectrum(), z, pitch, cfg.where(state.images)[0],
                                 generator=random)
-    path = run / "snapshots" / f"{state.images:08d}"
     pictures = [spectral.rainbowgram(wave, cfg.sample_rate) for wave in waves]
     spectral.write_png(f"{path}.png", spectral.tile(pictures, 4))
     nsynth.write_wav(f"{path}.wav", waves.flatten(), cfg.sample_rate)
@@ -455,18 +661,19 @@ def run_name(cfg):
 
 
 @contextlib.contextmanager
-def claim_run(cfg):
+def claim_run(cfg, ranks):
     """Make the run's folder: `out`, which must be new or empty, or the next number under runs/.  It
-    is ours from the start, and if what is done `with` it fails, it goes again."""
+    is ours from the start, and if what is done `with` it fails, it goes again.  Under torchrun an
+    `out` without a checkpoint is one that a crash left behind."""
     numbers = [int(p.name[:4]) for p in Path("runs").glob("[0-9][0-9][0-9][0-9]*")]
     for number in itertools.count(max(numbers, default=0) + 1):
         run = Path(cfg.out or f"runs/{number:04d}-{run_name(cfg)}")
         try:
             run.mkdir(parents=True, exist_ok=bool(cfg.out))
-            if any(run.iterdir()):
+            if any(run.iterdir()) and not ranks.elastic:
                 raise FileExistsError
-            (run / "snapshots").mkdir()   # fails where another run was faster
-            break
+            (run / "snapshots").mkdir(exist_ok=ranks.elastic)       # fails where another run was
+            break                                                   # faster
         except FileExistsError:
             if cfg.out:
                 raise ConfigError(f"{run} exists already and is not an empty folder: give another "
@@ -486,6 +693,9 @@ def claim_run(cfg):
 def save(state, run):
     """Write a checkpoint, and delete those older than the last KEEP; -> its path."""
     cfg, path = state.cfg, run / f"checkpoint-{state.images:08d}.pt"
+    state.ranks.check_alike(state.nets)
+    if state.ranks.rank:
+        return path
     parts = {name: part.state_dict() for name, part in vars(state.nets).items()}
     for name in ("G", "G_ema", "D"):      # losses tell of the weights before the last step
         if not all(p.isfinite().all() for p in parts.get(name, {}).values()):
@@ -525,6 +735,8 @@ def restore(state, path):
         raise gansynth.CheckpointError(
             f"{path}: its parts do not fit together ({reason}): resume from an earlier checkpoint "
             "of the same run") from None
+    if state.ranks.rank:
+        return
     found = gansynth.checkpoints(path.parent)
     for newer in found[found.index(path) + 1:] if path in found else []:
         newer.rename(f"{newer}.old")
@@ -547,7 +759,7 @@ class Interrupt:
     """Remembers Ctrl-C and SIGTERM until the current step is done; a second one acts at once."""
 
     def __enter__(self):
-        self.signal = None
+        self.signal = 0
         self.before = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -559,18 +771,6 @@ class Interrupt:
     def __exit__(self, *exception):
         for s, handler in self.before.items():
             signal.signal(s, handler)
-
-
-def pick_device(name):
-    """The device of that name; auto is the GPU where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name).item()
-    except Exception:                     # torch raises many kinds
-        raise ConfigError(f"device {name!r} is not there: expected auto, cpu, or cuda (cuda:1, "
-                          "...) where PyTorch finds a GPU") from None
-    return name
 
 
 # ---------------------------------------------------------------------------------------------
@@ -764,14 +964,136 @@ MODELS = {"gansynth": (Config, State), "wavegan": (WaveGANConfig, WaveGANState),
           "wavenet": (WaveNetConfig, WaveNetState)}
 
 
-# ---- Benchmark ------------------------------------------------------------------------------
+# ---- What a step costs, and a run -----------------------------------------------------------
 
 PASSES = 19                               # of the network in one step, as the release makes them
+TOUCHES = 140                             # of each feature in one step, to read or write it
+GPUS = {                                  # operations/s of TF32 (V100: of float32), bytes/s
+    "H100": (494e12, 3.35e12), "A100": (156e12, 2.0e12), "V100": (15.7e12, 0.9e12),
+    "RTX 4090": (82.6e12, 1.01e12)}
+
+
+def measure(cfg, whole_run, as_json, budget):
+    """Print what steps cost, timed for about `budget` seconds each: at every number of blocks, on a
+    GPU in every way they can be computed; or, of a whole run, at every stage, and what that makes,
+    here and by estimate elsewhere: at 40 % of a GPU's operations/s and 70 % of its bytes/s."""
+    device, total, elsewhere = prepare(cfg), 0, dict.fromkeys(GPUS, 0)
+    for precision, launched, channels in [(cfg.precision, "graph", "last")] if (
+            whole_run or device == "cpu") else itertools.product(
+            ("tf32", "bf16"), ("eager", "graph"), ("last", "first")):
+        gansynth.LAYOUT = torch.channels_last if channels == "last" else torch.contiguous_format
+        Recorded.EAGER = math.inf if launched == "eager" else 3
+        with trial(replace(cfg, precision=precision), device) as state:
+            for start, end, stage, blocks in stages(cfg):
+                if stage % 2 and not whole_run:
+                    continue
+                row = {"stage": stage + 1, "blocks": blocks, **costs(state, start, budget)}
+                if device != "cpu" and not whole_run:
+                    row |= {"number": precision, "kernels": launched, "channels": channels}
+                steps = (end - start) / cfg.batch
+                row["hours"] = steps * row["s/step"] / 3600
+                show(row, as_json, start == 0)
+                total += row["hours"]
+                for name, (operations, moved) in GPUS.items():
+                    elsewhere[name] += steps / 3600 * 1e9 * (
+                        row["GFLOP"] / operations / 0.4 + row["GB"] / moved / 0.7)
+    if whole_run:
+        show({"all": device, "hours": total, "peak MB": peak_memory(device)}, as_json)
+        for name, hours in elsewhere.items():
+            show({"estimate": name, "hours": hours, "of eight": hours / 8}, as_json)
+
+
+def show(row, as_json, head=True):
+    """Print a row of a table, if need be beneath its head, or as JSON."""
+    if as_json:
+        print(json.dumps(row), flush=True)
+        return
+    if head:
+        print(" ".join(f"{name:>9}" for name in row))
+    texts = (f"{x:.4g}" if isinstance(x, float) else str(x) for x in row.values())
+    print(" ".join(f"{text:>{max(9, len(name))}}" for name, text in zip(row, texts)), flush=True)
+
+
+def stages(cfg):
+    """(first example, last + 1, stage, blocks) of each stage of a run."""
+    start = 0
+    while start < cfg.images:
+        _, stage, blocks = cfg.where(start)
+        last = not cfg.progressive or stage == 2 * (cfg.resolutions - 1)
+        end = cfg.images if last else start + (cfg.fade_images if stage % 2 else cfg.stable_images)
+        yield start, min(end, cfg.images), stage, blocks
+        start = end
+
+
+@contextlib.contextmanager
+def trial(cfg, device):
+    """A run's State with notes of two pitches, packed on disk as a real set would be."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        form = cfg.length, cfg.sample_rate, (cfg.pitch_low, min(cfg.pitch_low + 1, cfg.pitch_high))
+        nsynth.save(nsynth.load("orchestra", *form, (), progress=False), f"{folder}/notes")
+        state = State(cfg, nsynth.load(f"{folder}/notes", *form, ()), device)
+        # As much of them is kept as would be of the paper's training notes.
+        state.pictures.memory *= len(state.notes) / 56_303
+        yield state
+
+
+def costs(state, images, budget):
+    """What a step costs after so many examples, in seconds, and their shares in %.  Operations are
+    19 passes x the multiply-adds of the network's convolutions x 2, whatever is folded or skipped,
+    set against the rates of a matrix product and of the newest block's own convolution."""
+    cfg, device, steps, state.images = state.cfg, state.device, [], images
+    arch, blocks = cfg.architecture(), cfg.where(images)[2]
+    warm = 1 if device == "cpu" else Recorded.EAGER + 1
+    before = yardsticks(arch, blocks, cfg.batch, device)
+    while len(steps) <= warm or sum(step["all"] for step in steps) < budget and len(steps) < 30:
+        steps.append(timed_step(state))
+    seconds = {part: statistics.median(step[part] for step in steps[warm:]) for part in steps[0]}
+    after, whole = yardsticks(arch, blocks, cfg.batch, device), seconds.pop("all")
+    operations = 2 * PASSES * multiply_adds(arch, blocks) * cfg.batch
+    features = sum(2 * arch.channels(b) * math.prod(arch.size(b)) for b in range(1, blocks + 1))
+    return {"s/step": whole, "ex/s": cfg.batch / whole,
+            **{f"% {part}": 100 * part_seconds / whole for part, part_seconds in seconds.items()},
+            "peak MB": peak_memory(device), "GFLOP": operations / 1e9,
+            "GB": 4 * TOUCHES * features * cfg.batch / 1e9,
+            **{f"of {name}": operations / whole / statistics.mean(pair)
+               for name, *pair in zip(("product", "conv"), before, after)}}
+
+
+def timed_step(state):
+    """Seconds of one step's parts: data, G, D, penalty, and all.  The state stays at its stage."""
+    seconds, images = dict.fromkeys(("data", "G", "D", "penalty"), 0.0), state.images
+    last = start = time.perf_counter()
+
+    def lap(part):
+        nonlocal last
+        if state.device != "cpu":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        seconds[part] += now - last
+        last = now
+
+    state.step(lap)
+    lap("D")                              # a graph has no parts
+    state.images = images
+    return {**seconds, "all": time.perf_counter() - start}
+
+
+def yardsticks(arch, blocks, batch, device, n=2048):
+    """Operations/s of a matrix product, and of a convolution as block `blocks` has it."""
+    matrix, channels = torch.randn(n, n, device=device), arch.channels(blocks)
+    x = torch.randn(batch, channels, *arch.size(blocks), device=device)
+    x = x.contiguous(memory_format=gansynth.LAYOUT)
+    kernel = torch.randn(channels, channels, *arch.kernel, device=device)
+    names = {"matrix": matrix, "x": x, "kernel": kernel, "conv2d": torch.nn.functional.conv2d}
+    return [operations / Timer(code, globals=names, num_threads=torch.get_num_threads())
+            .blocked_autorange(min_run_time=0.1).median for code, operations in (
+                ("matrix @ matrix", 2 * n ** 3),
+                ("conv2d(x, kernel, padding='same')", 2 * x.numel() * kernel[0].numel()))]
 
 
 def peak_memory(device):
     """Most memory the process has held so far, in MB (on a GPU: the GPU's)."""
-    if device.startswith("cuda"):
+    if device != "cpu":
         return torch.cuda.max_memory_allocated() / 1e6
     try:
         import resource                   # not on Windows
@@ -781,86 +1103,18 @@ def peak_memory(device):
                                                                  else 1e3)
 
 
-def product_rate(device, size=2048):
-    """Operations/s of a float32 matrix product with this run's threads, the median of a few."""
-    a = torch.randn(size, size, device=device)
-    return 2 * size ** 3 / median_seconds(lambda: a @ a, device)
-
-
-def median_seconds(function, device, times=7):
-    """Of a few calls, after one to warm up."""
-    seconds = []
-    for _ in range(times + 1):
-        start = time.perf_counter()
-        function()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return sorted(seconds[1:])[times // 2]
-
-
-def bench(cfg, budget=20.0):
-    """Print what a step costs at every number of blocks; each is timed for about `budget` seconds.
-
-    Operations are counted as 19 passes x the multiply-adds of the network's convolutions x 2 per
-    example, whatever is folded or skipped, and set against a matrix product before and after.
-    """
-    device = pick_device(cfg.device)
-    threads = "" if device.startswith("cuda") else f", {torch.get_num_threads()} threads"
-    # Packed on disk, as a real set would be.
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        form = cfg.length, cfg.sample_rate, (cfg.pitch_low, min(cfg.pitch_low + 1, cfg.pitch_high))
-        nsynth.save(nsynth.load("orchestra", *form, ()), f"{folder}/notes")
-        state = State(cfg, nsynth.load(f"{folder}/notes", *form, ()), device)
-        # As much of them is kept as would be of the paper's training notes.
-        state.pictures.memory *= len(state.notes) / 56_303
-        print(f"batch {cfg.batch} on {device}{threads}, torch {torch.__version__}; medians of "
-              f"steps\n{'blocks':>6} {'s/step':>8} {'examples/s':>11} {'data':>6} {'G':>6} "
-              f"{'D':>6} {'penalty':>8} {'peak MB':>8} {'of the product':>15}")
-        for blocks in range(1 if cfg.progressive else cfg.resolutions, cfg.resolutions + 1):
-            state.images = (blocks - 1) * (cfg.stable_images + cfg.fade_images)
-            product = bench_row(state, blocks, budget)
-        size, few = state.nets.G.arch.size(cfg.resolutions), range(cfg.batch)
-        made, read = (cfg.batch / median_seconds(function, device, 20) for function in (
-            lambda: state.pictures.transform(few, size), lambda: state.notes.waves(few)))
-        print(f"the product: {product / 1e9:.0f} GFLOP/s, float32, 2048 x 2048\nthe data could "
-              f"feed {made:,.0f} notes/s as spectra, and {read:,.0f} as waves from the disk; early "
-              "stages keep their small spectra")
-
-
-def bench_row(state, blocks, budget):
-    """Time the step at so many blocks; -> the matrix product's rate."""
-    cfg, device = state.cfg, state.device
-    before, steps = product_rate(device), []
-    while len(steps) < 2 or sum(step["all"] for step in steps) < budget and len(steps) < 30:
-        steps.append(timed_step(state))
-    steps = steps[1:]                     # the first one warms up
-    median = {k: sorted(step[k] for step in steps)[len(steps) // 2] for k in steps[0]}
-    whole, product = median["all"], (before + product_rate(device)) / 2
-    rate = 2 * PASSES * multiply_adds(cfg.architecture(), blocks) * cfg.batch / whole
-    print(f"{blocks:6} {whole:8.3f} {cfg.batch / whole:11.2f} "
-          + " ".join(f"{median[part] / whole:{width}.0%}" for part, width in
-                     (("data", 6), ("G", 6), ("D", 6), ("penalty", 8)))
-          + f" {peak_memory(device):8.0f} {rate / product:15.0%}", flush=True)
-    return product
-
-
-def timed_step(state):
-    """Seconds of one step's parts: data, G, D, penalty, and all."""
-    seconds, images = dict.fromkeys(("data", "G", "D", "penalty"), 0.0), state.images
-    last = start = time.perf_counter()
-
-    def lap(part):
-        nonlocal last
-        if state.device.startswith("cuda"):
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        seconds[part] += now - last
-        last = now
-
-    state.step(lap)
-    state.images = images                 # stay at this stage
-    return {**seconds, "all": time.perf_counter() - start}
+def probe(cfg, notes, device):
+    """ConfigError now, not on day three, if a GPU's memory is too small for the last stage."""
+    if device == "cpu" or cfg.model != "gansynth":
+        return
+    state = State(cfg, notes.subset(range(1)), device)
+    state.images = cfg.images - 1
+    try:
+        state.step()
+    except torch.cuda.OutOfMemoryError:
+        raise ConfigError(f"the last stage does not fit into {device}'s memory at --batch "
+                          f"{cfg.batch}: try a smaller one, or --precision bf16") from None
+    print(f"the last stage will take {peak_memory(device):,.0f} MB of {device}'s memory")
 
 
 # ---- Settings that cannot work --------------------------------------------------------------
@@ -947,8 +1201,10 @@ def parse_arguments(argv, model, first):
     parser.add_argument("--preset", choices=PRESETS, help="paper, or workshop: 15 minutes on a "
                         "laptop (default: paper where there is a GPU, else workshop)")
     parser.add_argument("--bench", action="store_true", help="time each stage's step, and stop")
+    parser.add_argument("--plan", action="store_true", help="what the run will cost, and stop")
+    parser.add_argument("--json", action="store_true", help="--bench or --plan, a JSON line a row")
     for f in fields(kind):
-        if f.name in getattr(kind, "unused", ()):
+        if f.name in ("out", *getattr(kind, "unused", ())):
             continue
         choices = f.metadata["choices"]
         default = PRESETS["paper"][model].get(f.name, f.default)
@@ -964,9 +1220,11 @@ def parse_arguments(argv, model, first):
     if "hires" in given and getattr(given, "rep", "") == spectral.WAVEFORM:
         parser.error("--hires does nothing for --rep waveform, which has no frequencies: leave it "
                      "out")
-    if given.bench and model != "gansynth":
-        parser.error(f"--bench times GANSynth's stages, which --model {model} has not: leave one "
-                     "of the two out")
+    if (given.bench or given.plan) and model != "gansynth":
+        parser.error(f"--bench and --plan time GANSynth's stages, which --model {model} has not: "
+                     "leave one of the two out")
+    if given.json and not (given.bench or given.plan):
+        parser.error("--json is for --bench and --plan: add one of them")
     return vars(given)
 
 
@@ -998,7 +1256,8 @@ def resumed_settings(path, contents, given):
         raise ConfigError(f"--out {given['out']} contradicts --resume, which goes on in "
                           f"{path.parent}")
     for name, value in given.items():
-        free = name in ("device", "out", "data", "pack") or name == "images" and value > saved[name]
+        free = (name in ("device", "precision", "out", "data", "pack")
+                or name == "images" and value > saved[name])
         if not free and value != saved[name]:
             raise ConfigError(f"{flag(name)} {value} contradicts {path}, which was trained with "
                               f"{saved[name]}: leave it out, or start a new run")
@@ -1016,24 +1275,38 @@ def start(argv):
                        "with flags of its own: add -h (default: gansynth)")
     first.add_argument("--resume", metavar="RUN", help="go on with a run (folder or checkpoint); "
                        "settings come from its checkpoint")
+    first.add_argument("--out", metavar="RUN", default=argparse.SUPPRESS, help="the run's folder, "
+                       "new or empty (default: a fresh numbered one under runs/); torchrun needs "
+                       "it, and goes on with what is there")
     asked, _ = first.parse_known_args(argv)
-    model, path, contents = asked.model or "gansynth", None, None
-    if asked.resume is not None:
-        path = gansynth.find_checkpoint(asked.resume)
+    ranks, model, path, contents = Ranks.join(), asked.model or "gansynth", asked.resume, None
+    if ranks.elastic and path is None:
+        if not getattr(asked, "out", ""):
+            raise ConfigError("torchrun may start a run again by the same command: add --out, so "
+                              "that it is found again")
+        path = asked.out if gansynth.checkpoints(asked.out) else None
+    if path is not None:
+        path = gansynth.find_checkpoint(path)
         contents = gansynth.load_checkpoint(path, parts=RESUME_PARTS)
         model = contents["model"]
     given = parse_arguments(argv, model, first)
-    preset, benchmark = given.pop("preset"), given.pop("bench")
+    preset, as_json, benchmark, planned = (given.pop(name) for name in (
+        "preset", "json", "bench", "plan"))
     del given["resume"], given["model"]
-    if path and (preset or asked.model not in (None, model)):
+    if asked.resume is not None and (preset or asked.model not in (None, model)):
         raise ConfigError(f"--preset and --model contradict --resume, which has the settings of "
                           f"{path}: leave them out")
+    if ranks.size > 1 and model != "gansynth":
+        raise ConfigError(f"--model {model} trains in one process: start it without torchrun")
     if path:
         cfg, line = resumed_settings(path, contents, given), f"resuming {path} with its settings"
     else:
         cfg, line = new_settings(model, preset, given)
-    print(line, flush=True)
-    bench(cfg) if benchmark else train(cfg, path)
+    print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
+    if benchmark or planned:
+        measure(cfg, planned, as_json, 2 if planned else 20)
+    else:
+        train(cfg, path, ranks)
 
 
 def main(argv=None):
