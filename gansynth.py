@@ -962,13 +962,12 @@ class WaveNet(nn.Module):
         return self.head[1](F.relu(self.head[0](F.relu(skip))))
 
     def draw(self, parameters, random=None):
-        """Distribution parameters (N, outputs) -> samples (N,), as `compress` gives them, drawn by
-        two uniform numbers each, (2, N)."""
-        N, device = len(parameters), parameters.device
-        u, v = torch.rand(2, N, device=device) if random is None else random
+        """Distribution parameters (N, outputs) -> samples (N,), as `compress` gives them.
+        random (2, N): two uniform numbers for each, or None for fresh ones."""
+        u, v = (torch.rand(2, len(parameters)) if random is None else random).to(parameters)
         logits, *logistics = parameters.chunk(1 if self.mulaw8 else 3, dim=1)
-        below = torch.softmax(logits, dim=1).cumsum(dim=1) <= u[:, None]
-        pick = below[:, :-1].sum(dim=1, keepdim=True)               # the sum may fall short of 1
+        cumulative = torch.softmax(logits, dim=1).cumsum(dim=1)     # it may fall short of 1
+        pick = torch.searchsorted(cumulative[:, :-1].contiguous(), u[:, None], right=True)
         if self.mulaw8:
             return pick[:, 0] / 127.5 - 1
         mean, log_scale = (p.gather(1, pick)[:, 0] for p in logistics)
@@ -1037,6 +1036,7 @@ class CachedWaveNet:
         self.weights = [conv.weight.permute(2, 1, 0).flatten(0, 1) for conv in causal]
         self.residual = [conv.weight[..., 0].t() for conv in net.residual]
         self.skip = torch.cat([conv.weight[..., 0] for conv in net.skip], dim=1)
+        self.head = [(conv.weight[..., 0], conv.bias) for conv in net.head]
 
     def convolve(self, i, bias, x):
         """x (N, inputs), given to the i-th causal layer now -> its output now, (N, outputs)."""
@@ -1057,13 +1057,13 @@ class CachedWaveNet:
         h = self.convolve(0, net.input.bias, u[:, None])            # (N, C)
         for i, gates in enumerate(self.gates[..., now]):
             a, b = self.convolve(i + 1, gates, h).chunk(2, dim=1)
-            ys.append(torch.tanh(a) * torch.sigmoid(b))
+            ys.append(a.tanh_() * b.sigmoid_())
             if i < len(self.residual):
                 h = torch.addmm(h, ys[i], self.residual[i])
         self.t += 1
         x = F.linear(torch.cat(ys, dim=1), self.skip, net.skip_bias)            # every layer's skip
-        for conv in net.head:
-            x = F.linear(F.relu(x), conv.weight[..., 0], conv.bias)
+        for layer in self.head:
+            x = F.linear(F.relu(x), *layer)
         return x
 
 

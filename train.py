@@ -680,14 +680,20 @@ class BaselineState(State):
                                 list(self.nets.G.parameters()), self.cfg.ema)
         self.terms = {**self.terms, **{name: term.detach() for name, term in terms.items()}}
 
+    def step(self):
+        """Train on the notes whose turn it is -> named loss terms, G's of its last step."""
+        indices, pitch = self.batch()
+        self.learn(self.notes.waves(indices).to(self.device), pitch)
+        self.images += self.cfg.batch
+        return self.terms
+
 
 class WaveGANState(BaselineState):
     NETS = {"G": gansynth.WaveGANGenerator, "D": gansynth.WaveGANDiscriminator}
     BETAS = (0.5, 0.9)
 
-    def step(self):
-        """One step of D; every `critic_steps`-th time, the first among them, one of G before it.
-        -> named loss terms, G's of its last step."""
+    def learn(self, waves, pitch):
+        """One step of D; every `critic_steps`-th time, the first among them, one of G before it."""
         cfg, nets, G, D = self.cfg, self.nets, self.nets.G, self.nets.D
         weights = gansynth.LossWeights(penalty=cfg.penalty, pitch=cfg.pitch_weight)
         draws = draw(cfg, self.counts, self.images, self.device)
@@ -697,23 +703,19 @@ class WaveGANState(BaselineState):
             self.update(nets.adam_G, *gansynth.generator_loss(
                 lambda z, pitch, _: G(z, pitch), D, draws.z_G, draws.pitch_G, shifts[3], weights))
             D.requires_grad_(True)
-        indices, pitch_real = self.batch()
-        waves = self.notes.waves(indices).to(self.device)
         x_real = cfg.spectrum().encode(waves)[:, 0, :, 0]           # (N, L), padded
         with torch.no_grad():
             x_fake = G(draws.z_D, draws.pitch_D)
         self.update(nets.adam_D, *wavegan_discriminator_loss(
-            D, x_real, pitch_real, x_fake, draws.mix.flatten(1), shifts, weights))
-        self.images += cfg.batch
-        return self.terms
+            D, x_real, pitch, x_fake, draws.mix.flatten(1), shifts, weights))
 
 
 class WaveNetState(BaselineState):
     NETS = {"G": gansynth.WaveNet}
     BETAS = (0.9, 0.999)
 
-    def step(self):
-        """One step on crops of notes, all from one random place -> named loss terms.
+    def learn(self, waves, pitch):
+        """One step on crops of notes, all from one random place.
 
         Places half a crop beyond either end are moved to it: else the beginning, from which every
         sampled note sets out, would hardly ever be learnt.
@@ -722,11 +724,8 @@ class WaveNetState(BaselineState):
         last, random = cfg.length - crop, random_at(cfg.seed, self.images)
         offset = torch.randint(-(crop // 2), last + crop // 2 + 1, (), generator=random)
         offset = int(offset.clamp(0, last))
-        indices, pitch = self.batch()
-        waves = self.notes.waves(indices)[:, offset:offset + crop].to(self.device)
-        self.update(self.nets.adam_G, *wavenet_loss(self.nets.G, waves, pitch, offset))
-        self.images += cfg.batch
-        return self.terms
+        self.update(self.nets.adam_G, *wavenet_loss(
+            self.nets.G, waves[:, offset:offset + crop], pitch, offset))
 
 
 MODELS = {"gansynth": (Config, State), "wavegan": (WaveGANConfig, WaveGANState),
