@@ -891,30 +891,26 @@ def layer_table(arch):
 
 
 # ---- Baseline: WaveGAN (Donahue et al. 2018, tables 3 and 4), with a pitch ------------------
+# paper: that, and no more settings.  Here as in WaveGAN's own code, but that z is normal, and that
+# the pitch is beside z and named by D, as in GANSynth.
+
 
 @dataclass(frozen=True)
 class WaveGANArchitecture:
-    """Everything that determines WaveGAN's shapes; the defaults make the paper's notes, padded.
-
-    paper: WaveGAN with the pitch added, and no more settings.  Here as in its authors' code, but
-    that z is normal, and the pitch beside z and named by D, as in GANSynth.
-    """
+    """Everything that determines WaveGAN's shapes; the defaults make the paper's notes, padded."""
 
     length: int = 65536                   # samples made: 16 x 4^k for k layers
     latent: int = 100                     # dimensions of z
     pitches: int = 61                     # P: MIDI 24..84
     channels: int = 64                    # d: channels beside the wave, doubled in every layer
-    kernel: int = 25
-    phase_shuffle: int = 2                # n: D's activations move by -n..n samples
 
     @property
     def widths(self):
         """Channels from the wave's end to the start's: 1, d, 2d, 4d, ..."""
-        k = max(1, math.ceil(math.log2(self.length / 16) / 2))
-        return [1] + [self.channels * 2 ** i for i in range(k)]
+        return [1] + [self.channels * 2 ** i for i in range(round(math.log2(self.length / 16) / 2))]
 
 
-def _glorot(net):
+def glorot(net):
     for name, p in net.named_parameters():
         (nn.init.zeros_ if name.endswith("bias") else nn.init.xavier_uniform_)(p)
 
@@ -924,18 +920,18 @@ class WaveGANGenerator(nn.Module):
 
     def __init__(self, arch):
         super().__init__()
-        self.arch, widths, before = arch, arch.widths[::-1], (arch.kernel - 4) // 2
+        self.arch, widths = arch, arch.widths[::-1]
         self.dense = nn.Linear(arch.latent + arch.pitches, 16 * widths[0])
-        self.up = nn.ModuleList(nn.ConvTranspose1d(a, b, arch.kernel, stride=4, padding=before)
+        self.up = nn.ModuleList(nn.ConvTranspose1d(a, b, 25, stride=4, padding=10)
                                 for a, b in zip(widths, widths[1:]))
-        _glorot(self)
+        glorot(self)
 
     def forward(self, z, pitch):
         """z (N, latent), pitch (N,) labels 0..P-1 -> (N, length) in [-1, 1]."""
         one_hot = F.one_hot(pitch, self.arch.pitches).to(z.dtype)
         x = self.dense(torch.cat([z, one_hot], dim=1)).unflatten(1, (-1, 16))   # (N, C, 16)
         for up in self.up:                # D's convolution transposed: cuts off what that pads
-            x = up(F.relu(x))[..., :4 * x.shape[2]]                 # (N, C/2, 4 L)
+            x = up(F.relu(x))[..., :-1]                             # (N, C/2, 4 L)
         return torch.tanh(x[:, 0])
 
 
@@ -944,33 +940,30 @@ class WaveGANDiscriminator(nn.Module):
 
     def __init__(self, arch):
         super().__init__()
-        self.arch, widths = arch, arch.widths
-        self.same = (arch.kernel - 4) // 2, (arch.kernel - 3) // 2  # TensorFlow's SAME padding
-        self.down = nn.ModuleList(nn.Conv1d(a, b, arch.kernel, stride=4)
-                                  for a, b in zip(widths, widths[1:]))
-        self.score = nn.Linear(16 * widths[-1], 1)
-        self.pitch = nn.Linear(16 * widths[-1], arch.pitches)
-        _glorot(self)
+        self.down = nn.ModuleList(nn.Conv1d(a, b, 25, stride=4)
+                                  for a, b in zip(arch.widths, arch.widths[1:]))
+        self.score = nn.Linear(16 * arch.widths[-1], 1)
+        self.pitch = nn.Linear(16 * arch.widths[-1], arch.pitches)
+        glorot(self)
 
-    def forward(self, wave, shift=()):
-        """(N, length), shifts of `draw_phase_shuffle` or none -> scores (N,), logits (N, P)."""
+    def forward(self, wave, shifts=()):
+        """wave (N, length), shifts by -2..2 after the first layers -> scores (N,), logits (N, P).
+
+        Phase shuffle moves features later, and fills the gap by reflection: transposed convolutions
+        leave artefacts of one phase, by which D would know fakes too easily.  code: at most four.
+        """
         x = wave[:, None]                                           # (N, 1, L)
         for i, down in enumerate(self.down):
-            x = F.leaky_relu(down(F.pad(x, self.same)), LEAK)       # (N, 2 C, L/4)
-            if i < len(shift):
-                x = phase_shuffle(x, int(shift[i]))
+            x = F.leaky_relu(down(F.pad(x, (10, 11))), LEAK)        # TensorFlow's SAME padding
+            if i < min(len(shifts), len(self.down) - 1):            # (N, 2 C, L/4)
+                x = F.pad(x, (2, 2), mode="reflect").narrow(2, 2 - int(shifts[i]), x.shape[2])
         return self.score(x.flatten(1))[:, 0], self.pitch(x.flatten(1))
 
 
-def phase_shuffle(x, shift):
-    """x (N, C, L) moved later by `shift` samples, the gap filled by reflection.  Transposed
-    convolutions leave artefacts of one phase, by which D would know fakes too easily."""
-    before, after = max(shift, 0), max(-shift, 0)
-    return F.pad(x, (before, after), mode="reflect").narrow(2, after, x.shape[2])
+# ---- Baseline: WaveNet (van den Oord et al. 2016; paper appendix), with a pitch -------------
 
-
-# ---------------------------------------------------------------------------------------------
-# Baseline: WaveNet (van den Oord et al. 2016; paper appendix), sample by sample, with a pitch
+CONDITIONING = (2, 4, 8, 16, 32, 1, 1, 1)               # dilations: 5 layers "to 2^5", 3 plain
+MIXTURES = 10                                           # logistics of the 16-bit output
 
 
 @dataclass(frozen=True)
@@ -978,18 +971,12 @@ class WaveNetArchitecture:
     """Everything that determines WaveNet's shapes; the defaults are the paper's, 8-bit."""
 
     length: int = 64000                   # samples of a note
-    sample_rate: int = 16000              # Hz it is played at; the network has no use for it
+    hold: int = 48000                     # samples for which the pitch is on: 3 s of 4
     pitches: int = 61                     # P: MIDI 24..84
     stacks: int = 3
     layers: int = 10                      # per stack, dilations 2^0 .. 2^(layers - 1)
-    channels: int = 512                   # of the residual path and of each half of the gates
-    skip: int = 512                       # of the skip path and the head; not in the paper
-    filter: int = 3                       # taps of every convolution in time
-    conditioning: tuple = (2, 4, 8, 16, 32, 1, 1, 1)        # dilations: 5 "to 2^5", 3 plain
-    conditioning_channels: int = 512
+    channels: int = 512                   # of every path; paper: of all but the skips
     output: str = "mulaw8"                # or "mol16": a mixture of logistics on 16 bits
-    mixtures: int = 10                    # logistics in it
-    hold: float = 0.75                    # share of the note that the pitch is on: 3 s of 4
     latent = 0                            # no setting: a WaveNet has no z
 
     @property
@@ -999,7 +986,7 @@ class WaveNetArchitecture:
     @property
     def receptive_field(self):
         """How many samples before the one that is foretold have a say in it: 6,141."""
-        return 1 + (self.filter - 1) * (1 + sum(self.dilations))
+        return 3 + 2 * sum(self.dilations)
 
 
 class WaveNet(nn.Module):
@@ -1012,80 +999,67 @@ class WaveNet(nn.Module):
 
     def __init__(self, arch):
         super().__init__()
-        self.arch, C, S, wide = arch, arch.channels, arch.skip, arch.conditioning_channels
-        taps, depth = arch.filter, len(arch.dilations)
+        self.arch, self.mulaw8 = arch, arch.output == "mulaw8"
+        C, outputs = arch.channels, 256 if self.mulaw8 else 3 * MIXTURES
         self.conditioning = nn.ModuleList(
-            nn.Conv1d(wide if i else arch.pitches, wide, taps, dilation=d)
-            for i, d in enumerate(arch.conditioning))
-        self.input = nn.Conv1d(1, C, taps, padding=taps - 1)        # causal, once its end is cut
+            nn.Conv1d(C if i else arch.pitches, C, 3, dilation=d, padding=d)
+            for i, d in enumerate(CONDITIONING))
+        self.input = nn.Conv1d(1, C, 3, padding=2)                  # causal, once its end is cut
         self.dilated = nn.ModuleList(
-            nn.Conv1d(C, 2 * C, taps, dilation=d, padding=(taps - 1) * d) for d in arch.dilations)
-        self.to_gates = nn.ModuleList(nn.Conv1d(wide, 2 * C, 1, bias=False) for _ in range(depth))
-        self.residual = nn.ModuleList(nn.Conv1d(C, C, 1, bias=False) for _ in range(depth - 1))
-        self.skip = nn.ModuleList(nn.Conv1d(C, S, 1, bias=False) for _ in range(depth))
-        self.skip_bias = nn.Parameter(torch.zeros(S))
-        self.mulaw8 = arch.output == "mulaw8"
-        outputs = 256 if self.mulaw8 else 3 * arch.mixtures
-        self.head = nn.ModuleList([nn.Conv1d(S, S, 1), nn.Conv1d(S, outputs, 1)])
+            nn.Conv1d(C, 2 * C, 3, dilation=d, padding=2 * d) for d in arch.dilations)
+        self.to_gates, self.residual, self.skip = (
+            nn.ModuleList(nn.Conv1d(C, wide, 1, bias=False) for _ in arch.dilations[first:])
+            for wide, first in ((2 * C, 0), (C, 1), (C, 0)))
+        self.skip_bias = nn.Parameter(torch.zeros(C))
+        self.head = nn.ModuleList([nn.Conv1d(C, C, 1), nn.Conv1d(C, outputs, 1)])
         # He's start (one of the P inputs is not zero), small beside what each layer adds to: with
         # nothing to add to, eight layers in a row, a short run never learnt to heed the pitch.
         for i, conv in enumerate(self.conditioning):
-            fan_in = taps * (wide * len(self.conditioning) if i else 1)
-            nn.init.normal_(conv.weight, std=math.sqrt(2 / fan_in))
+            nn.init.normal_(conv.weight, std=math.sqrt(2 / 3 / (8 * C if i else 1)))
             nn.init.zeros_(conv.bias)
-        self.span = (taps - 1) * sum(arch.conditioning)             # samples that it sees around t
-        self.before = self.span // 2                                # those of them to the left
-        self.hold = round(arch.hold * arch.length)
-        self.surplus = max(0, self.hold - self.span - 1)            # columns that repeat another
 
     def compress(self, x):
         """Waves in [-1, 1] -> what the network takes in: mu-law codes over [-1, 1], or 16 bits."""
         return mu_law_encode(x).to(x.dtype) / 127.5 - 1 if self.mulaw8 else to_16_bits(x)
 
-    def condition(self, pitch):
-        """pitch (N,) -> the columns that occur in its conditioning, in order (N, C, columns): those
-        of a note held for `surplus` less, so that one column sees the pitch on throughout."""
-        on = F.pad(self.skip_bias.new_ones(self.hold - self.surplus), (self.before, self.span + 1))
-        x = F.one_hot(pitch, self.arch.pitches)[:, :, None] * on    # (N, P, columns + span)
+    def condition(self, pitch, offset, L):
+        """pitch (N,) -> conditioning (N, C, L) of the note's times from `offset` on; or one column,
+        (N, C, 1), where all that they see is a pitch that is on, or off, and they are equal."""
+        reach = sum(CONDITIONING)                                   # samples, to either side
+        t = torch.arange(offset - reach, offset + L + reach)
+        on = (0 <= t) & (t < self.arch.hold)
+        if on.all() or not on.any():
+            on = on[:2 * reach + 1]
+        x = F.one_hot(pitch, self.arch.pitches)[..., None] * on.to(self.skip_bias)  # (N, P, times)
         for i, conv in enumerate(self.conditioning):
-            y = F.relu(conv(x))                                     # shorter than x at both ends
-            cut = (x.shape[2] - y.shape[2]) // 2
-            x = y + x[..., cut:cut + y.shape[2]] if i else y
-        return x
-
-    def column(self, t):
-        """Which of those columns is that of time t."""
-        t -= min(max(t - self.before, 0), self.surplus)
-        return min(t, self.hold - self.surplus + self.before)
-
-    def spread(self, columns, offset, L):
-        """(N, C, columns) -> (N, C, L): times offset .. offset + L - 1 of the note."""
-        steady, silent = self.before + self.surplus, self.before + self.hold
-        edges = [min(max(edge, offset), offset + L)                 # of runs of columns, or of one
-                 for edge in (0, self.before, steady, silent, offset + L)]
-        return torch.cat([columns[..., self.column(a):self.column(b - 1) + 1].expand(-1, -1, b - a)
-                          for a, b in zip(edges, edges[1:]) if a < b], dim=2)
+            x = F.relu(conv(x)) + (x if i else 0)
+        return x[..., reach:-reach]
 
     def forward(self, x, pitch, offset=0):
         """x (N, L) in [-1, 1], a crop that begins at `offset` in the note (what was before counts
         as zero), pitch (N,) -> (N, outputs, L), of which those at t depend on x before t only."""
-        L, conditioning, skip = x.shape[1], self.condition(pitch), self.skip_bias[:, None]
+        L, conditioning = x.shape[1], self.condition(pitch, offset, x.shape[1])
         u = F.pad(self.compress(x)[:, None, :-1], (1, 0))           # (N, 1, L)  one sample late
-        h = self.input(u)[..., :L]                                  # (N, C, L)
+        h, skip = self.input(u)[..., :L], self.skip_bias[:, None]   # (N, C, L)
         for i, (dilated, to_gates) in enumerate(zip(self.dilated, self.to_gates)):
-            gates = dilated(h)[..., :L] + self.spread(to_gates(conditioning), offset, L)
-            a, b = gates.chunk(2, dim=1)
+            a, b = (dilated(h)[..., :L] + to_gates(conditioning)).chunk(2, dim=1)
             y = torch.tanh(a) * torch.sigmoid(b)                    # (N, C, L)
-            skip = skip + self.skip[i](y)                           # (N, S, L)
+            skip = skip + self.skip[i](y)
             if i < len(self.residual):
                 h = h + self.residual[i](y)
         return self.head[1](F.relu(self.head[0](F.relu(skip))))
 
-    def draw(self, parameters, generator=None):
-        """Distribution parameters (N, outputs) -> samples (N,), as `compress` gives them."""
+    def draw(self, parameters, random=None):
+        """Distribution parameters (N, outputs) -> samples (N,), as `compress` gives them.
+        random (2, N): two uniform numbers for each, or None for fresh ones."""
+        u, v = (torch.rand(2, len(parameters)) if random is None else random).to(parameters)
+        logits, *logistics = parameters.chunk(1 if self.mulaw8 else 3, dim=1)
+        cumulative = torch.softmax(logits, dim=1).cumsum(dim=1)     # it may fall short of 1
+        pick = torch.searchsorted(cumulative[:, :-1].contiguous(), u[:, None], right=True)
         if self.mulaw8:
-            return draw_index(parameters, generator) / 127.5 - 1
-        return mol_sample(parameters, generator)
+            return pick[:, 0] / 127.5 - 1
+        mean, log_scale = (p.gather(1, pick)[:, 0] for p in logistics)
+        return to_16_bits(mean + log_scale.clamp(max=14).exp() * torch.logit(v, 1e-7))
 
 
 def mu_law_encode(x):
@@ -1122,34 +1096,15 @@ def mol_log_likelihood(parameters, x):
     return torch.logsumexp(F.log_softmax(logits, dim=1) + mass, dim=1)
 
 
-def mol_sample(parameters, generator=None):
-    """parameters (N, 3 M) -> 16-bit values (N,): picks a logistic, then draws from it."""
-    logits, mean, log_scale = parameters.chunk(3, dim=1)
-    pick = draw_index(logits, generator)[:, None]
-    u = torch.empty_like(mean[:, :1]).uniform_(1e-7, 1 - 1e-7, generator=generator)
-    scale = log_scale.gather(1, pick).clamp(max=14).exp()
-    return to_16_bits(mean.gather(1, pick) + scale * torch.logit(u))[:, 0]
-
-
-def draw_index(logits, generator=None):
-    """Logits (N, K) -> indices (N,).  One random number a note: faster than torch.multinomial."""
-    cumulative = torch.softmax(logits, dim=1).cumsum(dim=1)
-    u = torch.empty_like(logits[:, :1]).uniform_(generator=generator)
-    index = torch.searchsorted(cumulative, u, right=True)[:, 0]
-    return index.clamp(max=logits.shape[1] - 1)                     # the sum may fall short of 1
-
-
 @torch.no_grad()
 def wavenet_generate(net, pitch, generator=None, show=lambda done: None):
     """Notes from their first sample on: pitch (N,) labels -> waves (N, L) in [-1, 1].
-    `show(samples done)` now and then."""
-    length, device = net.arch.length, net.skip_bias.device
-    if generator and generator.device != device:        # no copy from the CPU for every sample
-        seed = int(torch.randint(2 ** 62, (), generator=generator, device=generator.device))
-        generator = torch.Generator(device).manual_seed(seed)
-    cache, u = CachedWaveNet(net, pitch), net.skip_bias.new_zeros(len(pitch), length + 1)
-    for t in range(length):               # u[:, t] is the sample before t; before the note, silence
-        u[:, t + 1] = net.draw(cache.step(u[:, t]), generator)
+    `show(samples done)` now and then; a generator of the CPU, whatever the network's device."""
+    length, cache = net.arch.length, CachedWaveNet(net, pitch)
+    u = net.skip_bias.new_zeros(len(pitch), length + 1)             # u[:, 0]: silence before
+    random = torch.rand(length, 2, len(pitch), generator=generator).to(u.device)
+    for t in range(length):
+        u[:, t + 1] = net.draw(cache.step(u[:, t]), random[t])
         if (t + 1) % 256 == 0 or t + 1 == length:
             show(t + 1)
     return mu_law_decode((u[:, 1:] + 1) * 127.5) if net.mulaw8 else u[:, 1:]
@@ -1159,54 +1114,45 @@ class CachedWaveNet:
     """WaveNet one sample at a time: each layer keeps what it needs of its past, so that a sample
     costs one column of the network instead of the whole receptive field."""
 
+    BLOCK = 256                           # samples whose conditioning is computed at once
+
     @torch.no_grad()
     def __init__(self, net, pitch):
-        self.net, self.t, self.column, self.columns = net, 0, None, net.condition(pitch)
-        N, C, depth, new = len(pitch), net.arch.channels, len(net.skip), net.skip_bias.new_empty
-        self.rings = [ring(conv, N) for conv in (net.input, *net.dilated)]
-        self.gates, self.y = new(N, 2 * C), new(N, depth * C)       # one layer's, every layer's
-        self.to_tanh, self.to_sigmoid = self.gates.chunk(2, dim=1)
-        self.y_of = self.y.chunk(depth, dim=1)
+        self.net, self.pitch, self.t, causal = net, pitch, 0, [net.input, *net.dilated]
+        self.rings = [[conv.weight.new_zeros(len(pitch), conv.in_channels)] * 2 * conv.dilation[0]
+                      for conv in causal]                           # inputs from t - 2 d to t - 1
+        self.weights = [conv.weight.permute(2, 1, 0).flatten(0, 1) for conv in causal]
         self.residual = [conv.weight[..., 0].t() for conv in net.residual]
-        self.skips = torch.cat([conv.weight[..., 0] for conv in net.skip], dim=1).t()
-        self.head = [(conv.bias, conv.weight[..., 0].t()) for conv in net.head]
+        self.skip = torch.cat([conv.weight[..., 0] for conv in net.skip], dim=1)
+        self.head = [(conv.weight[..., 0], conv.bias) for conv in net.head]
+
+    def convolve(self, i, bias, x):
+        """x (N, inputs), given to the i-th causal layer now -> its output now, (N, outputs)."""
+        ring, now = self.rings[i], self.t % len(self.rings[i])
+        seen = torch.cat([ring[now], ring[now - len(ring) // 2], x], dim=1)     # t - 2 d, t - d, t
+        ring[now] = x
+        return torch.addmm(bias, seen, self.weights[i])
 
     @torch.no_grad()
     def step(self, u):
         """u (N,): the sample before, as `compress` gives it, at first 0 -> (N, outputs)."""
-        net, column = self.net, self.net.column(self.t)
-        if column != self.column:                                   # hardly ever
-            self.column, c = column, self.columns[..., column]      # (N, C)
-            self.conditioned = [F.linear(c, to_gates.weight[..., 0], dilated.bias)
-                                for to_gates, dilated in zip(net.to_gates, net.dilated)]
-        (newest, past, weights), *layers = [turns[self.t % len(turns)] for turns in self.rings]
-        newest.copy_(u[:, None])
-        h = torch.addmm(net.input.bias, past, weights, out=layers[0][0])        # (N, C)
-        for i, (_, past, weights) in enumerate(layers):
-            torch.addmm(self.conditioned[i], past, weights, out=self.gates)
-            torch.mul(self.to_tanh.tanh_(), self.to_sigmoid.sigmoid_(), out=self.y_of[i])
+        net, now, ys = self.net, self.t % self.BLOCK, []
+        if now == 0:
+            conditioning = net.condition(self.pitch, self.t, self.BLOCK)
+            self.gates = torch.stack([to_gates(conditioning) + dilated.bias[:, None]
+                                      for to_gates, dilated in zip(net.to_gates, net.dilated)])
+            self.gates = self.gates.expand(-1, -1, -1, self.BLOCK)  # (layers, N, 2 C, times)
+        h = self.convolve(0, net.input.bias, u[:, None])            # (N, C)
+        for i, gates in enumerate(self.gates[..., now]):
+            a, b = self.convolve(i + 1, gates, h).chunk(2, dim=1)
+            ys.append(a.tanh_() * b.sigmoid_())
             if i < len(self.residual):
-                h = torch.addmm(h, self.y_of[i], self.residual[i], out=layers[i + 1][0])
+                h = torch.addmm(h, ys[i], self.residual[i])
         self.t += 1
-        x = torch.addmm(net.skip_bias, self.y, self.skips)          # every layer's skip at once
-        for bias, weights in self.head:
-            x = torch.addmm(bias, x.relu_(), weights)
+        x = F.linear(torch.cat(ys, dim=1), self.skip, net.skip_bias)            # every layer's skip
+        for layer in self.head:
+            x = F.linear(F.relu(x), *layer)
         return x
-
-
-def ring(conv, N):
-    """A causal convolution's past, for times t in turn: where the input (N, C) at t goes, all f
-    inputs that matter at t (N, f C), and the weights to match (f C, outputs).
-
-    With dilation d row t mod d holds the inputs at t, t - d, ..., t - (f - 1) d.  The newest takes
-    the oldest's place, so that their order turns, and with it the weights: views of one matrix.
-    """
-    (_, C, f), d = conv.weight.shape, conv.dilation[0]
-    rows = conv.weight.new_zeros(d, N, f * C)
-    matrix = conv.weight.permute(2, 1, 0).flatten(0, 1)             # oldest first
-    matrix = torch.cat([matrix, matrix[:-C]])
-    return [(row[:, r * C:(r + 1) * C], row, matrix[(f - 1 - r) * C:(2 * f - 1 - r) * C])
-            for r in range(f) for row in rows]
 
 
 # ---- Command line ---------------------------------------------------------------------------

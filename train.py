@@ -779,8 +779,8 @@ class Interrupt:
 
 @dataclass
 class BaselineConfig(Config):
-    """What the baselines' settings have in common: nothing grows.  Defaults are GANSynth's: for
-    those of a paper's run see PRESETS."""
+    """What the baselines' settings have in common: notes are waves, and nothing grows.  Defaults
+    are GANSynth's: for those of a paper's run see PRESETS."""
 
     resolutions: int = 1
     progressive: bool = False
@@ -788,30 +788,26 @@ class BaselineConfig(Config):
     unused = ("rep", "hires", "progressive", "resolutions", "channel_base", "channel_max",
               "stable_images", "fade_images", "penalty_units", "drift")
 
+    def spectrum(self):                   # the wave itself, padded to what the network makes
+        return spectral.Spectrum(spectral.WAVEFORM, self.architecture().length, 1, self.length,
+                                 self.sample_rate)
+
 
 @dataclass
 class WaveGANConfig(BaselineConfig):
-    """WaveGAN's own settings, beside the others'."""
-
     channels: int = setting(64, "beside the wave, doubled in every layer")
     critic_steps: int = setting(5, "steps of D for one of G")
 
     model = "wavegan"
 
-    def spectrum(self):                   # the wave itself, padded to what the network makes
-        layers = max(1, math.ceil(math.log2(self.length / 16) / 2))
-        return spectral.Spectrum(spectral.WAVEFORM, 16 * 4 ** layers, 1, self.length,
-                                 self.sample_rate)
-
     def architecture(self):
-        return gansynth.WaveGANArchitecture(self.spectrum().frames, self.latent, self.pitches,
+        layers = max(1, math.ceil(math.log2(self.length / 16) / 2))
+        return gansynth.WaveGANArchitecture(16 * 4 ** layers, self.latent, self.pitches,
                                             self.channels)
 
 
 @dataclass
 class WaveNetConfig(BaselineConfig):
-    """WaveNet's own settings, beside the others'."""
-
     output: str = setting("mulaw8", "a sample is one of 256 codes, or a mixture over 16 bits",
                           ["mulaw8", "mol16"])
     channels: int = setting(512, "of every layer")
@@ -823,32 +819,14 @@ class WaveNetConfig(BaselineConfig):
     model = "wavenet"
     unused = (*BaselineConfig.unused, "latent", "penalty", "pitch_weight")
 
-    def spectrum(self):
-        return spectral.Spectrum(spectral.WAVEFORM, self.length, 1, self.length, self.sample_rate)
-
     def architecture(self):               # the orchestra holds a key for a share of any length
-        hold = 0.75 if self.data == "orchestra" else min(1, 3 * self.sample_rate / self.length)
+        hold = 3 * self.length // 4 if self.data == "orchestra" else 3 * self.sample_rate
         return gansynth.WaveNetArchitecture(
-            self.length, self.sample_rate, self.pitches, self.stacks, self.layers, self.channels,
-            skip=self.channels, conditioning_channels=self.channels, output=self.output, hold=hold)
+            self.length, min(hold, self.length), self.pitches, self.stacks, self.layers,
+            self.channels, self.output)
 
 
-def draw_phase_shuffle(arch, generator=None):
-    """Shifts for one pass of a batch: (places,) integers in [-n, n], after D's first four layers,
-    but never after its last."""
-    n, places = arch.phase_shuffle, min(len(arch.widths) - 2, 4)
-    return torch.randint(-n, n + 1, (places,), generator=generator)
-
-
-def wavegan_generator_loss(G, D, z, pitch, shift, weights=gansynth.LossWeights()):
-    """G's loss on fresh fakes: (loss, named terms)."""
-    score, logits = D(G(z, pitch), shift)
-    terms = {"G_score": -score.mean(), "G_pitch": cross_entropy(logits, pitch)}
-    return terms["G_score"] + weights.pitch * terms["G_pitch"], terms
-
-
-def wavegan_discriminator_loss(D, x_real, pitch_real, x_fake, mix, shifts,
-                               weights=gansynth.LossWeights()):
+def wavegan_discriminator_loss(D, x_real, pitch_real, x_fake, mix, shifts, weights):
     """D's loss (WGAN-GP, Gulrajani et al. 2017, and the pitch of real notes): (loss, named terms).
 
     x_real, x_fake (N, length), mix (N, 1) uniform in [0, 1], shifts for real, fake and mixed.
@@ -876,88 +854,78 @@ def wavenet_loss(net, x, pitch, offset=0):
 
 
 class BaselineState(State):
-    """A run of a baseline: networks from `NETS`, by name, and one pair of Adam's betas."""
+    """A run of a baseline: networks from `NETS`, by name, and one pair of Adam's betas.  What is
+    heard is G: so a WaveNet is called, too."""
 
     def build(self):
         arch, nets, self.terms = self.cfg.architecture(), SimpleNamespace(), {}
         for name, network in self.NETS.items():
             net = network(arch).to(self.device)
-            setattr(nets, name, net)
-            setattr(nets, f"adam_{name}", gansynth.make_adam(net.parameters(), self.BETAS))
+            adam = torch.optim.Adam(net.parameters(), betas=self.BETAS, fused=True)
+            vars(nets).update({name: net, f"adam_{name}": adam})
         nets.G_ema = copy.deepcopy(nets.G).requires_grad_(False)
         return nets
 
     def start_stage(self):
         self.stage = 0
 
-    def update(self, name, loss):
-        """One step of one network, and of the average where it is G."""
+    def update(self, adam, loss, terms):
+        """One step of a network, and the named terms of its loss for the report."""
         loss.backward()
-        gansynth.adam_step(vars(self.nets)[f"adam_{name}"],
-                           self.cfg.learning_rate(self.images))
-        if name == "G":
+        adam.param_groups[0]["lr"] = self.cfg.learning_rate(self.images)
+        adam.step()
+        adam.zero_grad()
+        if adam is self.nets.adam_G:
             gansynth.ema_update(list(self.nets.G_ema.parameters()),
                                 list(self.nets.G.parameters()), self.cfg.ema)
-
-
-class WaveGANState(BaselineState):
-    """A run of WaveGAN: several steps of D for one of G, on whole waves."""
-
-    NETS = {"G": gansynth.WaveGANGenerator, "D": gansynth.WaveGANDiscriminator}
-    BETAS = (0.5, 0.9)
+        self.terms = {**self.terms, **{name: term.detach() for name, term in terms.items()}}
 
     def step(self):
-        """One step of D; every `critic_steps`-th time, the first among them, one of G before it.
-        -> named loss terms, G's of its last step."""
-        cfg, G, D = self.cfg, self.nets.G, self.nets.D
-        weights = gansynth.LossWeights(penalty=cfg.penalty, pitch=cfg.pitch_weight)
-        draws = draw(cfg, self.counts, self.images, self.device)
-        random = random_at(cfg.seed, self.images, 1)
-        shifts = [draw_phase_shuffle(G.arch, random) for _ in range(4)]     # a pass of D each
-        if self.images // cfg.batch % cfg.critic_steps == 0:
-            D.requires_grad_(False)
-            loss, self.terms = wavegan_generator_loss(G, D, draws.z_G, draws.pitch_G, shifts.pop(),
-                                                      weights)
-            self.update("G", loss)
-            D.requires_grad_(True)
-        indices, pitch_real = self.batch()
-        waves = self.notes.waves(indices).to(self.device)
-        x_real = cfg.spectrum().encode(waves)[:, 0, :, 0]           # (N, L), padded
-        with torch.no_grad():
-            x_fake = G(draws.z_D, draws.pitch_D)
-        loss, part = wavegan_discriminator_loss(
-            D, x_real, pitch_real, x_fake, draws.mix.flatten(1), shifts[:3], weights)
-        self.update("D", loss)
-        self.images += cfg.batch
-        self.terms = {name: term.detach() for name, term in (self.terms | part).items()}
+        """Train on the notes whose turn it is -> named loss terms, G's of its last step."""
+        indices, pitch = self.batch()
+        self.learn(self.notes.waves(indices).to(self.device), pitch)
+        self.images += self.cfg.batch
         return self.terms
 
 
-class WaveNetState(BaselineState):
-    """A run of WaveNet: the likelihood of crops of waves.  Its network is called G, as what is
-    heard is in the other models."""
+class WaveGANState(BaselineState):
+    NETS = {"G": gansynth.WaveGANGenerator, "D": gansynth.WaveGANDiscriminator}
+    BETAS = (0.5, 0.9)
 
+    def learn(self, waves, pitch):
+        """One step of D; every `critic_steps`-th time, the first among them, one of G before it."""
+        cfg, nets, G, D = self.cfg, self.nets, self.nets.G, self.nets.D
+        weights = gansynth.LossWeights(penalty=cfg.penalty, pitch=cfg.pitch_weight)
+        draws = draw(cfg, self.counts, self.images, self.device)
+        shifts = torch.randint(-2, 3, (4, 4), generator=random_at(cfg.seed, self.images, 1))
+        if self.images // cfg.batch % cfg.critic_steps == 0:
+            D.requires_grad_(False)
+            self.update(nets.adam_G, *gansynth.generator_loss(
+                lambda z, pitch, _: G(z, pitch), D, draws.z_G, draws.pitch_G, shifts[3], weights))
+            D.requires_grad_(True)
+        x_real = cfg.spectrum().encode(waves)[:, 0, :, 0]           # (N, L), padded
+        with torch.no_grad():
+            x_fake = G(draws.z_D, draws.pitch_D)
+        self.update(nets.adam_D, *wavegan_discriminator_loss(
+            D, x_real, pitch, x_fake, draws.mix.flatten(1), shifts, weights))
+
+
+class WaveNetState(BaselineState):
     NETS = {"G": gansynth.WaveNet}
     BETAS = (0.9, 0.999)
 
-    def step(self):
+    def learn(self, waves, pitch):
         """One step on crops of notes, all from one random place.
 
         Places half a crop beyond either end are moved to it: else the beginning, from which every
         sampled note sets out, would hardly ever be learnt.
         """
-        cfg = self.cfg
-        crop = min(cfg.crop, cfg.length)
-        last, half = cfg.length - crop, crop // 2
-        offset = torch.randint(-half, last + half + 1, (),
-                               generator=random_at(cfg.seed, self.images))
+        cfg, crop = self.cfg, min(self.cfg.crop, self.cfg.length)
+        last, random = cfg.length - crop, random_at(cfg.seed, self.images)
+        offset = torch.randint(-(crop // 2), last + crop // 2 + 1, (), generator=random)
         offset = int(offset.clamp(0, last))
-        indices, pitch = self.batch()
-        waves = self.notes.waves(indices)[:, offset:offset + crop].to(self.device)
-        loss, terms = wavenet_loss(self.nets.G, waves, pitch, offset)
-        self.update("G", loss)
-        self.images += cfg.batch
-        return {name: term.detach() for name, term in terms.items()}
+        self.update(self.nets.adam_G, *wavenet_loss(
+            self.nets.G, waves[:, offset:offset + crop], pitch, offset))
 
 
 MODELS = {"gansynth": (Config, State), "wavegan": (WaveGANConfig, WaveGANState),
