@@ -18,8 +18,8 @@ if __name__ == "__main__":                # Ctrl-C while the packages load: no t
 # Both are read when torch is imported, and ignored where they mean nothing.
 # Large tensors in huge pages: else a full-size step spends a quarter of its time in page faults.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-# Threads that wait for each other soon sleep instead of spinning: as fast on an idle machine, and
-# up to ten times as fast beside another program, which would keep one thread from its core.
+# Threads that wait for each other soon sleep instead of spinning: up to a fifth slower at one block
+# on an idle machine, equal at larger ones, and up to ten times as fast beside another program.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import argparse
@@ -256,8 +256,8 @@ class State:
         if stage != self.stage:
             self.stage, self.run = stage, None          # frees what was recorded of the last stage
             self.nets.start_stage(blocks)
-            self.run = Recorded(functools.partial(self.run_step, blocks, stage % 2), self.ranks,
-                                self.device)
+            self.run = Recorded(functools.partial(self.run_step, blocks, stage % 2), self.nets,
+                                self.ranks, self.device)
 
     def run_step(self, blocks, fades, *inputs, meet, lap):
         """train_step at one stage; what changes there from step to step is in tensors."""
@@ -380,8 +380,8 @@ class Recorded:
 
     EAGER = 3
 
-    def __init__(self, step, ranks, device):
-        self.step, self.ranks, self.parts = step, ranks, []
+    def __init__(self, step, nets, ranks, device):
+        self.step, self.nets, self.ranks, self.parts = step, nets, ranks, []
         self.eager = math.inf if device == "cpu" else self.EAGER    # steps until it is recorded
 
     def __call__(self, *inputs, lap):
@@ -419,6 +419,8 @@ class Recorded:
                 self.terms = self.step(*self.inputs, meet=meet, lap=lambda part: None)
             self.parts = parts
         except RuntimeError as error:     # going on with steps as they were
+            self.nets.G.zero_grad()
+            self.nets.D.zero_grad()
             print(f"no CUDA graph, so slower steps: {str(error).splitlines()[0]}", file=sys.stderr)
 
 
@@ -661,7 +663,7 @@ def run_name(cfg):
 
 
 @contextlib.contextmanager
-def claim_run(cfg, ranks):
+def claim_run(cfg, ranks=Ranks()):
     """Make the run's folder: `out`, which must be new or empty, or the next number under runs/.  It
     is ours from the start, and if what is done `with` it fails, it goes again.  Under torchrun an
     `out` without a checkpoint is one that a crash left behind."""
@@ -882,8 +884,8 @@ class BaselineState(State):
 
     def step(self):
         """Train on the notes whose turn it is -> named loss terms, G's of its last step."""
-        indices, pitch = self.batch()
-        self.learn(self.notes.waves(indices).to(self.device), pitch)
+        turn = self.turn(self.images)
+        self.learn(self.notes.waves(turn).to(self.device), self.labels[turn].to(self.device))
         self.images += self.cfg.batch
         return self.terms
 
