@@ -143,10 +143,6 @@ class EqualConv2d(Equalised):
     def forward(self, x):
         return _Conv.apply(x, self.scaled(x), self.bias.to(x.dtype))
 
-    def backwards(self, g):
-        """Gradient by the output -> by the input: the kernel turned round."""
-        return _Conv.apply(g, turned(self.scaled(g)), None)
-
 
 class EqualLinear(Equalised):
     """Dense layer at an equalised rate."""
@@ -156,10 +152,6 @@ class EqualLinear(Equalised):
 
     def forward(self, x):                 # scales x: the weights are more numbers here
         return F.linear(x * self.scale, self.weight, self.bias)
-
-    def backwards(self, g):
-        """Gradient by the output -> by the input."""
-        return F.linear(g * self.scale, self.weight.t())
 
 
 class StartConv(Equalised):
@@ -184,11 +176,6 @@ def leaky(x):
     return F.leaky_relu_(x, LEAK)
 
 
-def gate(g, y):
-    """The gradient by leaky's output y -> by its input, which has the sign of y."""
-    return torch.ops.aten.leaky_relu_backward(g, y.detach(), LEAK, True)
-
-
 def pixel_norm(x):
     """Pixel norm: every place's channel vector to mean square 1, so that G's activations cannot
     escalate in the contest with D.  (N, C, ...) -> the same."""
@@ -202,21 +189,10 @@ def minibatch_stddev(x):
     code: the batch mean counts as a constant (tf.nn.moments stops its gradient).  That changes no
     first derivative, as deviations sum to zero, but it does change the gradient of the penalty.
     """
-    _, std = deviations(x)
+    deviation = x - x.mean(dim=0).detach()                          # (N, C, h, w)
+    std = (deviation.square().mean(dim=0) + 1e-6).sqrt()            # (C, h, w)  over the batch
     feature = std.mean().expand(x.shape[0], 1, *x.shape[2:])        # (N, 1, h, w)  one number
     return torch.cat([x, feature], dim=1)
-
-
-def deviations(x):
-    """Batch (N, C, h, w) -> deviations from its mean, and their root mean square (C, h, w)."""
-    deviation = x - x.mean(dim=0).detach()
-    return deviation, (deviation.square().mean(dim=0) + 1e-6).sqrt()
-
-
-def minibatch_stddev_backwards(g, x):
-    """Gradient by minibatch_stddev's output (N, C + 1, h, w) -> by its input x (N, C, h, w)."""
-    deviation, std = deviations(x)
-    return g[:, :-1] + g[:, -1].sum() * deviation / std / deviation.numel()
 
 
 def upsample(picture, factor):
@@ -228,11 +204,6 @@ def downsample(picture, factor):
     """Box downsampling by a pair of factors: the mean of so many pixels, in one step.  Step by
     step from upsampled copies would drift by 2.6e-4 in float32."""
     return picture if factor == (1, 1) else F.avg_pool2d(picture, factor)
-
-
-def downsample_backwards(g, factor):
-    """Gradient by downsample's output -> by its input."""
-    return upsample(g / math.prod(factor), factor)
 
 
 def downsample_to(picture, size):
@@ -345,17 +316,6 @@ class DiscriminatorBlock(nn.Module):
         y1 = leaky(self.conv1(y0.flatten(1) if self.first else y0))
         return x, y0, y1, y1 if self.first else downsample(y1, self.growth)     # (N, C_(b-1), ...)
 
-    def read_backwards(self, g, y):
-        """Gradient by y, what `read` gave -> by the picture."""
-        return self.from_picture.backwards(gate(g.to(self.dtype), y)).float()
-
-    def backwards(self, g, x, y0, y1, _):
-        """Gradient by what `forward` gives, and all of that -> gradient by its input."""
-        g = g.to(self.dtype) if self.first else downsample_backwards(g.to(self.dtype), self.growth)
-        g = self.conv1.backwards(gate(g, y1)).view_as(y0).contiguous(memory_format=LAYOUT)
-        g = self.conv0.backwards(gate(g, y0))
-        return minibatch_stddev_backwards(g, x) if self.first else g
-
 
 class Discriminator(nn.Module):
     """Picture in spectrum units -> a Wasserstein score and logits over pitches."""
@@ -391,20 +351,6 @@ class Discriminator(nn.Module):
                 read[b - 1] = self.blocks[b - 1].read(downsample(scaled, self.arch.growth))
                 x = torch.lerp(read[b - 1], x.to(read[b - 1].dtype), alpha)
         return read, own, x
-
-    def slope(self, scaled, progress):
-        """Gradient (N, 2, t, f) of the scores by scaled pictures of the stage's size: D run
-        backwards, layer by layer.  It is one more pass forward, to be differentiated by the weights
-        like any other, and needs no derivative of a derivative."""
-        blocks, alpha = grown(progress)
-        read, own, _ = self.activations(scaled, progress)
-        g, old = self.score.backwards(scaled.new_ones(len(scaled), 1)), 0       # (N, C_0)
-        for b in range(1, blocks + 1):
-            if b == blocks and alpha is not None:
-                old = self.blocks[b - 1].read_backwards((1 - alpha) * g, read[b - 1])
-                old, g = downsample_backwards(old, self.arch.growth), alpha * g
-            g = self.blocks[b].backwards(g, *own[b])                # (N, C_b, h_b, w_b)
-        return self.blocks[blocks].read_backwards(g, read[blocks]) + old
 
     def built_parameters(self, blocks):
         """The parameters of the first so many blocks, and the heads'."""
@@ -479,7 +425,7 @@ def penalty_slopes(D, x_real, x_fake, mix, progress, units="raw"):
     the pitch loss from the first stage on, which short runs need; the workshop preset uses it.
     """
     scaled = D.scale(x_real + mix * (x_fake - x_real))
-    slope, shared = D.slope(scaled, progress), 1
+    slope, shared = slope_of(D, scaled, progress), 1
     if units == "raw":
         shared = D.arch.frames * D.arch.bins / math.prod(scaled.shape[2:])
         if D.arch.spectra:                # and through the scaling: nothing where it was clipped
@@ -535,8 +481,8 @@ def ema_update(averages, parameters, decay):
 
 
 # =============================================================================================
-# Here the path through the paper ends.  Behind this line: how it is made fast, checkpoints, the
-# table of layers, and the baselines.
+# Here the path through the paper ends.  Behind this line: D's slope, how it is made fast,
+# checkpoints, the table of layers, and the baselines.
 # =============================================================================================
 
 
@@ -562,6 +508,70 @@ def check_architecture(arch):
 # as many weights as 3 x 3, and about the least after growth by 4, as fewer taps would often see
 # copies of one sample or two.  No scaling: waves lie in tanh's range already.
 WAVEFORM = {"growth": (4, 1), "kernel": (9, 1), "spectra": False}
+
+
+# ---- The slope of D: D run backwards --------------------------------------------------------
+#
+# torch.autograd.grad(score.sum(), scaled, create_graph=True) would give the same.  Written out it
+# is one more pass forward, of signs and weights: the penalty is differentiated like any other loss,
+# and nothing needs the derivative of a derivative.  Each function turns g, the gradient of the
+# scores by what a layer gives, into that by what the layer gets.
+
+def slope_of(D, scaled, progress):
+    """Gradient (N, 2, t, f) of D's scores by scaled pictures of the stage's size."""
+    blocks, alpha = grown(progress)
+    read, own, _ = D.activations(scaled, progress)
+    g, old = linear_backwards(D.score, scaled.new_ones(len(scaled), 1)), 0      # (N, C_0)
+    for b in range(1, blocks + 1):
+        if b == blocks and alpha is not None:
+            old = read_backwards(D.blocks[b - 1], (1 - alpha) * g, read[b - 1])
+            old, g = downsample_backwards(old, D.arch.growth), alpha * g
+        g = block_backwards(D.blocks[b], g, *own[b])                # (N, C_b, h_b, w_b)
+    return read_backwards(D.blocks[blocks], g, read[blocks]) + old
+
+
+def block_backwards(block, g, x, y0, y1, _):
+    """x, y0, y1, _: what a block of D's `forward` gave."""
+    g = g.to(block.dtype)
+    if block.first:
+        g = linear_backwards(block.conv1, gate(g, y1)).view_as(y0).contiguous(memory_format=LAYOUT)
+        return minibatch_stddev_backwards(conv_backwards(block.conv0, gate(g, y0)), x)
+    g = conv_backwards(block.conv1, gate(downsample_backwards(g, block.growth), y1))
+    return conv_backwards(block.conv0, gate(g, y0))
+
+
+def read_backwards(block, g, y):
+    return conv_backwards(block.from_picture, gate(g.to(block.dtype), y)).float()
+
+
+def gate(g, y):
+    """Of leaky, whose output y has its input's sign."""
+    return torch.ops.aten.leaky_relu_backward(g, y.detach(), LEAK, True)
+
+
+def conv_backwards(conv, g):
+    return _Conv.apply(g, turned(conv.scaled(g)), None)
+
+
+def turned(weight):
+    """The kernel (out, in, ...) turned round, from outputs to inputs: (in, out, ...).  The gradient
+    of a convolution by its input is the convolution with it."""
+    return weight.flip(2, 3).transpose(0, 1)
+
+
+def linear_backwards(linear, g):
+    return F.linear(g * linear.scale, linear.weight.t())
+
+
+def downsample_backwards(g, factor):
+    return upsample(g / math.prod(factor), factor)
+
+
+def minibatch_stddev_backwards(g, x):
+    """(N, C + 1, h, w) -> (N, C, h, w): all deviations had a share in the last channel."""
+    deviation = x - x.mean(dim=0).detach()
+    std = (deviation.square().mean(dim=0) + 1e-6).sqrt()
+    return g[:, :-1] + g[:, -1].sum() * deviation / std / deviation.numel()
 
 
 # ---- Fast derivatives: none of this changes a result, only time and memory ------------------
@@ -593,12 +603,6 @@ class _Conv(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             by_bias = g.sum(dim=(0, 2, 3))
         return by_x, by_weight, by_bias
-
-
-def turned(weight):
-    """The kernel (out, in, ...) turned round, from outputs to inputs: (in, out, ...).  The gradient
-    of a convolution by its input is the convolution with it."""
-    return weight.flip(2, 3).transpose(0, 1)
 
 
 def _middle(weight, stride=(1, 1)):

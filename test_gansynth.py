@@ -2489,6 +2489,15 @@ def test_a_folder_that_holds_something_is_never_written_to(tmp_path, monkeypatch
         assert (first.name, second.name) == ("0001-if", "0002-if")
     with pytest.raises(KeyboardInterrupt), train.claim_run(cfg):
         raise KeyboardInterrupt
+    # Under torchrun a run that died before its first checkpoint is begun anew, and nothing else.
+    elastic = train.Ranks(elastic=True)
+    (tmp_path / "died" / "snapshots").mkdir(parents=True)
+    (tmp_path / "died" / "log.jsonl").write_text('{"images": 16}\n')
+    with train.claim_run(replace(cfg, out=str(tmp_path / "died")), elastic) as died:
+        assert not (died / "log.jsonl").read_text()
+    with pytest.raises(train.ConfigError, match="not an empty folder"), train.claim_run(
+            replace(cfg, out=str(tmp_path)), elastic):
+        pass
     assert sorted(os.listdir("runs")) == ["0001-if", "0002-if"]
     assert (train.train(cfg) / "checkpoint-00000004.pt").parent == Path("runs/0003-if")
 

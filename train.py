@@ -31,7 +31,6 @@ import json
 import math
 import re
 import statistics
-import tempfile
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
@@ -165,11 +164,6 @@ def draw(cfg, counts, position, device="cpu"):
                  torch.rand(cfg.batch, 1, 1, 1, generator=random).to(device))
 
 
-def random_at(*numbers):
-    """A generator of random numbers, seeded by whole ones."""
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
-
-
 class Nets:
     """What a step changes: the networks, the average of G that is heard, and their optimisers."""
 
@@ -182,14 +176,6 @@ class Nets:
         """Fresh optimisers: Adam's moments start anew at every stage boundary, as released."""
         self.adam_G = gansynth.Adam(self.G.built_parameters(blocks))
         self.adam_D = gansynth.Adam(self.D.built_parameters(blocks))
-
-
-def make_nets(cfg, device):
-    nets = Nets(cfg.architecture(), device)
-    if cfg.precision == "bf16":           # what is heard, the average, keeps float32
-        gansynth.use_bfloat16(nets.G)
-        gansynth.use_bfloat16(nets.D)
-    return nets
 
 
 def train_step(nets, draws, x_real, pitch_real, progress, weights=gansynth.LossWeights(), lr=8e-4,
@@ -238,7 +224,7 @@ class State:
     def __init__(self, cfg, notes, device="cpu", ranks=None):
         torch.manual_seed(cfg.seed)
         self.cfg, self.notes, self.device, self.ranks = cfg, notes, device, ranks or Ranks()
-        self.images, self.stage, self.ahead = 0, None, {}
+        self.images, self.stage = 0, None
         self.counts = nsynth.pitch_counts(notes, (cfg.pitch_low, cfg.pitch_high))
         self.labels = torch.from_numpy(notes.pitch) - cfg.pitch_low
         self.examples = cfg.batch * self.ranks.size                 # of a step
@@ -271,22 +257,12 @@ class State:
         """The notes whose turn it is at this position of the training: indices (N,)."""
         return nsynth.epoch_order(position, self.cfg.batch, len(self.notes), self.cfg.seed)
 
-    def batch(self, position, blocks):
-        """Their pictures and labels; a GPU makes those of some steps to come with them."""
-        if (position, blocks) not in self.ahead:
-            steps = [position + i * self.examples for i in range(1 if self.device == "cpu" else 16)]
-            indices = np.concatenate([self.turn(at) for at in steps])
-            parts = self.pictures(indices, blocks), self.labels[indices].to(self.device)
-            self.ahead = dict(zip([(at, blocks) for at in steps],
-                                  zip(*(part.split(self.cfg.batch) for part in parts))))
-        return self.ahead.pop((position, blocks))
-
     def step(self, lap=lambda part: None):
         """Train on the notes whose turn it is; -> named loss terms."""
         self.start_stage()
         progress, _, blocks = self.cfg.where(self.images)
         position = self.images + self.ranks.rank * self.cfg.batch
-        x_real, pitch_real = self.batch(position, blocks)
+        x_real, pitch_real = self.pictures.of_step(self, position, blocks)
         lap("data")
         alpha, lr = (torch.full((), number, device=self.device)
                      for number in (progress - (blocks - 2), self.cfg.learning_rate(self.images)))
@@ -371,6 +347,14 @@ def pick_device(name, ranks):
     return name
 
 
+def make_nets(cfg, device):
+    nets = Nets(cfg.architecture(), device)
+    if cfg.precision == "bf16":           # what is heard, the average, keeps float32
+        gansynth.use_bfloat16(nets.G)
+        gansynth.use_bfloat16(nets.D)
+    return nets
+
+
 class Recorded:
     """A step that on a GPU is recorded as a CUDA graph the fourth time, and replayed from then on.
 
@@ -442,7 +426,7 @@ class Ranks:
         """As torchrun has set the environment."""
         names = ("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)
         ranks = cls(*(int(os.environ.get(name, alone)) for name, alone in names),
-                    elastic=distributed.is_torchelastic_launched())
+                    elastic="TORCHELASTIC_RUN_ID" in os.environ)
         if ranks.size > 1:
             distributed.init_process_group(timeout=timedelta(hours=6))          # to pack NSynth
         if ranks.rank:
@@ -511,7 +495,7 @@ class Pictures:
                                           # resumed run has the same pictures to the last bit
     def __init__(self, notes, spectrum, arch, device, memory=1 << 30):
         self.notes, self.spectrum, self.arch, self.audio = notes, spectrum, arch, None
-        self.device, self.memory, self.blocks = device, memory, None
+        self.device, self.memory, self.blocks, self.ahead = device, memory, None, {}
         if device != "cpu" and (4 * len(notes) * notes.audio.shape[1]       # and as much on the way
                                 < torch.cuda.mem_get_info()[0] / 2):
             self.audio = torch.cat([(notes.waves(few) * 32768).short().to(device)
@@ -531,6 +515,18 @@ class Pictures:
             self.kept[span.start:span.stop] = self.transform(span, size)
             self.known.add(group)
         return self.kept[torch.as_tensor(indices, device=self.device)]
+
+    def of_step(self, state, position, blocks):
+        """Pictures and labels of the notes whose turn it is there; a GPU makes those of some steps
+        to come with them."""
+        if (position, blocks) not in self.ahead:
+            many = 1 if self.device == "cpu" else 16
+            steps = [position + i * state.examples for i in range(many)]
+            indices = np.concatenate([state.turn(at) for at in steps])
+            parts = self(indices, blocks), state.labels[indices].to(self.device)
+            self.ahead = dict(zip([(at, blocks) for at in steps],
+                                  zip(*(part.split(state.cfg.batch) for part in parts))))
+        return self.ahead.pop((position, blocks))
 
     def transform(self, indices, size):
         waves = (self.notes.waves(indices).to(self.device) if self.audio is None else
@@ -623,9 +619,19 @@ def work(cfg, images):
 
 def work_left(cfg, images):
     """Cost of the examples still to come, stage by stage."""
-    piece = max(cfg.batch, (cfg.images - images) // 200)
-    return sum(work(cfg, at) * min(piece, cfg.images - at)
-               for at in range(images, cfg.images, piece))
+    return sum(work(cfg, start) * max(0, end - max(start, images))
+               for start, end, *_ in stages(cfg))
+
+
+def stages(cfg):
+    """(first example, last + 1, stage, blocks) of each stage of a run."""
+    start = 0
+    while start < cfg.images:
+        _, stage, blocks = cfg.where(start)
+        last = not cfg.progressive or stage == 2 * (cfg.resolutions - 1)
+        end = cfg.images if last else start + (cfg.fade_images if stage % 2 else cfg.stable_images)
+        yield start, min(end, cfg.images), stage, blocks
+        start = end
 
 
 def clock(seconds):
@@ -650,6 +656,11 @@ def snapshot(state, run, notes=16):
     return path
 
 
+def random_at(*numbers):
+    """A generator of random numbers, seeded by whole ones."""
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
+
+
 # ---- Runs and their checkpoints -------------------------------------------------------------
 
 KEEP = 3                                  # checkpoints kept; older ones are deleted
@@ -665,14 +676,15 @@ def run_name(cfg):
 @contextlib.contextmanager
 def claim_run(cfg, ranks=Ranks()):
     """Make the run's folder: `out`, which must be new or empty, or the next number under runs/.  It
-    is ours from the start, and if what is done `with` it fails, it goes again.  Under torchrun an
-    `out` without a checkpoint is one that a crash left behind."""
+    is ours from the start, and if what is done `with` it fails, it goes again.  Under torchrun what
+    a run left there that died before its first checkpoint is begun anew."""
     numbers = [int(p.name[:4]) for p in Path("runs").glob("[0-9][0-9][0-9][0-9]*")]
     for number in itertools.count(max(numbers, default=0) + 1):
         run = Path(cfg.out or f"runs/{number:04d}-{run_name(cfg)}")
         try:
             run.mkdir(parents=True, exist_ok=bool(cfg.out))
-            if any(run.iterdir()) and not ranks.elastic:
+            left = {"snapshots", "log.jsonl"} if ranks.elastic else set()
+            if {path.name for path in run.iterdir()} - left:
                 raise FileExistsError
             (run / "snapshots").mkdir(exist_ok=ranks.elastic)       # fails where another run was
             break                                                   # faster
@@ -684,6 +696,8 @@ def claim_run(cfg, ranks=Ranks()):
             raise ConfigError(f"{run}: the run's folder cannot be made ({error.strerror}): give "
                               "another --out") from None
     try:
+        if ranks.rank == 0:
+            trim_log(run, 0)
         yield run
     except BaseException:
         with contextlib.suppress(OSError):
@@ -943,34 +957,45 @@ GPUS = {                                  # operations/s of TF32 (V100: of float
     "RTX 4090": (82.6e12, 1.01e12)}
 
 
+def estimate(row, operations, moved):
+    """Seconds of a step on a GPU of so many operations/s and bytes/s, if 40 % of the one and 70 %
+    of the other are reached, one after the other, and a kernel takes 2.5 us in any case."""
+    kernels = 300 + 170 * row["blocks"]
+    return (row["GFLOP"] / operations / 0.4 + row["GB"] / moved / 0.7) * 1e9 + 2.5e-6 * kernels
+
+
 def measure(cfg, whole_run, as_json, budget):
     """Print what steps cost, timed for about `budget` seconds each: at every number of blocks, on a
-    GPU in every way they can be computed; or, of a whole run, at every stage, and what that makes,
-    here and by estimate elsewhere: at 40 % of a GPU's operations/s and 70 % of its bytes/s."""
-    device, total, elsewhere = prepare(cfg), 0, dict.fromkeys(GPUS, 0)
-    for precision, launched, channels in [(cfg.precision, "graph", "last")] if (
-            whole_run or device == "cpu") else itertools.product(
-            ("tf32", "bf16"), ("eager", "graph"), ("last", "first")):
+    GPU in every way they can be computed; or, of a whole run, at every stage, and what all of them
+    make, here and by estimate elsewhere."""
+    device, hours, elsewhere = prepare(cfg), 0, dict.fromkeys(GPUS, 0)
+    form = cfg.length, cfg.sample_rate, (cfg.pitch_low, min(cfg.pitch_low + 1, cfg.pitch_high))
+    notes, ways = nsynth.load("orchestra", *form, (), progress=False), [("", "graph", "last")]
+    if device != "cpu" and not whole_run:
+        ways = itertools.product(("tf32", "bf16"), ("eager", "graph"), ("last", "first"))
+    for precision, launched, channels in ways:
         gansynth.LAYOUT = torch.channels_last if channels == "last" else torch.contiguous_format
         Recorded.EAGER = math.inf if launched == "eager" else 3
-        with trial(replace(cfg, precision=precision), device) as state:
-            for start, end, stage, blocks in stages(cfg):
-                if stage % 2 and not whole_run:
-                    continue
-                row = {"stage": stage + 1, "blocks": blocks, **costs(state, start, budget)}
-                if device != "cpu" and not whole_run:
-                    row |= {"number": precision, "kernels": launched, "channels": channels}
-                steps = (end - start) / cfg.batch
-                row["hours"] = steps * row["s/step"] / 3600
-                show(row, as_json, start == 0)
-                total += row["hours"]
-                for name, (operations, moved) in GPUS.items():
-                    elsewhere[name] += steps / 3600 * 1e9 * (
-                        row["GFLOP"] / operations / 0.4 + row["GB"] / moved / 0.7)
+        way = replace(cfg, precision=precision or cfg.precision)
+        state = State(way, notes, prepare(way))
+        # As much of the notes' pictures is kept as would be of the paper's training notes.
+        state.pictures.memory *= len(notes) / 56_303
+        for start, end, stage, blocks in stages(cfg):
+            if stage % 2 and not whole_run:
+                continue
+            row = {"stage": stage + 1, "blocks": blocks, **costs(state, start, budget)}
+            if precision:
+                row |= {"number": precision, "kernels": launched, "channels": channels}
+            steps = (end - start) / cfg.batch / 3600
+            row["hours"] = steps * row["s/step"]
+            show(row, as_json, start == 0)
+            hours += row["hours"]
+            for name, rates in GPUS.items():
+                elsewhere[name] += steps * estimate(row, *rates)
     if whole_run:
-        show({"all": device, "hours": total, "peak MB": peak_memory(device)}, as_json)
+        show({"all": device, "hours": hours, "peak MB": peak_memory(device)}, as_json)
         for name, hours in elsewhere.items():
-            show({"estimate": name, "hours": hours, "of eight": hours / 8}, as_json)
+            show({"estimate": name, "hours": hours, "of eight": hours / 8}, as_json, name == "H100")
 
 
 def show(row, as_json, head=True):
@@ -984,34 +1009,13 @@ def show(row, as_json, head=True):
     print(" ".join(f"{text:>{max(9, len(name))}}" for name, text in zip(row, texts)), flush=True)
 
 
-def stages(cfg):
-    """(first example, last + 1, stage, blocks) of each stage of a run."""
-    start = 0
-    while start < cfg.images:
-        _, stage, blocks = cfg.where(start)
-        last = not cfg.progressive or stage == 2 * (cfg.resolutions - 1)
-        end = cfg.images if last else start + (cfg.fade_images if stage % 2 else cfg.stable_images)
-        yield start, min(end, cfg.images), stage, blocks
-        start = end
-
-
-@contextlib.contextmanager
-def trial(cfg, device):
-    """A run's State with notes of two pitches, packed on disk as a real set would be."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        form = cfg.length, cfg.sample_rate, (cfg.pitch_low, min(cfg.pitch_low + 1, cfg.pitch_high))
-        nsynth.save(nsynth.load("orchestra", *form, (), progress=False), f"{folder}/notes")
-        state = State(cfg, nsynth.load(f"{folder}/notes", *form, ()), device)
-        # As much of them is kept as would be of the paper's training notes.
-        state.pictures.memory *= len(state.notes) / 56_303
-        yield state
-
-
 def costs(state, images, budget):
     """What a step costs after so many examples, in seconds, and their shares in %.  Operations are
     19 passes x the multiply-adds of the network's convolutions x 2, whatever is folded or skipped,
     set against the rates of a matrix product and of the newest block's own convolution."""
     cfg, device, steps, state.images = state.cfg, state.device, [], images
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
     arch, blocks = cfg.architecture(), cfg.where(images)[2]
     warm = 1 if device == "cpu" else Recorded.EAGER + 1
     before = yardsticks(arch, blocks, cfg.batch, device)
