@@ -448,6 +448,7 @@ class Adam:
         self.parameters, self.beta2 = list(parameters), beta2
         self.v = [torch.zeros_like(p) for p in self.parameters]
         self.t = torch.zeros((), dtype=torch.float64, device=self.v[0].device)
+        self.ever = torch.full((), math.inf, device=self.v[0].device)
 
     @torch.no_grad()
     def step(self, lr):
@@ -455,13 +456,10 @@ class Adam:
         self.t += 1
         rate = (lr * (1 - self.beta2 ** self.t).sqrt()).float()
         g = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
-        torch._foreach_mul_(self.v, self.beta2)
-        torch._foreach_addcmul_(self.v, g, g, 1 - self.beta2)
-        root = torch._foreach_sqrt(self.v)
-        torch._foreach_add_(root, 1e-8)
-        torch._foreach_div_(g, root)
-        torch._foreach_mul_(g, rate)
-        torch._foreach_sub_(self.parameters, g)
+        # torch's kernel: after infinitely many steps it corrects nothing; the first moment is g.
+        torch._fused_adam_(self.parameters, g, g, self.v, [], [self.ever] * len(g), lr=rate,
+                           beta1=0.0, beta2=self.beta2, weight_decay=0.0, eps=1e-8, amsgrad=False,
+                           maximize=False)
         for p in self.parameters:
             p.grad = None
 
@@ -647,6 +645,7 @@ class _UpConv(torch.autograd.Function):
         return F.conv2d(g, weight, None, *ctx.how), by_weight, g.sum(dim=(0, 2, 3)), None
 
 
+PLACES = 16384                            # so many, of some channels, fit into a cache
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
@@ -663,7 +662,8 @@ def _weight_gradient(wide, narrow, weight, stride, padding, up=False):
             g, x, weight, None, stride, padding, (1, 1), up, (0, 0), 1, (False, True, False))[1]
     (t, f), (C, K, height, width) = stride, weight.shape
     taps = weight.new_zeros(height, width, C, K)
-    for narrow, wide in zip(narrow.split(1), wide.split(1)):
+    few = max(1, PLACES // math.prod(narrow.shape[2:]))
+    for narrow, wide in zip(narrow.split(few), wide.split(few)):
         wide = F.pad(wide, (padding[1], padding[1], padding[0], padding[0]))
         for i, j in itertools.product(range(t), range(f)):
             _add_taps(taps[i::t, j::f], narrow, wide[:, :, i::t, j::f])
@@ -677,8 +677,8 @@ def _add_taps(taps, x, y):
     rest = y.shape[3] - x.shape[3], y.shape[2] - x.shape[2]
     x = F.pad(x, (0, rest[0], 0, rest[1])).permute(0, 2, 3, 1).flatten(0, 2)
     line, y = y.shape[3], y.permute(0, 2, 3, 1).flatten(0, 2)
-    for start in range(0, len(x), 16384):               # so many places fit into a cache
-        few = x[start:start + 16384].t()
+    for start in range(0, len(x), PLACES):
+        few = x[start:start + PLACES].t()
         for i, j in itertools.product(*map(range, taps.shape[:2])):
             moved = y[start + i * line + j:][:few.shape[1]]
             taps[i, j].addmm_(few[:, :len(moved)], moved)
