@@ -433,6 +433,11 @@ class Ranks:
             sys.stdout = open(os.devnull, "w")
         return ranks
 
+    def leave(self):
+        if self.size > 1:                 # else its threads may abort the process as it ends
+            distributed.barrier()
+            distributed.destroy_process_group()
+
     def meet(self, parameters):
         """Average their gradients over all ranks."""
         self.average(gradients(parameters))
@@ -1281,6 +1286,7 @@ def start(argv):
         measure(cfg, planned, as_json, 2 if planned else 20)
     else:
         train(cfg, path, ranks)
+        ranks.leave()
 
 
 def main(argv=None):
