@@ -428,7 +428,13 @@ class Ranks:
         ranks = cls(*(int(os.environ.get(name, alone)) for name, alone in names),
                     elastic="TORCHELASTIC_RUN_ID" in os.environ)
         if ranks.size > 1:
-            distributed.init_process_group(timeout=timedelta(hours=6))          # to pack NSynth
+            # torchrun keeps its store as it starts processes again, and with it the addresses of
+            # those that died: so each start has keys of its own.
+            store, rank, size = next(distributed.rendezvous("env://"))
+            key = f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} of {size}"
+            distributed.init_process_group(store=distributed.PrefixStore(key, store), rank=rank,
+                                           world_size=size,
+                                           timeout=timedelta(hours=6))          # to pack NSynth
         if ranks.rank:
             sys.stdout = open(os.devnull, "w")
         return ranks
