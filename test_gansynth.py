@@ -2286,9 +2286,9 @@ def test_what_cannot_be_resumed_is_one_sentence(finished, tmp_path, capsys):
 def test_a_second_interrupt_acts_at_once():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)           # as under nohup
     try:
-        with pytest.raises(KeyboardInterrupt), train.Interrupt() as interrupt:
+        with pytest.raises(KeyboardInterrupt), train.interruptible() as signals:
             os.kill(os.getpid(), signal.SIGINT)
-            assert interrupt.signal == signal.SIGINT
+            assert signals == [signal.SIGINT]
             os.kill(os.getpid(), signal.SIGINT)
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
@@ -2408,11 +2408,14 @@ def test_a_rank_that_dies_is_restarted_and_the_end_is_the_same(tmp_path):
 
 
 def test_weights_that_have_come_apart_are_noticed(monkeypatch):
-    others = []
-    monkeypatch.setattr(train.distributed, "all_reduce",
-                        lambda x, op: x.copy_(op(torch.stack([x, *others]), dim=0).values))
-    monkeypatch.setattr(train.distributed, "ReduceOp",
-                        SimpleNamespace(MIN=torch.min, MAX=torch.max))
+    others, signs = [], itertools.cycle((1, -1))        # another rank's; asked as they are, negated
+
+    def all_reduce(x, op):
+        sign = next(signs)
+        x.copy_(torch.stack([x, *(sign * bits for bits in others)]).amax(0))
+
+    monkeypatch.setattr(train.distributed, "all_reduce", all_reduce)
+    monkeypatch.setattr(train.distributed, "ReduceOp", SimpleNamespace(MAX="max"))
     nets, ranks = tiny_state().nets, train.Ranks(size=2)
     ranks.check_alike(nets)
     others.append(torch.stack([p.view(torch.int32).sum() for p in train.weights_of(nets)]))
@@ -2504,7 +2507,7 @@ def test_a_folder_that_holds_something_is_never_written_to(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("task", ["--bench", "--plan"])
 def test_costs_are_rows_for_people_or_programs(task, monkeypatch, capsys):
-    monkeypatch.setattr(train, "yardsticks", lambda *of: (1e11, 2e11))
+    monkeypatch.setattr(train, "yardsticks", lambda *of: {"product": 1e11, "conv": 2e11})
     monkeypatch.setattr(train, "measure",
                         lambda *task, measure=train.measure: measure(*task[:-1], budget=0))
     train.main([task, "--json", *flags(tiny_settings(""))])
@@ -2516,8 +2519,7 @@ def test_costs_are_rows_for_people_or_programs(task, monkeypatch, capsys):
         assert row["s/step"] == pytest.approx(4 / row["ex/s"])
         assert row["of conv"] == pytest.approx(row["of product"] / 2)
         assert row["of product"] == pytest.approx(row["GFLOP"] * 1e9 / row["s/step"] / 1e11)
-        # medians, each for itself
-        assert 50 <= sum(row[f"% {part}"] for part in ("data", "G", "D", "penalty")) <= 200
+        assert 0 < row["% data"] < 100
         steps = (16 if row["stage"] < 5 else 8) / 4
         assert row["hours"] == pytest.approx(steps * row["s/step"] / 3600)
     if task == "--plan":

@@ -51,8 +51,9 @@ import spectral
 
 # ---- Settings: a field, its default and its help; each is a flag of the command line --------
 
-def setting(default, help, choices=None):
-    return field(default=default, metadata={"help": help, "choices": choices})
+def setting(default, help, choices=None, low=0, high=math.inf):
+    """A field of settings: one of the choices, or a number from low to high."""
+    return field(default=default, metadata=dict(help=help, choices=choices, low=low, high=high))
 
 
 @dataclass
@@ -65,42 +66,43 @@ class Config:
     progressive: bool = setting(True, "grow the networks; otherwise all blocks from the start")
     # data
     data: str = setting("orchestra", "built-in notes, or a folder or file of notes (nsynth.py)")
-    length: int = setting(64000, "samples a note")
-    sample_rate: int = setting(16000, "Hz")
-    pitch_low: int = setting(24, "lowest MIDI pitch")
-    pitch_high: int = setting(84, "highest MIDI pitch")
+    length: int = setting(64000, "samples a note", low=1)
+    sample_rate: int = setting(16000, "Hz", low=1)
+    pitch_low: int = setting(24, "lowest MIDI pitch", high=127)
+    pitch_high: int = setting(84, "highest MIDI pitch", high=127)
     sources: str = setting("acoustic", "sources to keep, with commas; all keeps every one")
     split: str = setting("random", "random 80/20; folders, as the data is; or a CSV list of ids")
     skip_damaged: bool = setting(False, "leave out notes that cannot be read, and count them")
     pack: str = setting("", "folder to pack the notes into (default: packed, inside the data)")
     # networks
-    resolutions: int = setting(7, "blocks, each twice the size of the one before")
-    latent: int = setting(256, "dimensions of z")
-    channel_base: int = setting(4096, "channels of block b: min(base / 2^b, max)")
-    channel_max: int = setting(256, "most channels of any block")
+    resolutions: int = setting(7, "blocks, each twice the size of the one before", low=1)
+    latent: int = setting(256, "dimensions of z", low=1)
+    channel_base: int = setting(4096, "channels of block b: min(base / 2^b, max)", low=1)
+    channel_max: int = setting(256, "most channels of any block", low=1)
     # schedule, in examples
-    images: int = setting(11_000_000, "examples to train on")
+    images: int = setting(11_000_000, "examples to train on", low=1)
     stable_images: int = setting(800_000, "examples between two fades")
     fade_images: int = setting(800_000, "examples over which a block fades in")
-    batch: int = setting(8, "examples a step")
+    batch: int = setting(8, "examples a step", low=1)
     # losses and optimiser
-    lr: float = setting(8e-4, "Adam's learning rate, G and D")
-    lr_decay: float = setting(1.0, "share of lr left at the end; it falls once all blocks are in")
+    lr: float = setting(8e-4, "Adam's learning rate, G and D", low=1e-8, high=1)
+    lr_decay: float = setting(1.0, "share of lr left at the end; it falls once all blocks are in",
+                              high=1)
     penalty: float = setting(10.0, "weight of the gradient penalty")
     penalty_units: str = setting("raw", "raw: as released; scaled: at the stage's own size",
                                  ["raw", "scaled"])
     drift: float = setting(0.001, "weight of the drift term")
     pitch_weight: float = setting(10.0, "weight of the pitch classifier's loss")
-    ema: float = setting(0.999, "decay per step of the averaged generator")
-    seed: int = setting(0, "of weights, order, latents and everything else random")
+    ema: float = setting(0.999, "decay per step of the averaged generator", high=1)
+    seed: int = setting(0, "of weights, order, latents and everything else random", high=2 ** 62)
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     precision: str = setting("auto", "of networks: fp32; tf32 on a GPU, as auto; or bf16 where "
                              "pictures are large", ["auto", "fp32", "tf32", "bf16"])
     out: str = setting("", "the run's folder")
     # reports, in examples
-    tick_images: int = setting(10_000, "examples between two lines of the log")
-    snapshot_images: int = setting(50_000, "examples between two pictures and WAVs")
-    checkpoint_images: int = setting(50_000, "examples between two checkpoints")
+    tick_images: int = setting(10_000, "examples between two lines of the log", low=1)
+    snapshot_images: int = setting(50_000, "examples between two pictures and WAVs", low=1)
+    checkpoint_images: int = setting(50_000, "examples between two checkpoints", low=1)
 
     model = "gansynth"                    # no setting but a name, in checkpoints
 
@@ -179,15 +181,14 @@ class Nets:
 
 
 def train_step(nets, draws, x_real, pitch_real, progress, weights=gansynth.LossWeights(), lr=8e-4,
-               ema=0.999, meet=lambda parameters: None, lap=lambda part: None):
+               ema=0.999, meet=lambda parameters: None):
     """The algorithm: G once, then D once with fresh latents and the just-updated G (code's order;
     Progressive GAN has D first).
 
     nets: Nets with a stage begun; draws: Draws; x_real (N, 2, t, f): pictures of the stage's size
     or larger; pitch_real (N,): labels; progress: see gansynth.grown.  -> named loss terms, before
     their weights.  Nothing in it depends on a tensor's value, so that a GPU can record it.
-    `meet(parameters)` may average their gradients with those of other processes; `lap(part)` is
-    called after each part, for the benchmark.
+    `meet(parameters)` may average their gradients with those of other processes.
     """
     G, D, blocks = nets.G, nets.D, gansynth.grown(progress)[0]
 
@@ -199,7 +200,6 @@ def train_step(nets, draws, x_real, pitch_real, progress, weights=gansynth.LossW
     gansynth.ema_update(nets.G_ema.built_parameters(blocks), G.built_parameters(blocks), ema)
     D.requires_grad_(True)
     del loss                              # and with it the graph, before D's are made
-    lap("G")
 
     with torch.no_grad():
         x_fake = G(draws.z_D, draws.pitch_D, progress)
@@ -209,10 +209,8 @@ def train_step(nets, draws, x_real, pitch_real, progress, weights=gansynth.LossW
         loss.backward()
         terms |= part
         del loss
-        lap("penalty" if "D_penalty" in part else "D")
     meet(nets.adam_D.parameters)
     nets.adam_D.step(lr)
-    lap("D")
     return {name: term.detach() for name, term in terms.items()}
 
 
@@ -234,7 +232,11 @@ class State:
     def build(self):
         cfg, device = self.cfg, self.device
         self.pictures = Pictures(self.notes, cfg.spectrum(), cfg.architecture(), device)
-        return make_nets(cfg, device)
+        nets = Nets(cfg.architecture(), device)
+        if cfg.precision == "bf16":       # what is heard, the average, keeps float32
+            gansynth.use_bfloat16(nets.G)
+            gansynth.use_bfloat16(nets.D)
+        return nets
 
     def start_stage(self):
         """Fresh optimisers where a new stage begins, and a step for its number of blocks."""
@@ -245,29 +247,31 @@ class State:
             self.run = Recorded(functools.partial(self.run_step, blocks, stage % 2), self.nets,
                                 self.ranks, self.device)
 
-    def run_step(self, blocks, fades, *inputs, meet, lap):
+    def run_step(self, blocks, fades, *inputs, meet):
         """train_step at one stage; what changes there from step to step is in tensors."""
         cfg, (*draws, x_real, pitch_real, alpha, lr) = self.cfg, inputs
         weights = gansynth.LossWeights(cfg.penalty, cfg.drift, cfg.pitch_weight, cfg.penalty_units)
         return train_step(self.nets, Draws(*draws), x_real, pitch_real,
                           (blocks, alpha if fades else None), weights, lr,
-                          cfg.ema ** self.ranks.size, meet, lap)
+                          cfg.ema ** self.ranks.size, meet)
 
     def turn(self, position):
         """The notes whose turn it is at this position of the training: indices (N,)."""
         return nsynth.epoch_order(position, self.cfg.batch, len(self.notes), self.cfg.seed)
 
-    def step(self, lap=lambda part: None):
-        """Train on the notes whose turn it is; -> named loss terms."""
-        self.start_stage()
+    def inputs(self):
+        """What run_step takes at this position, tensors all."""
         progress, _, blocks = self.cfg.where(self.images)
         position = self.images + self.ranks.rank * self.cfg.batch
-        x_real, pitch_real = self.pictures.of_step(self, position, blocks)
-        lap("data")
         alpha, lr = (torch.full((), number, device=self.device)
                      for number in (progress - (blocks - 2), self.cfg.learning_rate(self.images)))
-        draws = draw(self.cfg, self.counts, position, self.device)
-        terms = self.run(*draws, x_real, pitch_real, alpha, lr, lap=lap)
+        return (*draw(self.cfg, self.counts, position, self.device),
+                *self.pictures.of_step(self, position, blocks), alpha, lr)
+
+    def step(self):
+        """Train on the notes whose turn it is; -> named loss terms."""
+        self.start_stage()
+        terms = self.run(*self.inputs())
         self.images += self.examples
         return terms
 
@@ -292,13 +296,14 @@ def train(cfg, resume=None, ranks=None):
           f"{device}" + f", {ranks.size} of them" * (ranks.size > 1), flush=True)
 
     monitor = Monitor(state, run)
-    with Interrupt() as interrupt:
+    with interruptible() as signals:
         while state.images < cfg.images:
             monitor.add(state.step())
             done = state.images >= cfg.images
             tick, listen, keep = (state.images % every < state.examples for every in (
                 cfg.tick_images, cfg.snapshot_images, cfg.checkpoint_images))
-            stop = ranks.largest(interrupt.signal) if tick or ranks.size == 1 else 0
+            stop = (int(ranks.largest(torch.tensor(sum(signals)))) if tick or ranks.size == 1
+                    else 0)
             if tick or keep or stop or done:
                 monitor.tick()            # also checks the losses
             if keep or stop or done:
@@ -347,14 +352,6 @@ def pick_device(name, ranks):
     return name
 
 
-def make_nets(cfg, device):
-    nets = Nets(cfg.architecture(), device)
-    if cfg.precision == "bf16":           # what is heard, the average, keeps float32
-        gansynth.use_bfloat16(nets.G)
-        gansynth.use_bfloat16(nets.D)
-    return nets
-
-
 class Recorded:
     """A step that on a GPU is recorded as a CUDA graph the fourth time, and replayed from then on.
 
@@ -368,12 +365,12 @@ class Recorded:
         self.step, self.nets, self.ranks, self.parts = step, nets, ranks, []
         self.eager = math.inf if device == "cpu" else self.EAGER    # steps until it is recorded
 
-    def __call__(self, *inputs, lap):
+    def __call__(self, *inputs):
         if self.eager == 0:
             self.record(inputs)
         self.eager -= 1
         if not self.parts:
-            return self.step(*inputs, meet=self.ranks.meet, lap=lap)
+            return self.step(*inputs, meet=self.ranks.meet)
         for here, new in zip(self.inputs, inputs):
             here.copy_(new)               # to where the recording reads it
         for part in self.parts:
@@ -400,7 +397,7 @@ class Recorded:
         try:
             with recording:
                 begin()
-                self.terms = self.step(*self.inputs, meet=meet, lap=lambda part: None)
+                self.terms = self.step(*self.inputs, meet=meet)
             self.parts = parts
         except RuntimeError as error:     # going on with steps as they were
             self.nets.G.zero_grad()
@@ -456,12 +453,11 @@ class Ranks:
             parts = (flat / self.size).split([x.numel() for x in tensors])
             torch._foreach_copy_(tensors, [part.view_as(x) for part, x in zip(parts, tensors)])
 
-    def largest(self, number):
-        if self.size == 1:
-            return number
-        number = torch.tensor(number)
-        distributed.all_reduce(number, distributed.ReduceOp.MAX)
-        return number.item()
+    def largest(self, tensor):
+        """The largest of each number over all ranks."""
+        if self.size > 1:
+            distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
+        return tensor
 
     @contextlib.contextmanager
     def one_first(self):
@@ -479,14 +475,12 @@ class Ranks:
 
     def check_alike(self, nets):
         """TrainingError unless all ranks have the same weights, to the last bit."""
-        if self.size > 1:
-            bits = torch.stack([p.view(torch.int32).sum() for p in weights_of(nets)])
-            most, least = bits.clone(), bits.clone()
-            distributed.all_reduce(most, distributed.ReduceOp.MAX)
-            distributed.all_reduce(least, distributed.ReduceOp.MIN)
-            if not torch.equal(most, least):
-                raise TrainingError("the ranks' weights have come apart: a GPU or the network "
-                                    "between them is at fault; resume from the last checkpoint")
+        if self.size == 1:
+            return
+        bits = torch.stack([p.view(torch.int32).sum() for p in weights_of(nets)])
+        if not torch.equal(self.largest(bits.clone()), -self.largest(-bits)):
+            raise TrainingError("the ranks' weights have come apart: a GPU or the network between "
+                                "them is at fault; resume from the last checkpoint")
 
 
 def weights_of(nets):
@@ -568,19 +562,19 @@ class Monitor:
         """Sums on the device: nothing waits for a GPU here."""
         self.names, terms = list(terms), torch.stack(list(terms.values())).double()
         self.total = terms + (self.total if self.steps else 0)
-        self.worst = torch.maximum(self.worst, terms.abs()) if self.steps else terms.abs()
         self.steps += 1
 
     def means(self):
         """Means of the terms since the last tick; one that is not finite stops the run."""
-        last = self.state.images // self.state.examples
-        for name, worst in zip(self.names, self.worst.tolist()):
-            if not worst < EXPLODED:      # true for NaN as well
+        self.state.ranks.average([self.total])
+        means = dict(zip(self.names, (self.total / self.steps).tolist()))
+        for name, mean in means.items():
+            if not abs(mean) < EXPLODED:  # true for NaN as well
+                last = self.state.images // self.state.examples
                 raise TrainingError(
                     f"steps {last - self.steps + 1} to {last}: the loss term {name} reached "
-                    f"{worst:g}; {last_good(self.run)}; start a new run with a lower --lr")
-        self.state.ranks.average([self.total])
-        return dict(zip(self.names, (self.total / self.steps).tolist()))
+                    f"{mean:g}; {last_good(self.run)}; start a new run with a lower --lr")
+        return means
 
     def tick(self):
         images, cfg, now = self.state.images, self.state.cfg, time.time()
@@ -782,22 +776,23 @@ def trim_log(run, images):
         part.replace(log)
 
 
-class Interrupt:
-    """Remembers Ctrl-C and SIGTERM until the current step is done; a second one acts at once."""
+@contextlib.contextmanager
+def interruptible():
+    """Ctrl-C and SIGTERM wait until a step is done -> the list of them, empty at first; a second
+    one acts at once."""
+    came = []
 
-    def __enter__(self):
-        self.signal = 0
-        self.before = {s: signal.signal(s, self.note) for s in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def note(self, number, frame):
-        self.signal = number
+    def note(number, frame):
+        came.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
-    def __exit__(self, *exception):
-        for s, handler in self.before.items():
-            signal.signal(s, handler)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -809,8 +804,8 @@ class BaselineConfig(Config):
     """What the baselines' settings have in common: notes are waves, and nothing grows.  Defaults
     are GANSynth's: for those of a paper's run see PRESETS."""
 
-    resolutions: int = 1
-    progressive: bool = False
+    resolutions: int = setting(1, "none")
+    progressive: bool = setting(False, "never")
 
     unused = ("rep", "hires", "progressive", "resolutions", "channel_base", "channel_max",
               "stable_images", "fade_images", "penalty_units", "drift")
@@ -822,8 +817,8 @@ class BaselineConfig(Config):
 
 @dataclass
 class WaveGANConfig(BaselineConfig):
-    channels: int = setting(64, "beside the wave, doubled in every layer")
-    critic_steps: int = setting(5, "steps of D for one of G")
+    channels: int = setting(64, "beside the wave, doubled in every layer", low=1)
+    critic_steps: int = setting(5, "steps of D for one of G", low=1)
 
     model = "wavegan"
 
@@ -837,11 +832,11 @@ class WaveGANConfig(BaselineConfig):
 class WaveNetConfig(BaselineConfig):
     output: str = setting("mulaw8", "a sample is one of 256 codes, or a mixture over 16 bits",
                           ["mulaw8", "mol16"])
-    channels: int = setting(512, "of every layer")
-    stacks: int = setting(3, "stacks of dilated layers")
-    layers: int = setting(10, "layers a stack, with dilations 1, 2, 4, ...")
+    channels: int = setting(512, "of every layer", low=1)
+    stacks: int = setting(3, "stacks of dilated layers", low=1)
+    layers: int = setting(10, "layers a stack, with dilations 1, 2, 4, ...", low=1, high=16)
     crop: int = setting(12288, "samples of a note in an example; the first half of them is past "
-                        "that the others are foretold from")
+                        "that the others are foretold from", low=1)
 
     model = "wavenet"
     unused = (*BaselineConfig.unused, "latent", "penalty", "pitch_weight")
@@ -994,7 +989,7 @@ def measure(cfg, whole_run, as_json, budget):
         for start, end, stage, blocks in stages(cfg):
             if stage % 2 and not whole_run:
                 continue
-            row = {"stage": stage + 1, "blocks": blocks, **costs(state, start, budget)}
+            row = {"stage": stage + 1, "blocks": blocks, **costs(state, start, end, budget)}
             if precision:
                 row |= {"number": precision, "kernels": launched, "channels": channels}
             steps = (end - start) / cfg.batch / 3600
@@ -1020,47 +1015,39 @@ def show(row, as_json, head=True):
     print(" ".join(f"{text:>{max(9, len(name))}}" for name, text in zip(row, texts)), flush=True)
 
 
-def costs(state, images, budget):
-    """What a step costs after so many examples, in seconds, and their shares in %.  Operations are
-    19 passes x the multiply-adds of the network's convolutions x 2, whatever is folded or skipped,
-    set against the rates of a matrix product and of the newest block's own convolution."""
-    cfg, device, steps, state.images = state.cfg, state.device, [], images
+def costs(state, start, end, budget):
+    """What a step costs after so many examples, as a row.  Operations are 19 passes x the
+    multiply-adds of the network's convolutions x 2, whatever is folded or skipped, set against the
+    rates of a matrix product and of the newest block's own convolution."""
+    cfg, device, times, state.images = state.cfg, state.device, [], start
+    arch, blocks = cfg.architecture(), cfg.where(start)[2]
+    warm = 1 if device == "cpu" else Recorded.EAGER + 1
+
+    def now():
+        if device != "cpu":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
-    arch, blocks = cfg.architecture(), cfg.where(images)[2]
-    warm = 1 if device == "cpu" else Recorded.EAGER + 1
-    before = yardsticks(arch, blocks, cfg.batch, device)
-    while len(steps) <= warm or sum(step["all"] for step in steps) < budget and len(steps) < 30:
-        steps.append(timed_step(state))
-    seconds = {part: statistics.median(step[part] for step in steps[warm:]) for part in steps[0]}
-    after, whole = yardsticks(arch, blocks, cfg.batch, device), seconds.pop("all")
+    state.start_stage()
+    while len(times) <= warm or sum(sum(pair) for pair in times) < budget and len(times) < 30:
+        begun = now()
+        inputs = state.inputs()
+        made = now()
+        state.run(*inputs)
+        times.append((made - begun, now() - made))
+        following = state.images + state.examples
+        state.images = following if following < end else start
+    data = statistics.median(made for made, _ in times[warm:])
+    whole = statistics.median(sum(pair) for pair in times[warm:])
     operations = 2 * PASSES * multiply_adds(arch, blocks) * cfg.batch
     features = sum(2 * arch.channels(b) * math.prod(arch.size(b)) for b in range(1, blocks + 1))
-    return {"s/step": whole, "ex/s": cfg.batch / whole,
-            **{f"% {part}": 100 * part_seconds / whole for part, part_seconds in seconds.items()},
+    return {"s/step": whole, "ex/s": cfg.batch / whole, "% data": 100 * data / whole,
             "peak MB": peak_memory(device), "GFLOP": operations / 1e9,
             "GB": 4 * TOUCHES * features * cfg.batch / 1e9,
-            **{f"of {name}": operations / whole / statistics.mean(pair)
-               for name, *pair in zip(("product", "conv"), before, after)}}
-
-
-def timed_step(state):
-    """Seconds of one step's parts: data, G, D, penalty, and all.  The state stays at its stage."""
-    seconds, images = dict.fromkeys(("data", "G", "D", "penalty"), 0.0), state.images
-    last = start = time.perf_counter()
-
-    def lap(part):
-        nonlocal last
-        if state.device != "cpu":
-            torch.cuda.synchronize()
-        now = time.perf_counter()
-        seconds[part] += now - last
-        last = now
-
-    state.step(lap)
-    lap("D")                              # a graph has no parts
-    state.images = images
-    return {**seconds, "all": time.perf_counter() - start}
+            **{f"of {name}": operations / whole / rate
+               for name, rate in yardsticks(arch, blocks, cfg.batch, device).items()}}
 
 
 def yardsticks(arch, blocks, batch, device, n=2048):
@@ -1070,10 +1057,10 @@ def yardsticks(arch, blocks, batch, device, n=2048):
     x = x.contiguous(memory_format=gansynth.LAYOUT)
     kernel = torch.randn(channels, channels, *arch.kernel, device=device)
     names = {"matrix": matrix, "x": x, "kernel": kernel, "conv2d": torch.nn.functional.conv2d}
-    return [operations / Timer(code, globals=names, num_threads=torch.get_num_threads())
-            .blocked_autorange(min_run_time=0.1).median for code, operations in (
-                ("matrix @ matrix", 2 * n ** 3),
-                ("conv2d(x, kernel, padding='same')", 2 * x.numel() * kernel[0].numel()))]
+    return {name: operations / Timer(code, globals=names, num_threads=torch.get_num_threads())
+            .blocked_autorange(min_run_time=0.1).median for name, code, operations in (
+                ("product", "matrix @ matrix", 2 * n ** 3),
+                ("conv", "conv2d(x, kernel, padding='same')", 2 * x.numel() * kernel[0].numel()))}
 
 
 def peak_memory(device):
@@ -1109,21 +1096,12 @@ class ConfigError(ValueError):
 
 
 RESUME_PARTS = {**gansynth.SAMPLE_PARTS, "stage": int}
-RANGES = {                                # of numbers; where not said, 0 or more
-    **dict.fromkeys(("length", "sample_rate", "resolutions", "latent", "channel_base",
-                     "channel_max", "channels", "critic_steps", "stacks", "crop", "images",
-                     "batch", "tick_images", "snapshot_images", "checkpoint_images"),
-                    (1, math.inf)),
-    "lr": (1e-8, 1), "lr_decay": (0, 1), "ema": (0, 1), "seed": (0, 2 ** 62),
-    "pitch_low": (0, 127), "pitch_high": (0, 127), "layers": (1, 16),
-}
-
 
 def check_settings(cfg):
     """ConfigError for a value that is none of the choices, out of range or of another type."""
     for f in fields(cfg):
-        value, choices = getattr(cfg, f.name), f.metadata.get("choices")
-        low, high = RANGES.get(f.name, (0, math.inf))
+        value = getattr(cfg, f.name)
+        choices, low, high = (f.metadata[name] for name in ("choices", "low", "high"))
         if choices and value not in choices:
             raise ConfigError(f"{f.name} is {value!r}: choose one of {', '.join(choices)}")
         if f.type in (int, float) and not (math.isfinite(value) and low <= value <= high):
