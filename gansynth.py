@@ -450,12 +450,17 @@ class Adam:
         self.t = torch.zeros((), dtype=torch.float64, device=self.v[0].device)
         self.ever = torch.full((), math.inf, device=self.v[0].device)
 
+    def gradients(self):
+        for p in self.parameters:
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+        return [p.grad for p in self.parameters]
+
     @torch.no_grad()
     def step(self, lr):
         """One update at rate lr, a number or a tensor (); no gradients are left."""
         self.t += 1
-        rate = (lr * (1 - self.beta2 ** self.t).sqrt()).float()
-        g = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        rate, g = (lr * (1 - self.beta2 ** self.t).sqrt()).float(), self.gradients()
         # torch's kernel: after infinitely many steps it corrects nothing; the first moment is g.
         torch._fused_adam_(self.parameters, g, g, self.v, [], [self.ever] * len(g), lr=rate,
                            beta1=0.0, beta2=self.beta2, weight_decay=0.0, eps=1e-8, amsgrad=False,

@@ -181,21 +181,21 @@ class Nets:
 
 
 def train_step(nets, draws, x_real, pitch_real, progress, weights=gansynth.LossWeights(), lr=8e-4,
-               ema=0.999, meet=lambda parameters: None):
+               ema=0.999, meet=lambda gradients: None):
     """The algorithm: G once, then D once with fresh latents and the just-updated G (code's order;
     Progressive GAN has D first).
 
     nets: Nets with a stage begun; draws: Draws; x_real (N, 2, t, f): pictures of the stage's size
     or larger; pitch_real (N,): labels; progress: see gansynth.grown.  -> named loss terms, before
     their weights.  Nothing in it depends on a tensor's value, so that a GPU can record it.
-    `meet(parameters)` may average their gradients with those of other processes.
+    `meet(gradients)` may average them with those of other processes.
     """
     G, D, blocks = nets.G, nets.D, gansynth.grown(progress)[0]
 
     D.requires_grad_(False)               # spares G's step the gradients of D's weights
     loss, terms = gansynth.generator_loss(G, D, draws.z_G, draws.pitch_G, progress, weights)
     loss.backward()
-    meet(nets.adam_G.parameters)
+    meet(nets.adam_G.gradients())
     nets.adam_G.step(lr)
     gansynth.ema_update(nets.G_ema.built_parameters(blocks), G.built_parameters(blocks), ema)
     D.requires_grad_(True)
@@ -209,7 +209,7 @@ def train_step(nets, draws, x_real, pitch_real, progress, weights=gansynth.LossW
         loss.backward()
         terms |= part
         del loss
-    meet(nets.adam_D.parameters)
+    meet(nets.adam_D.gradients())
     nets.adam_D.step(lr)
     return {name: term.detach() for name, term in terms.items()}
 
@@ -370,7 +370,7 @@ class Recorded:
             self.record(inputs)
         self.eager -= 1
         if not self.parts:
-            return self.step(*inputs, meet=self.ranks.meet)
+            return self.step(*inputs, meet=self.ranks.average)
         for here, new in zip(self.inputs, inputs):
             here.copy_(new)               # to where the recording reads it
         for part in self.parts:
@@ -388,10 +388,10 @@ class Recorded:
             recording.enter_context(torch.cuda.graph(graph, pool, stream))
             parts.append(graph.replay)
 
-        def meet(parameters):
+        def meet(gradients):
             if self.ranks.size > 1:
                 recording.close()
-                parts.append(functools.partial(self.ranks.average, gradients(parameters)))
+                parts.append(functools.partial(self.ranks.average, gradients))
                 begin()
 
         try:
@@ -403,10 +403,6 @@ class Recorded:
             self.nets.G.zero_grad()
             self.nets.D.zero_grad()
             print(f"no CUDA graph, so slower steps: {str(error).splitlines()[0]}", file=sys.stderr)
-
-
-def gradients(parameters):
-    return [p.grad for p in parameters if p.grad is not None]
 
 
 @dataclass(frozen=True)
@@ -440,10 +436,6 @@ class Ranks:
         if self.size > 1:                 # else its threads may abort the process as it ends
             distributed.barrier()
             distributed.destroy_process_group()
-
-    def meet(self, parameters):
-        """Average their gradients over all ranks."""
-        self.average(gradients(parameters))
 
     def average(self, tensors):
         """Replace tensors by their means over all ranks: as one, in one exchange."""
@@ -512,14 +504,12 @@ class Pictures:
         if len(self.notes) * 8 * t * f > self.memory:
             return self.transform(indices, size)
         if blocks != self.blocks:
-            self.blocks = blocks
-            self.kept = torch.empty(len(self.notes), 2, t, f, device=self.device)
-            self.known = set()
-        for group in {int(i) // self.GROUP for i in indices} - self.known:
-            span = range(group * self.GROUP, min((group + 1) * self.GROUP, len(self.notes)))
-            self.kept[span.start:span.stop] = self.transform(span, size)
-            self.known.add(group)
-        return self.kept[torch.as_tensor(indices, device=self.device)]
+            self.blocks, self.kept = blocks, {}
+        for group in {int(i) // self.GROUP for i in indices} - self.kept.keys():
+            first = group * self.GROUP
+            self.kept[group] = self.transform(
+                range(first, min(first + self.GROUP, len(self.notes))), size)
+        return torch.stack([self.kept[i // self.GROUP][i % self.GROUP] for i in map(int, indices)])
 
     def of_step(self, state, position, blocks):
         """Pictures and labels of the notes whose turn it is there; a GPU makes those of some steps
@@ -580,7 +570,7 @@ class Monitor:
         images, cfg, now = self.state.images, self.state.cfg, time.time()
         means, (progress, stage, _) = self.means(), cfg.where(images)
         rate = (images - self.images) / max(now - self.last, 1e-9)
-        left = clock(work_left(cfg, images) / (work(cfg, images) * rate))
+        left = clock(time_left(cfg, images, rate))
         print(f"stage {stage + 1}, progress {progress:.2f} {images:>10,}/{cfg.images:,} "
               + " ".join(f"{name} {value:.3g}" for name, value in means.items())
               + f"  {rate:.1f} ex/s, {left} left", flush=True)
@@ -615,17 +605,13 @@ def multiply_adds(arch, blocks):
     return total
 
 
-def work(cfg, images):
-    """Relative cost of the example after so many; the constant stands for fixed costs."""
-    if cfg.model != "gansynth":
-        return 1
-    return multiply_adds(cfg.architecture(), cfg.where(images)[2]) + 4e6
-
-
-def work_left(cfg, images):
-    """Cost of the examples still to come, stage by stage."""
-    return sum(work(cfg, start) * max(0, end - max(start, images))
-               for start, end, *_ in stages(cfg))
+def time_left(cfg, images, rate):
+    """Seconds, from so many examples on, if now there are `rate` a second: later ones cost more."""
+    def cost(at):                         # the constant stands for fixed costs
+        return (1 if cfg.model != "gansynth" else
+                multiply_adds(cfg.architecture(), cfg.where(at)[2]) + 4e6)
+    return sum(cost(start) * max(0, end - max(start, images))
+               for start, end, *_ in stages(cfg)) / (cost(images) * rate)
 
 
 def stages(cfg):
