@@ -30,12 +30,10 @@ import shutil
 import struct
 import time
 import zlib
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter, namedtuple
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import scipy.io.wavfile
@@ -64,17 +62,17 @@ class Notes:
     mapped; `row` says which of its rows is which note's, so that a subset copies no sound.
     """
     audio: np.ndarray     # (M, L) int16, M >= N
+    crc: np.ndarray       # (M,) int64, CRC-32 of each row of audio when it was made
     row: np.ndarray       # (N,) int64, of audio
+    name: np.ndarray      # (N,) str: NSynth's note_str, e.g. guitar_acoustic_000-060-100
     pitch: np.ndarray     # (N,) int64, MIDI
     family: np.ndarray    # (N,) str, NSynth's family names
     source: np.ndarray    # (N,) str: acoustic, electronic, synthetic
-    name: np.ndarray      # (N,) str: NSynth's note_str, e.g. guitar_acoustic_000-060-100
     part: np.ndarray      # (N,) str: train, valid or test where the data is split already, or ""
-    qualities: np.ndarray  # (N, 10) int8: 1 has it, 0 has it not, -1 where the data do not say
+    qualities: np.ndarray  # (N, 10) int64: 1 has it, 0 has it not, -1 where the data do not say
     sample_rate: int
-    dropped: dict = field(default_factory=dict)  # what was left out: reason -> count
-    crc: np.ndarray = None  # (N,) int64, CRC-32 of each note's bytes where they lie on disk
-    file: str = ""          # the file they lie in
+    dropped: dict         # what was left out: reason -> count
+    file: str             # where the audio lies, or ""
 
     def __len__(self):
         return len(self.name)
@@ -86,8 +84,8 @@ class Notes:
         """
         indices = np.asarray(indices, dtype=np.int64)
         audio = self.audio[self.row[indices]]                           # (n, L)  a copy
-        for i, samples in zip(indices, audio if self.crc is not None else ()):
-            if zlib.crc32(samples) != self.crc[i]:
+        for i, samples in zip(indices, audio):
+            if zlib.crc32(samples) != self.crc[self.row[i]]:
                 raise NoteError(f"{self.file}: note {self.row[i]} ({self.name[i]}) is damaged: "
                                 "delete its folder, and it will be packed again")
         return torch.from_numpy(audio.astype(np.float32) / 32768)
@@ -95,9 +93,8 @@ class Notes:
     def subset(self, indices) -> "Notes":
         """The notes at `indices`, in that order, as Notes; the audio is shared."""
         i = np.asarray(indices, dtype=np.int64)
-        columns = ("row", "pitch", "family", "source", "name", "part", "qualities", "crc")
-        return replace(self, **{c: getattr(self, c)[i] for c in columns
-                                if getattr(self, c) is not None})
+        columns = ("row", "name", "pitch", "family", "source", "part", "qualities")
+        return replace(self, **{column: getattr(self, column)[i] for column in columns})
 
 
 def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",), families=(),
@@ -115,9 +112,9 @@ def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",),
     if str(data) != "orchestra":
         return _load_packed(str(data), wish, progress, skip_damaged, pack)
     dropped = Counter()
-    kept = list(_wanted(_read_orchestra(wish), data, wish, dropped, None, progress))
-    return _table(np.stack([samples for _, samples in kept]), [entry[:6] for entry, _ in kept],
-                  wish, dropped)
+    kept = _wanted(_read_orchestra(wish), data, wish, dropped, skip_damaged, progress)
+    audio, rows = map(list, zip(*kept))
+    return _notes(np.stack(audio), rows, sample_rate, dropped)
 
 
 def split(notes, seed=0, share=0.8, by="random"):
@@ -189,11 +186,11 @@ def _shuffle(count, seed, *more):
 
 # The release's training notes of each pitch (TFDS nsynth/gansynth_subset), 24..84: 60,788.
 # paper: 70,379 notes with those held out.
-RELEASE_COUNTS = [0] * 24 + [int(count) for count in """
+RELEASE_COUNTS = Counter(dict(zip(range(24, 85), map(int, """
     551 545 561 550 549 578 547 628 626 630 670 668 751 768 788 801 821 871 873 860 873 844 883
     865 1058 1036 1094 1065 1186 1200 1187 1346 1273 1320 1263 1283 1349 1285 1281 1332 1286 1301
     1220 1300 1209 1257 1288 1223 1258 1183 1178 1125 1171 1089 1024 1081 966 1043 991 959 977
-    """.split()] + [0] * 60
+    """.split()))))
 
 
 def describe(train, held_out, release=False) -> str:
@@ -203,6 +200,9 @@ def describe(train, held_out, release=False) -> str:
     Worth reading before training: a filter that kept electronic instead of acoustic notes cost
     users weeks (magenta issue 1607).
     """
+    def counted(column):                  # {value: notes}, of both splits
+        return [Counter(getattr(part, column).tolist()) for part in (train, held_out)]
+
     kept, lost = len(train) + len(held_out), sum(train.dropped.values())
     seconds = train.audio.shape[1] / train.sample_rate
     lines = [f"kept {kept:,} of {kept + lost:,} notes, {seconds:g} s at {train.sample_rate:,} Hz",
@@ -211,18 +211,17 @@ def describe(train, held_out, release=False) -> str:
              f"{'all':18}{len(train):9,}{len(held_out):10,}"]
     if release:
         lines += [f"{'paper: all':18}{0.8 * 70_379:9,.0f}{0.2 * 70_379:10,.0f}",
-                  f"{'release: all':18}{sum(RELEASE_COUNTS[24:85]):9,}"]
+                  f"{'release: all':18}{sum(RELEASE_COUNTS.values()):9,}"]
     for column in ("source", "family"):
-        mine, theirs = (Counter(getattr(part, column).tolist()) for part in (train, held_out))
+        mine, theirs = counted(column)
         lines += [f"{f'{column} {value}':18}{mine[value]:9,}{theirs[value]:10,}"
                   for value in sorted(mine | theirs)]
     lines += ["pitch             " + "".join(f"{f'+{i}':>6}" for i in range(12))]
-    tables = [pitch_counts(part, (0, 143)).tolist() for part in (train, held_out)]
-    pitches = np.concatenate([train.pitch, held_out.pitch])
-    for low in range(pitches.min(), pitches.max() + 1, 12):             # an octave a line
-        for label, counts in zip((f"{low:5}  train", "       held out", "  release, train"),
-                                 tables + [RELEASE_COUNTS] * release):
-            lines += [f"{label:18}" + "".join(f"{n:6}" for n in counts[low:low + 12])]
+    mine, theirs = counted("pitch")
+    for low in range(min(mine | theirs), max(mine | theirs) + 1, 12):   # an octave a line
+        for label, counts in ((f"{low:5}  train", mine), ("       held out", theirs),
+                              *[("  release, train", RELEASE_COUNTS)] * release):
+            lines += [f"{label:18}" + "".join(f"{counts[p]:6}" for p in range(low, low + 12))]
     return "\n".join(lines)
 
 
@@ -259,14 +258,15 @@ class Wish:
                 raise NoteError(f"unknown value {value!r} in {option}: expected some of "
                                 f"{', '.join(known)}, or nothing for all")
 
-    def why_not(self, pitch, family, source):
-        """Why a note is not wanted (the first reason that applies), or None."""
+    def why_not(self, entry):
+        """Why a note is not wanted (the first reason that applies), or ""."""
         low, high = self.pitch_range
-        if self.sources and source not in self.sources:
+        if self.sources and entry.source not in self.sources:
             return f"the source is not {' or '.join(self.sources)}"
-        if not low <= pitch <= high:
+        if not low <= entry.pitch <= high:
             return f"the pitch is outside {low}-{high}"
-        return "the family is none of those asked for" * (family not in (self.families or [family]))
+        wrong = self.families and entry.family not in self.families
+        return "the family is none of those asked for" if wrong else ""
 
     def fit(self, samples, rate):
         """Samples at their own rate -> (L,) int16 at ours: cut, resampled, cut or zero-padded."""
@@ -275,7 +275,7 @@ class Wish:
             reach = self.length + 10 * max(1, self.sample_rate / rate)
             samples = samples[:math.ceil(reach / ratio) + 1].astype(np.float32)
             samples = scipy.signal.resample_poly(samples, ratio.numerator, ratio.denominator)
-        samples = np.clip(np.rint(samples[:self.length]), -32768, 32767).astype(np.int16)
+        samples = np.clip(np.rint(samples[:self.length]), -32768, 32767).astype("<i2")
         return np.pad(samples, (0, self.length - len(samples)))         # (L,)
 
 
@@ -300,41 +300,41 @@ def progress_bar(items, what, wanted=True, total=None, each=1):
 
 # ---- Readers: from the files of one form to an Entry for every note in them -----------------
 #
-# What is wrong goes to fault(error), which raises it or, with skip_damaged, counts it; what is
-# merely of no use is counted in `dropped`.
+# Or to a NoteError for what is wrong, which ends it all or, with skip_damaged, is counted; or to
+# the reason why a file is of no use, which is counted.
 
 SOUNDS = (".wav", ".aif", ".aiff", ".caf", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wma")
+UNTOLD = [-1] * 10                # qualities of a note of which they are not known
 AGAIN = "fetch the file again, or go on without what is damaged with --skip-damaged"
 
 
-class Entry(NamedTuple):
-    """One note as a reader finds it: what is said of it, and how to get its sound."""
-    name: str
-    pitch: int
-    family: str
-    source: str
-    part: str             # train, valid, test or ""
-    qualities: list       # ten of 0 and 1, as QUALITIES are ordered, or of -1 where not told
-    origin: str           # file and record, for messages
-    sound: Callable       # seconds that are needed -> (samples (L,), in int16's range; their rate)
+# One note: `origin` is its file and record, for messages; `sound` takes the seconds that are needed
+# and gives samples, (L,), in int16's range, and their rate. The rest is as in Notes.
+Entry = namedtuple("Entry", "name pitch family source part qualities origin sound")
 
 
-def _wanted(entries, data, wish, dropped, fault, progress, total=None):
-    """Yield (entry, its samples, (L,) int16) of those that are wanted, and count the others."""
+def _wanted(found, data, wish, dropped, skip_damaged, progress, total=None):
+    """Of what a reader found, yield (samples (L,) int16, a row for `_notes`) of each note that is
+    wanted, and count the rest in `dropped`."""
     origins = {}
-    for entry in progress_bar(entries, "notes read", progress, total):
-        reason = wish.why_not(entry.pitch, entry.family, entry.source)
+    for entry in progress_bar(found, "notes read", progress, total):
         try:
-            if entry.name in origins:     # it could land in both splits, and flatter held-out notes
+            if isinstance(entry, NoteError):
+                raise entry
+            reason = entry if isinstance(entry, str) else wish.why_not(entry)
+            if reason:
+                dropped[_printable(reason)] += 1
+            elif entry.name in origins:   # it could land in both splits, and flatter held-out notes
                 raise NoteError(f"note {entry.name} is in {origins[entry.name]} and in "
                                 f"{entry.origin}: keep it in one")
-            if reason:
-                dropped[reason] += 1
             else:                         # 0.1 s more, for the resampler
-                yield entry, wish.fit(*entry.sound(wish.length / wish.sample_rate + 0.1))
+                samples = wish.fit(*entry.sound(wish.length / wish.sample_rate + 0.1))
                 origins[entry.name] = entry.origin
+                yield samples, [zlib.crc32(samples), *entry[:6]]
         except NoteError as error:
-            fault(error)
+            if not skip_damaged:
+                raise
+            dropped[str(error)] += 1
     if not origins:
         why = ", ".join(_reasons(dropped, 3))
         raise NoteError(f"none of the {sum(dropped.values()):,} notes of {data} is left: {why}; "
@@ -342,17 +342,15 @@ def _wanted(entries, data, wish, dropped, fault, progress, total=None):
                         else f"{data} holds no notes: expected {FORMS}")
 
 
-def _table(audio, rows, wish, dropped, **more):
-    """Notes of audio, (N, L), and rows of (name, pitch, family, source, part, qualities)."""
-    *columns, flags = (np.array(column) for column in zip(*rows))
-    columns = dict(zip(("name", "pitch", "family", "source", "part"), columns))
-    return Notes(audio, np.arange(len(audio)), **columns, qualities=flags.astype(np.int8),
-                 sample_rate=wish.sample_rate, dropped=dict(dropped), **more)
+def _notes(audio, rows, sample_rate, dropped, file=""):
+    """Notes of audio, (N, L), and for each a row of its CRC-32 and the first fields of an Entry."""
+    crc, *columns = map(np.array, zip(*rows))
+    return Notes(audio, crc, np.arange(len(audio)), *columns, sample_rate, dict(dropped), file)
 
 
 def _reasons(dropped, most):
     """{"reason": 3, ...} -> ["3 because reason", ...], no more than `most` and one for the rest."""
-    reasons = [f"{n:,} because {_printable(reason)}" for reason, n in dropped.items()]
+    reasons = [f"{n:,} because {reason}" for reason, n in dropped.items()]
     more = sum(list(dropped.values())[most:])
     return reasons[:most] + [f"{more:,} for other reasons"] * (more > 0)
 
@@ -407,9 +405,9 @@ def _rows(text):
     return [[cell.strip() for cell in row] for row in rows if any(row)]
 
 
-def _entry(about, part, origin, sound):
+def _entry(about, place, origin, sound):
     """The Entry of a note, from a dict of what NSynth says about it; ValueError where that is not
-    as it should be. `sound` still needs the rate."""
+    as it should be. Its folder or file, `place`, tells the part; `sound` still needs the rate."""
     words = ("note_str", "instrument_family_str", "instrument_source_str")
     name, family, source, pitch, rate, flags = (
         about.get(key) for key in (*words, "pitch", "sample_rate", "qualities"))
@@ -423,11 +421,17 @@ def _entry(about, part, origin, sound):
         if not right:
             raise ValueError(f"field {key} of note {str(name)!r:.80} is {about.get(key)!r:.80}: "
                              f"expected {expected}")
-    return Entry(name, pitch, family, source, part, flags or [-1] * 10, origin,
-                 functools.partial(sound, rate))
+    # NSynth's names say it once more, which tells when a file has been damaged.
+    said = re.fullmatch(r"(.+)_([a-z]+)_\d{3}-(\d{3})-\d{3}", name)
+    if said and (said[1], said[2], int(said[3])) != (family, source, pitch):
+        raise ValueError(f"note {name} is said to be {family}, {source}, pitch {pitch}: expected "
+                         "what its name says")
+    part = re.match(r"(?:nsynth-)?(train|valid|test)(?:\.|$)", place)
+    return Entry(name, pitch, family, source, part[1] if part else "", flags or UNTOLD,
+                 str(origin), functools.partial(sound, rate))
 
 
-def _read_examples(files, fault, dropped):
+def _read_examples(files):
     """NSynth's layout: the notes of folders that hold an examples.json each, beside audio/. All
     sound files there are come last of `files`."""
     unnamed = {file for file in files if file.name != "examples.json"}
@@ -436,24 +440,16 @@ def _read_examples(files, fault, dropped):
         if not isinstance(examples, dict) or not examples:
             raise NoteError(f"{file} holds no notes: expected an object such as "
                             '{"guitar_acoustic_000-060-100": {"pitch": 60, ...}, ...}')
-        part = file.parent.name.removeprefix("nsynth-")
-        part = part if part in ("train", "valid", "test") else ""
         for name, about in examples.items():
             about = {**(about if isinstance(about, dict) else {}), "note_str": name}
             wav = file.parent / "audio" / f"{name}.wav"
             unnamed.discard(wav)
             try:
-                entry = _entry(about, part, str(wav), functools.partial(read_sound, wav))
-                # NSynth's names say it once more, which tells when a file has been damaged.
-                said = re.fullmatch(r"(.+)_([a-z]+)_\d{3}-(\d{3})-\d{3}", name)
-                if said and (said[1], said[2], int(said[3])) != (*entry[2:4], entry.pitch):
-                    raise ValueError(f"note {name} is said to be {entry.family}, {entry.source}, "
-                                     f"pitch {entry.pitch}: expected what its name says")
-                yield entry
+                yield _entry(about, file.parent.name, wav, functools.partial(read_sound, wav))
             except ValueError as error:
-                fault(NoteError(f"{file}: {error}; {AGAIN}"))
-    if unnamed:
-        dropped[f"no examples.json names that file (such as {min(unnamed)})"] += len(unnamed)
+                yield NoteError(f"{file}: {error}; {AGAIN}")
+    yield from [f"no examples.json names that file (such as {min(unnamed, default='')})"
+                ] * len(unnamed)
 
 
 # ---- TFRecord files: checksum, record, message, note ----------------------------------------
@@ -501,8 +497,8 @@ def _remainders():
     return table
 
 
-def _records(path, count, fault):
-    """Yield (number from 1, payload) for every sound record of a file, plain or GZIP.
+def _records(path, count):
+    """Yield the payload of every record of a file, plain or GZIP, or a NoteError where it is wrong.
 
     A record is a length in bytes (uint64), the CRC of those 8 bytes, the payload and its CRC. After
     a damaged payload comes the next record; after a damaged length, or where the file breaks off,
@@ -510,10 +506,8 @@ def _records(path, count, fault):
     """
     number = 0
     try:
-        with open(path, "rb") as disk:
-            zipped = disk.read(3) == b"\x1f\x8b\x08"     # or a length, but of 559,903 only
-            disk.seek(0)
-            file = gzip.open(disk) if zipped else disk
+        with open(path, "rb") as disk:    # a length could begin like GZIP, but of 559,903 only
+            file = gzip.open(disk) if disk.peek(3)[:3] == b"\x1f\x8b\x08" else disk
             while header := file.read(12):
                 number, length = number + 1, int.from_bytes(header[:8], "little")
                 if _crc32c(header[:8]) != header[8:]:
@@ -521,17 +515,15 @@ def _records(path, count, fault):
                 data = file.read(min(length, 1 << 22) + 4)    # 4 MB: 16 times a note of NSynth
                 if len(data) != length + 4:
                     raise EOFError("the file breaks off inside it, or it is longer than any note")
-                if _crc32c(data[:-4]) == data[-4:]:
-                    yield number, memoryview(data)[:-4]
-                else:
-                    fault(NoteError(f"{path}, record {number}: its checksum does not match; "
-                                    f"{AGAIN}"))
+                right = _crc32c(data[:-4]) == data[-4:]
+                yield memoryview(data)[:-4] if right else NoteError(
+                    f"{path}, record {number}: its checksum does not match; {AGAIN}")
         if count not in (None, number):   # cut between two records a file looks whole
-            fault(NoteError(f"{path} holds {number} records: expected {count}; {AGAIN}"))
+            yield NoteError(f"{path} holds {number} records: expected {count}; {AGAIN}")
     except (OSError, EOFError, zlib.error) as error:          # all three from GZIP, too
         reason = getattr(error, "strerror", None) or error
-        fault(NoteError(f"{path}, record {number}: {reason}, so the rest of the file is lost; "
-                        f"{AGAIN}"))
+        yield NoteError(f"{path}, record {number}: {reason}, so the rest of the file is lost; "
+                        f"{AGAIN}")
 
 
 def _varint(data, at):
@@ -586,7 +578,7 @@ def _features(payload):
     return found
 
 
-def _read_records(files, fault, dropped):
+def _read_records(files):
     """The notes of TFRecord files, in NSynth's own schema or, if dataset_info.json is the first of
     the files, as TensorFlow Datasets (TFDS) has them; a split of which no file is there is none."""
     words, counts = {"family": FAMILIES, "source": SOURCES}, {}
@@ -601,20 +593,20 @@ def _read_records(files, fault, dropped):
             raise NoteError(f"{info} is not TFDS's ({error!r}): fetch it again") from None
         for name in sorted(set(counts) - {file.name for file in files}):
             if any(file.name.startswith(name.split("-0")[0]) for file in files):
-                fault(NoteError(f"{info.parent} lacks {name}; {AGAIN}"))
+                yield NoteError(f"{info.parent} lacks {name}; {AGAIN}")
         words = {key: _read(info.with_name(f"instrument-{key}.labels.txt"), str.split)
                  for key in words}
     for path in files:
-        part = re.match(r"nsynth-(train|valid|test)\.", path.name)
-        for number, payload in _records(path, counts.get(path.name), fault):
+        for number, payload in enumerate(_records(path, counts.get(path.name)), 1):
             origin = f"{path}, record {number}"
             try:
-                yield _note(_features(payload), words, part[1] if part else "", origin)
+                yield payload if isinstance(payload, NoteError) else _note(
+                    _features(payload), words, path.name, origin)
             except ValueError as error:
-                fault(NoteError(f"{origin}: {error}; {AGAIN}"))
+                yield NoteError(f"{origin}: {error}; {AGAIN}")
 
 
-def _note(features, words, part, origin):
+def _note(features, words, place, origin):
     """The Entry of one record. ValueError for what is missing or not as it should be.
 
     NSynth's own schema has note_str, instrument_family_str and so on; that of TFDS id,
@@ -626,9 +618,8 @@ def _note(features, words, part, origin):
     if "id" in about:
         about = {"note_str": about["id"], "sample_rate": 16000, **about}
     for what, known in words.items():
-        place = about.get(f"instrument_{what}")
-        if type(place) is int and place < len(known):
-            about.setdefault(f"instrument_{what}_str", known[place])
+        word = dict(enumerate(known)).get(about.get(f"instrument_{what}"))
+        about.setdefault(f"instrument_{what}_str", word)
     each = [about.get(f"qualities/{quality}") for quality in QUALITIES]
     about["qualities"] = features.get("qualities") if each == [None] * 10 else each
     floats = features.get("audio")
@@ -639,7 +630,7 @@ def _note(features, words, part, origin):
         samples = np.rint(np.clip(floats, -1, 32767 / 32768) * 32768).astype(np.int16)
         return samples, rate
 
-    return _entry(about, part, origin, sound)
+    return _entry(about, place, origin, sound)
 
 
 def _read_ids(path):
@@ -662,7 +653,7 @@ def _read_ids(path):
 
 # ---- Your own recordings: a folder of WAV files ---------------------------------------------
 
-def _read_recordings(files, fault, dropped):
+def _read_recordings(files):
     """The notes of WAV files of any kind: the pitch from their names, or from pitches.csv. A file
     that cannot be used is left out, and counted: people's own folders hold other things as well."""
     sounds = [file for file in files if file.name != "pitches.csv"]
@@ -672,15 +663,14 @@ def _read_recordings(files, fault, dropped):
         place = file.relative_to(root)
         pitch = pitches.get(_printable(file.stem), pitch_of(file.stem))
         if file.suffix.lower() != ".wav":
-            dropped[f"it is a {file.suffix} file: convert it to WAV, with ffmpeg or sox"] += 1
+            yield f"it is a {file.suffix} file: convert it to WAV, with ffmpeg or sox"
         elif pitch is None:
-            fault(NoteError(f"{file} tells no pitch, or more than one: expected a name such as "
-                            "note_060.wav, note_C4.wav or note-060-100.wav, or a line in "
-                            "pitches.csv"))
+            yield (f"{file} tells no pitch, or more than one: expected a name such as "
+                   "note_060.wav, note_C4.wav or note-060-100.wav, or a line in pitches.csv")
         else:
             name = _printable("-".join(place.with_suffix("").parts))
             family = next((f for f in FAMILIES if f in place.as_posix().lower()), "other")
-            yield Entry(name, pitch, family, "acoustic", "", [-1] * 10, str(file),
+            yield Entry(name, pitch, family, "acoustic", "", UNTOLD, str(file),
                         functools.partial(_read_recording, file))
 
 
@@ -748,7 +738,7 @@ def _load_packed(data, wish, progress, skip_damaged, pack):
     path = Path(data)
     asked = json.loads(json.dumps(asdict(wish)))                        # as JSON has it
     if (path / "packed.json").is_file():
-        return _open_packed(path, wish, asked)
+        return _open_packed(path, asked)
     reader, files = _find(data)
     root = path if path.is_dir() else files[0].parent
     asked["skip_damaged"] = skip_damaged
@@ -758,16 +748,10 @@ def _load_packed(data, wish, progress, skip_damaged, pack):
     asked["files"] = zlib.crc32(ascii([(*names, stat.st_size, stat.st_mtime_ns)
                                        for *names, stat in stats]).encode())
     try:
-        return _open_packed(folder, wish, asked)
+        return _open_packed(folder, asked)
     except NoteError as error:            # not there yet, or of other files, or damaged
         if folder.exists():
             print(f"{error}; packing {_printable(data)} again", file=sys.stderr)
-
-    def fault(error):
-        if not skip_damaged and reader is not _read_recordings:
-            raise error
-        dropped[str(error)] += 1
-
     # How many notes there may be, to tell the time left: a record of one takes some 256 kB.
     total = len(files) if reader is not _read_records else sum(
         stat.st_size for *_, stat in stats) >> 18
@@ -776,10 +760,10 @@ def _load_packed(data, wish, progress, skip_damaged, pack):
     try:
         part.mkdir(parents=True, exist_ok=True)
         with open(part / "audio.int16", "wb") as audio:
-            for entry, samples in _wanted(reader(files, fault, dropped), data, wish, dropped, fault,
-                                          progress, total):
-                audio.write(samples.astype("<i2"))
-                rows.append([*entry[:6], zlib.crc32(samples.astype("<i2"))])
+            for samples, row in _wanted(reader(files), data, wish, dropped, skip_damaged
+                                        or reader is _read_recordings, progress, total):
+                audio.write(samples)
+                rows.append(row)
         about = json.dumps({"asked": asked, "dropped": dropped, "notes": rows})
         (part / "packed.json").write_text(f"[{zlib.crc32(about.encode())}, {about}]")
         shutil.rmtree(folder, ignore_errors=True)
@@ -789,28 +773,27 @@ def _load_packed(data, wish, progress, skip_damaged, pack):
                         "there, or name another place with --pack DIR") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return _open_packed(folder, wish, asked)
+    return _open_packed(folder, asked)
 
 
-def _open_packed(folder, wish, asked):
+def _open_packed(folder, asked):
     """Notes of a packed folder. NoteError where it is damaged, or not what is asked for."""
     file = folder / "audio.int16"
     try:
         crc, about = json.loads((folder / "packed.json").read_text())
         if zlib.crc32(json.dumps(about).encode()) != crc:
             raise ValueError("the checksum of packed.json does not match")
-        *columns, crc = zip(*about["notes"])
-        audio = np.memmap(file, "<i2", "r").reshape(len(crc), about["asked"]["length"])
+        had, rows = about["asked"], about["notes"]
+        audio = np.memmap(file, "<i2", "r").reshape(len(rows), had["length"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise NoteError(f"{folder} holds no packed notes that can be read ({error}): delete it, "
                         "and it will be packed again") from None
     for key, value in asked.items():
-        had = about["asked"].get(key)
-        if had != value:
+        if had.get(key) != value:
             raise NoteError(f"{folder} was packed " + (
                 "from files that have changed since" if key == "files" else
-                f"with {key} {had}, and {value} is asked for"))
-    return _table(audio, zip(*columns), wish, about["dropped"], crc=np.array(crc), file=str(file))
+                f"with {key} {had.get(key)}, and {value} is asked for"))
+    return _notes(audio, rows, had["sample_rate"], about["dropped"], str(file))
 
 
 # ---- WAV files in and out -------------------------------------------------------------------
@@ -959,7 +942,7 @@ def _read_orchestra(wish):
         for pitch, f0 in hertz.items():
             for velocity, force in VELOCITIES.items():
                 name = f"{timbre}-{pitch:03}-{velocity:03}"
-                yield Entry(name, pitch, timbre.split("_")[0], "acoustic", "", [-1] * 10, name,
+                yield Entry(name, pitch, timbre.split("_")[0], "acoustic", "", UNTOLD, name,
                             functools.partial(_play, name, f0, force, wish))
 
 
