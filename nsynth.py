@@ -33,6 +33,7 @@ import zlib
 from collections import Counter, namedtuple
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -111,9 +112,8 @@ def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",),
     wish = Wish(length, sample_rate, tuple(pitch_range), tuple(sources), tuple(families))
     if str(data) != "orchestra":
         return _load_packed(str(data), wish, progress, skip_damaged, pack)
-    dropped = Counter()
-    kept = _wanted(_read_orchestra(wish), data, wish, dropped, skip_damaged, progress)
-    audio, rows = map(list, zip(*kept))
+    audio = []
+    rows, dropped = _gather(_read_orchestra(wish), audio.append, data, wish, skip_damaged, progress)
     return _notes(np.stack(audio), rows, sample_rate, dropped)
 
 
@@ -133,21 +133,21 @@ def split(notes, seed=0, share=0.8, by="random"):
         return notes.subset(order[:cut]), notes.subset(order[cut:])
     part = notes.part
     if by != "folders":
-        listed = _read_ids(by)
+        listed = _read_list(by, _a_note_and_its_split, "a note's name, and its split if there is a "
+                            "column headed split, such as guitar_acoustic_000-060-100,train")
         part = np.array([listed.get(name, "") for name in notes.name])
     train = np.flatnonzero(part == "train")
     if len(train) == 0:
         raise NoteError(f"no note is in the training part by {by!r}: expected data whose folders "
-                        "are split (nsynth-train, ...), or a CSV list of note ids; or split by "
-                        "random")
+                        "are split (nsynth-train, ...), or a CSV list of its notes, with a "
+                        "column headed id; or split by random")
     return notes.subset(train), notes.subset(np.flatnonzero((part != "train") & (part != "")))
 
 
 def pitch_counts(notes, pitch_range) -> torch.Tensor:
     """How many notes there are of each pitch of the range: (P,) int64, P = high - low + 1."""
     low, high = pitch_range
-    inside = notes.pitch[(notes.pitch >= low) & (notes.pitch <= high)]
-    return torch.from_numpy(np.bincount(inside - low, minlength=high - low + 1).astype(np.int64))
+    return torch.from_numpy(np.bincount(notes.pitch, minlength=128)[low:high + 1])
 
 
 def draw_pitches(counts, n, generator=None) -> torch.Tensor:
@@ -169,13 +169,9 @@ def epoch_order(position, n, count, seed) -> np.ndarray:
     reading them through a 1,000-note shuffle buffer showed the networks one or two instruments at a
     time: no diversity after four days (magenta issue 1732).
     """
-    pieces = [np.empty(0, np.int64)]
-    while n > 0:
-        epoch, offset = divmod(position, count)
-        piece = _shuffle(count, seed, epoch)[offset:offset + n]
-        pieces.append(piece)
-        position, n = position + len(piece), n - len(piece)
-    return np.concatenate(pieces)
+    first, last = position // count, (position + n) // count
+    stream = np.concatenate([_shuffle(count, seed, epoch) for epoch in range(first, last + 1)])
+    return stream[position - first * count:][:n]
 
 
 @functools.lru_cache(maxsize=2)  # a step needs one epoch's shuffle, or two where it straddles
@@ -300,8 +296,8 @@ def progress_bar(items, what, wanted=True, total=None, each=1):
 
 # ---- Readers: from the files of one form to an Entry for every note in them -----------------
 #
-# Or to a NoteError for what is wrong, which ends it all or, with skip_damaged, is counted; or to
-# the reason why a file is of no use, which is counted.
+# Or else a NoteError for what is wrong, which ends it all or, with skip_damaged, is counted; or,
+# for a file that is of no use, the reason why, which is counted.
 
 SOUNDS = (".wav", ".aif", ".aiff", ".caf", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wma")
 UNTOLD = [-1] * 10                # qualities of a note of which they are not known
@@ -313,10 +309,10 @@ AGAIN = "fetch the file again, or go on without what is damaged with --skip-dama
 Entry = namedtuple("Entry", "name pitch family source part qualities origin sound")
 
 
-def _wanted(found, data, wish, dropped, skip_damaged, progress, total=None):
-    """Of what a reader found, yield (samples (L,) int16, a row for `_notes`) of each note that is
-    wanted, and count the rest in `dropped`."""
-    origins = {}
+def _gather(found, keep, data, wish, skip_damaged, progress, total=None):
+    """Of what a reader found, hand the samples, (L,) int16, of each note that is wanted to `keep`.
+    Returns a row for `_notes` of each, and the rest as {reason: how many}."""
+    origins, rows, dropped = {}, [], Counter()
     for entry in progress_bar(found, "notes read", progress, total):
         try:
             if isinstance(entry, NoteError):
@@ -329,17 +325,19 @@ def _wanted(found, data, wish, dropped, skip_damaged, progress, total=None):
                                 f"{entry.origin}: keep it in one")
             else:                         # 0.1 s more, for the resampler
                 samples = wish.fit(*entry.sound(wish.length / wish.sample_rate + 0.1))
+                keep(samples)
+                rows.append([zlib.crc32(samples), *entry[:6]])
                 origins[entry.name] = entry.origin
-                yield samples, [zlib.crc32(samples), *entry[:6]]
         except NoteError as error:
             if not skip_damaged:
                 raise
             dropped[str(error)] += 1
-    if not origins:
+    if not rows:
         why = ", ".join(_reasons(dropped, 3))
         raise NoteError(f"none of the {sum(dropped.values()):,} notes of {data} is left: {why}; "
                         "change the sources, families or pitches asked for, or the files" if why
                         else f"{data} holds no notes: expected {FORMS}")
+    return rows, dropped
 
 
 def _notes(audio, rows, sample_rate, dropped, file=""):
@@ -379,9 +377,9 @@ def _find(data):
         return _read_examples, examples + sounds
 
     def rank(folder):                     # this folder, or else the newest version TFDS made
-        tfds = re.search(r"gansynth_subset[^/\\]*[/\\](\d+)\.(\d+)\.(\d+)$",
-                         os.path.abspath(folder))
-        return folder == path, [int(n) for n in tfds.groups()] if tfds else []
+        version = re.search(r"gansynth_subset[^/\\]*[/\\](\d+)\.(\d+)\.(\d+)$",
+                            os.path.abspath(folder))
+        return [folder == path, *map(int, version.groups() if version else [])]
 
     folder = max((f.parent for f in inside if ".tfrecord" in f.name), key=rank, default=None)
     if folder and any(rank(folder)):
@@ -399,10 +397,24 @@ def _read(path, parse):
         raise NoteError(f"cannot read {path} ({reason}): save, fetch or unpack it again") from None
 
 
-def _rows(text):
-    """The rows of CSV that are not empty, each a list of texts."""
-    rows = csv.reader(io.StringIO(text, newline=""))
-    return [[cell.strip() for cell in row] for row in rows if any(row)]
+def _read_list(path, parse, expected):
+    """A CSV file that says something of names: {name: what is said}.
+
+    parse(row, cells), of a row and the same by its headings, gives name and what is said, None for
+    either where it is not as `expected`. The first row may be a heading, which says nothing.
+    """
+    rows = _read(path, lambda text: [[cell.strip() for cell in row] for row in csv.reader(
+        text.splitlines()) if any(row)])
+    listed = {}
+    for i, row in enumerate(rows):
+        cells = zip_longest(map(str.lower, rows[0]), row, fillvalue="")
+        name, said = parse(row, dict(cells))
+        if said is None and i == 0:
+            continue
+        if None in (name, said) or listed.setdefault(name, said) != said:
+            raise NoteError(f"{path}, line {i + 1}, {','.join(row)[:80]!r}: expected {expected}, "
+                            "and no other line that says otherwise")
+    return listed
 
 
 def _entry(about, place, origin, sound):
@@ -526,14 +538,12 @@ def _records(path, count):
                         f"{AGAIN}")
 
 
-def _varint(data, at):
-    """The whole number written at `at`, seven bits a byte, lowest first, and where it ends."""
-    number = 0
-    for i, byte in enumerate(data[at:at + 10]):
-        number |= (byte & 127) << 7 * i
-        if byte < 128:                    # the top bit says that another byte follows
-            return number, at + i + 1
-    raise ValueError("a number in it breaks off or does not end")
+# A whole number: seven bits a byte, lowest first; a top bit says that another byte follows.
+VARINT = rb"([\x80-\xff]{0,9}[\0-\x7f])"
+
+
+def _number(varint):
+    return sum((byte & 127) << 7 * i for i, byte in enumerate(varint))
 
 
 def _fields(message):
@@ -542,14 +552,14 @@ def _fields(message):
     That is a row of tag, value, tag, value. A tag is 8 * the field's number + its wire type; all of
     an Example's are of type 2: a length, and that many bytes.
     """
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        size, at = _varint(message, at)
-        if tag & 7 != 2 or size > len(message) - at:
+    end = 0
+    while end < len(message):
+        head = re.compile(VARINT * 2).match(message, end)
+        tag, size = map(_number, head.groups()) if head else (0, 0)
+        if tag & 7 != 2 or size > len(message) - head.end():
             raise ValueError("its contents are no tf.train.Example")
-        yield tag >> 3, message[at:at + size]
-        at += size
+        end = head.end() + size
+        yield tag >> 3, message[head.end():end]
 
 
 def _features(payload):
@@ -570,10 +580,7 @@ def _features(payload):
             if kind == 2:
                 values = np.frombuffer(b"".join(values), "<f4")  # ValueError if the last one is cut
             elif kind == 3:
-                packed, values, at = b"".join(values), [], 0
-                while at < len(packed):
-                    value, at = _varint(packed, at)
-                    values.append(value)
+                values = [_number(varint) for varint in re.findall(VARINT, b"".join(values))]
             found[str(pair[1], "utf-8", "replace")] = values
     return found
 
@@ -633,22 +640,11 @@ def _note(features, words, place, origin):
     return _entry(about, place, origin, sound)
 
 
-def _read_ids(path):
-    """A published list of notes, in CSV: {name: its split, or train where the list tells none}.
-    Names are in the column headed id or note_str, else in the first; splits in one headed split."""
-    rows, ids, a_note = _read(path, _rows), {}, r"[^/]+-\d{3}-\d{3}"
-    if rows and re.fullmatch(a_note, rows[0][0]):         # a list may have no heading
-        rows = [["id"], *rows]
-    for row in rows[1:]:
-        cells = dict(zip(map(str.lower, rows[0]), row))
-        name = cells.get("id", cells.get("note_str", row[0]))
-        where = cells.get("split", "train" * ("split" not in map(str.lower, rows[0])))
-        if not re.fullmatch(a_note, name) or ids.setdefault(name, where) != where or not where:
-            raise NoteError(f"{path}: {','.join(row)[:80]!r} names no note and its split, or one "
-                            "that is in another: expected guitar_acoustic_000-060-100,train")
-    if not ids:
-        raise NoteError(f"{path} names no notes: expected a column headed id")
-    return ids
+def _a_note_and_its_split(row, cells):
+    """For `_read_list`: names are in the column headed id or note_str, else in the first; splits in
+    one headed split, else all are train."""
+    name, part = cells.get("id", cells.get("note_str", row[0])), cells.get("split", "train")
+    return name, part if part and re.fullmatch(r"[^/]+-\d{3}-\d{3}", name) else None
 
 
 # ---- Your own recordings: a folder of WAV files ---------------------------------------------
@@ -657,7 +653,17 @@ def _read_recordings(files):
     """The notes of WAV files of any kind: the pitch from their names, or from pitches.csv. A file
     that cannot be used is left out, and counted: people's own folders hold other things as well."""
     sounds = [file for file in files if file.name != "pitches.csv"]
-    pitches = _read_pitches(files[0], sounds) if len(sounds) < len(files) else {}
+    known, pitches = {_printable(file.stem) for file in sounds}, {}
+
+    def parse(row, _):
+        name, told = re.sub(r"(?i)\.wav$", "", row[0]), "".join(row[1:2])
+        pitch = int(told) if re.fullmatch(r"\d{1,3}", told) else pitch_of(told)
+        right = name in known and pitch in (None, *range(128))
+        return name if right else None, pitch
+
+    if len(sounds) < len(files):
+        pitches = _read_list(files[0], parse, "a file that is there, and its pitch, as in "
+                             "take1.wav,60 or take1.wav,C4")
     root = os.path.commonpath([file.parent for file in sounds]) if sounds else ""
     for file in sounds:
         place = file.relative_to(root)
@@ -672,23 +678,6 @@ def _read_recordings(files):
             family = next((f for f in FAMILIES if f in place.as_posix().lower()), "other")
             yield Entry(name, pitch, family, "acoustic", "", UNTOLD, str(file),
                         functools.partial(_read_recording, file))
-
-
-def _read_pitches(path, sounds):
-    """pitches.csv: {file's name without .wav: MIDI pitch}; lines such as take1.wav,60 or a.wav,C4.
-    """
-    pitches, known = {}, {_printable(file.stem) for file in sounds}
-    for i, row in enumerate(_read(path, _rows)):
-        name, told = re.sub(r"(?i)\.wav$", "", row[0]), "".join(row[1:2])
-        pitch = int(told) if re.fullmatch(r"\d{1,3}", told) else pitch_of(told)
-        if pitch is None and i == 0:      # a title
-            continue
-        if pitch not in range(128) or name not in known or name in pitches:
-            raise NoteError(f"{path}, line {i + 1}, {','.join(row)[:80]!r}: expected a file that "
-                            "is there and in no other line, and its pitch, as in take1.wav,60 or "
-                            "take1.wav,C4")
-        pitches[name] = pitch
-    return pitches
 
 
 def pitch_of(name):
@@ -755,16 +744,13 @@ def _load_packed(data, wish, progress, skip_damaged, pack):
     # How many notes there may be, to tell the time left: a record of one takes some 256 kB.
     total = len(files) if reader is not _read_records else sum(
         stat.st_size for *_, stat in stats) >> 18
-    dropped, rows = Counter(), []
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")        # renamed when it is whole
     try:
         part.mkdir(parents=True, exist_ok=True)
         with open(part / "audio.int16", "wb") as audio:
-            for samples, row in _wanted(reader(files), data, wish, dropped, skip_damaged
-                                        or reader is _read_recordings, progress, total):
-                audio.write(samples)
-                rows.append(row)
-        about = json.dumps({"asked": asked, "dropped": dropped, "notes": rows})
+            rows, dropped = _gather(reader(files), audio.write, data, wish,
+                                    skip_damaged or reader is _read_recordings, progress, total)
+        about = json.dumps({"asked": asked, "dropped": dropped, "rows": rows})
         (part / "packed.json").write_text(f"[{zlib.crc32(about.encode())}, {about}]")
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
@@ -783,7 +769,7 @@ def _open_packed(folder, asked):
         crc, about = json.loads((folder / "packed.json").read_text())
         if zlib.crc32(json.dumps(about).encode()) != crc:
             raise ValueError("the checksum of packed.json does not match")
-        had, rows = about["asked"], about["notes"]
+        had, rows = about["asked"], about["rows"]
         audio = np.memmap(file, "<i2", "r").reshape(len(rows), had["length"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise NoteError(f"{folder} holds no packed notes that can be read ({error}): delete it, "
@@ -928,7 +914,6 @@ TIMBRES = {
 }
 VELOCITIES = {50: 0.5, 100: 1.0}  # MIDI velocity and how hard that is; softer is quieter and duller
 HOLD = 0.75                       # of a note's length, as NSynth: held for 3 s of 4
-orchestra = functools.partial(load, "orchestra", progress=False)
 
 
 def _read_orchestra(wish):

@@ -1467,7 +1467,7 @@ def test_own_recordings_of_every_kind_become_notes(tmp_path):
 @pytest.mark.parametrize("table, says", [
     ("file,pitch\na.wav,high", "line 2, 'a.wav,high'"), ("a.wav,60\nb.wav,200", "line 2"),
     ("a.wav,60\nbb.wav,61", "line 2, 'bb.wav,61': expected a file that is there"),
-    ("a.wav,60\nb,61\na,62", "line 3, 'a,62': .*in no other line"),
+    ("a.wav,60\nb,61\na,62", "line 3, 'a,62': .*no other line"),
     ('a,"' + "x" * 200_000, "cannot read .*field larger"), ("caf\udce9.wav,60", "cannot read")])
 def test_pitches_csv_is_checked(tmp_path, table, says):
     for name in ("a.wav", "b.wav"):
@@ -1520,8 +1520,8 @@ def cents(f, pitch):
 @pytest.fixture(scope="module")
 def orchestras():
     """Notes of an octave, short; then full notes at pitches spread over the range."""
-    return [nsynth.orchestra(4000, 8000, (60, 71)), *(
-        nsynth.orchestra(64000, 16000, (pitch, pitch)) for pitch in (24, 37, 50, 63, 76, 84))]
+    return [nsynth.load("orchestra", 4000, 8000, (60, 71)), *(
+        nsynth.load("orchestra", 64000, 16000, (p, p)) for p in (24, 37, 50, 63, 76, 84))]
 
 
 def test_orchestra_has_many_instruments_and_is_the_same_every_time(orchestras):
@@ -1847,26 +1847,30 @@ def test_what_a_tfds_folder_lacks_is_named(tmp_path):
 A, B = "guitar_acoustic_000-060-100", "reed_acoustic_001-061-050"
 
 
-@pytest.mark.parametrize("text, ids", [
-    (f"id,split\n{A},train\n{B},test\n", {A: "train", B: "test"}),
+@pytest.mark.parametrize("text, parts", [
+    (f"id,split\n{A},train\n{B},test\n", ["train", "test"]),
     (f'\ufeffsplit,pitch,"note_str"\r\ntrain,60,{A}\r\n\r\ntrain,60, {A} \r\ntest,61,"{B}"\r\n',
-     {A: "train", B: "test"}),
-    (f"{A}\n{B}\n", {A: "train", B: "train"}), (f"note,why\n{A},good\n", {A: "train"})])
-def test_lists_of_notes_in_csv(tmp_path, text, ids):
+     ["train", "test"]),
+    (f"{A}\n{B}\n", ["train", "train"]), (f"note,why\n{A},good\n", ["train"])])
+def test_lists_of_notes_in_csv(tmp_path, text, parts):
+    for name in (A, B, "reed_acoustic_001-062-050"):
+        add_note(tmp_path, name)
     (tmp_path / "ids.csv").write_text(text, encoding="utf-8", newline="")
-    assert nsynth._read_ids(tmp_path / "ids.csv") == ids
+    split = nsynth.split(nsynth.load(tmp_path, 64, 16000), by=tmp_path / "ids.csv")
+    for part, notes in zip(("train", "test"), split):
+        assert notes.name.tolist() == [name for name, its in zip((A, B), parts) if its == part]
 
 
 @pytest.mark.parametrize("data, says", [
-    (b"id,split\n", "names no notes"), (b"\x89PNG\r\n\xff", "cannot read"),
-    (f"id,split\n{A},train\n{B}\n".encode(), f"'{B}' names no note and its split"),
-    (f"id,split\n{A},train\n,test\n".encode(), "',test' names no"),
-    (f"id\n{A}\n../{B}\n".encode(), "names no note"), (f"{A}\nhello\n".encode(), "'hello' names"),
-    (f"id,split\n{A},train\n{A},test\n".encode(), "or one that is in another")])
-def test_a_list_that_cannot_be_used_is_named(tmp_path, data, says):
+    (b"id,split\n", "no note is in the training part"), (b"\x89PNG\r\n\xff", "cannot read"),
+    (f"id,split\n{A},train\n{B}\n".encode(), f"line 3, '{B}': expected a note's name, and its"),
+    (f"id,split\n{A},train\n,test\n".encode(), "line 3, ',test': expected"),
+    (f"id\n{A}\n../{B}\n".encode(), "line 3, '../reed"), (f"{A}\nhello\n".encode(), "2, 'hello'"),
+    (f"id,split\n{A},train\n{A},test\n".encode(), "line 3.*no other line that says otherwise")])
+def test_a_list_that_cannot_be_used_is_named(tmp_path, orchestras, data, says):
     (tmp_path / "ids.csv").write_bytes(data)
     with pytest.raises(NoteError, match=says) as caught:
-        nsynth._read_ids(tmp_path / "ids.csv")
+        nsynth.split(orchestras[0], by=tmp_path / "ids.csv")
     assert str(tmp_path / "ids.csv") in str(caught.value)
 
 
@@ -1936,7 +1940,7 @@ def tiny_run(out, **more):
 
 
 def tiny_notes(length=256):
-    return nsynth.orchestra(length, 2000, (60, 62))
+    return nsynth.load("orchestra", length, 2000, (60, 62))
 
 
 def tiny_state(images=0, **more):
