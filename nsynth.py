@@ -2,9 +2,8 @@
 
 A note is what NSynth calls one: an instrument playing one pitch at one velocity, held for three
 seconds and released for one. GANSynth learns from the 70,379 of them that are acoustic and lie
-between MIDI 24 and 84, shuffled and split again 80/20. That comes first: `Notes`, `load`, `split`,
-the order of training, a report. Behind the ruled line is where notes come from, form by form, how
-they are packed, WAV files in and out, and an orchestra made by formula, which needs no download.
+between MIDI 24 and 84, shuffled and split again 80/20. That comes first. Behind the ruled line are
+the forms that notes come in, packing, WAV files, and an orchestra that needs no download.
 
 `python nsynth.py [DATA]` says what a folder, or the orchestra, holds; `--out DIR` writes it as WAV
 files. Shapes: N notes, L samples, n notes of a batch, P pitches, K partials.
@@ -79,10 +78,8 @@ class Notes:
         return len(self.name)
 
     def waves(self, indices) -> torch.Tensor:
-        """The notes at `indices` (a sequence of n) as (n, L) float32 in [-1, 1).
-
-        NoteError where what was read from disk is not what was packed.
-        """
+        """The notes at `indices` (a sequence of n) as (n, L) float32 in [-1, 1). NoteError where
+        what was read from disk is not what was packed."""
         indices = np.asarray(indices, dtype=np.int64)
         audio = self.audio[self.row[indices]]                           # (n, L)  a copy
         for i, samples in zip(indices, audio):
@@ -128,8 +125,7 @@ def split(notes, seed=0, share=0.8, by="random"):
     which are then those to train on; notes it does not name are in neither.
     """
     if by == "random":
-        order = _shuffle(len(notes), seed)
-        cut = round(share * len(notes))
+        order, cut = _shuffle(len(notes), seed), round(share * len(notes))
         return notes.subset(order[:cut]), notes.subset(order[cut:])
     part = notes.part
     if by != "folders":
@@ -160,10 +156,9 @@ def epoch_order(position, n, count, seed) -> np.ndarray:
     """The notes (indices, (n,) int64) at positions position .. position + n - 1 of training.
 
     Training reads an endless stream in which each epoch is a new shuffle of all `count` notes,
-    seeded by (seed, epoch). So the number of examples seen says what comes next, and a run that is
-    resumed goes on with exactly the notes it would have had. Of R processes (ranks) that train
-    together with n notes each, rank r takes the n from position + r n, and the next step begins at
-    position + R n.
+    seeded by (seed, epoch): the number of examples seen says what comes next, also after a resume.
+    Of R processes (ranks) that train together with n notes each, rank r takes the n from position +
+    r n, and the next step begins at position + R n.
 
     The shuffle is over the whole set on purpose. NSynth's records are ordered by instrument, and
     reading them through a 1,000-note shuffle buffer showed the networks one or two instruments at a
@@ -244,8 +239,7 @@ class Wish:
     def __post_init__(self):
         low, high = self.pitch_range
         if not 0 <= low <= high <= 127:
-            raise NoteError(f"pitch range {low}-{high}: expected MIDI numbers with 0 <= low <= "
-                            "high <= 127, such as 24-84")
+            raise NoteError(f"pitch range {low}-{high}: expected MIDI's 0 <= low <= high <= 127")
         if not (self.sample_rate >= 1 and 1 <= self.length <= LONGEST * self.sample_rate):
             raise NoteError(f"{self.length} samples at {self.sample_rate} Hz: expected at least "
                             f"one of each, and at most {LONGEST} seconds")
@@ -371,8 +365,7 @@ def _find(data):
     names = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
     inside = [Path(name) for name in sorted(names) if os.path.isfile(name)]
     sounds = [file for file in inside if file.suffix.lower() in SOUNDS]
-    examples = [path / "examples.json"] if (path / "examples.json").is_file() else sorted(
-        path.glob("*/examples.json"))
+    examples = list(path.glob("examples.json")) or sorted(path.glob("*/examples.json"))
     if examples:
         return _read_examples, examples + sounds
 
@@ -574,14 +567,14 @@ def _features(payload):
     found = {}
     for _, features in _fields(memoryview(payload)):
         for _, entry in _fields(features):
-            pair, kind, values = {1: b"", 2: b"", **dict(_fields(entry))}, 1, []
+            pair = {1: b"", 2: b"", **dict(_fields(entry))}
             for kind, listed in _fields(pair[2]):
                 values = [bytes(value) for _, value in _fields(listed)]
-            if kind == 2:
-                values = np.frombuffer(b"".join(values), "<f4")  # ValueError if the last one is cut
-            elif kind == 3:
-                values = [_number(varint) for varint in re.findall(VARINT, b"".join(values))]
-            found[str(pair[1], "utf-8", "replace")] = values
+                if kind == 2:             # ValueError if the last float is cut
+                    values = np.frombuffer(b"".join(values), "<f4")
+                elif kind == 3:
+                    values = [_number(varint) for varint in re.findall(VARINT, b"".join(values))]
+                found[str(pair[1], "utf-8", "replace")] = values
     return found
 
 
