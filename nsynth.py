@@ -32,7 +32,7 @@ import zlib
 from collections import Counter, namedtuple
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
-from itertools import zip_longest
+from itertools import product, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -56,11 +56,9 @@ class NoteError(ValueError):
 
 @dataclass(frozen=True)
 class Notes:
-    """N notes of one length and one sample rate, and what is known of each.
-
-    The audio stays int16, as in the files; `waves` converts a batch. It may lie on disk, memory-
-    mapped; `row` says which of its rows is which note's, so that a subset copies no sound.
-    """
+    """N notes of one length and sample rate, and what is known of each. The audio, which may lie on
+    disk, stays int16 as in the files; `row` says which of its rows is which note's, so that a
+    subset copies no sound."""
     audio: np.ndarray     # (M, L) int16, M >= N
     crc: np.ndarray       # (M,) int64, CRC-32 of each row of audio when it was made
     row: np.ndarray       # (N,) int64, of audio
@@ -103,8 +101,8 @@ def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",),
     of your own WAV files; a TFRecord file, or a pattern such as "nsynth/*.tfrecord"; or a folder
     packed before. All but the built-in notes are packed on first use, beside the data or in the
     folder `pack`. Notes are pooled, since the paper splits again. Empty `sources` or `families`
-    mean all. NoteError for any file that is not as it should be, unless `skip_damaged`: then the
-    notes lost are counted in `dropped`; and when nothing is left. `progress`: shown on stderr.
+    mean all. NoteError when nothing is left, and for any file that is not as it should be, unless
+    `skip_damaged`: then the notes lost are counted in `dropped`.
     """
     wish = Wish(length, sample_rate, tuple(pitch_range), tuple(sources), tuple(families))
     if str(data) != "orchestra":
@@ -118,8 +116,7 @@ def split(notes, seed=0, share=0.8, by="random"):
     """(train, held_out): which notes to train on.
 
     by "random": a seeded shuffle of the notes, the first `share` of them for training. paper: notes
-    are shuffled, not instruments, so that the networks hear every timbre; NSynth's own split holds
-    out whole instruments.
+    are shuffled, so that the networks hear every instrument; NSynth's own split holds some out.
     by "folders": as the data itself is split; valid and test are held out.
     by a CSV file's path: as a published list says, with columns id and split, or with ids alone,
     which are then those to train on; notes it does not name are in neither.
@@ -185,12 +182,9 @@ RELEASE_COUNTS = Counter(dict(zip(range(24, 85), map(int, """
 
 
 def describe(train, held_out, release=False) -> str:
-    """What is in the two splits by source, family and pitch, and what was dropped; with `release`,
-    beside the numbers of the paper and of the released code.
-
-    Worth reading before training: a filter that kept electronic instead of acoustic notes cost
-    users weeks (magenta issue 1607).
-    """
+    """What is in the two splits, and what was dropped; with `release`, beside the numbers of the
+    paper and of the released code. Worth reading before training: a filter that kept electronic
+    instead of acoustic notes cost users weeks (magenta issue 1607)."""
     def counted(column):                  # {value: notes}, of both splits
         return [Counter(getattr(part, column).tolist()) for part in (train, held_out)]
 
@@ -249,14 +243,14 @@ class Wish:
                                 f"{', '.join(known)}, or nothing for all")
 
     def why_not(self, entry):
-        """Why a note is not wanted (the first reason that applies), or ""."""
+        """Why a note is not wanted (the first reason that applies), or None."""
         low, high = self.pitch_range
         if self.sources and entry.source not in self.sources:
             return f"the source is not {' or '.join(self.sources)}"
         if not low <= entry.pitch <= high:
             return f"the pitch is outside {low}-{high}"
-        wrong = self.families and entry.family not in self.families
-        return "the family is none of those asked for" if wrong else ""
+        if self.families and entry.family not in self.families:
+            return "the family is none of those asked for"
 
     def fit(self, samples, rate):
         """Samples at their own rate -> (L,) int16 at ours: cut, resampled, cut or zero-padded."""
@@ -270,10 +264,8 @@ class Wish:
 
 
 def progress_bar(items, what, wanted=True, total=None, each=1):
-    """Yield the items; once that has taken two seconds, show on stderr how far it is.
-
-    An item stands for `each` of `what`. `total`: how many items there are, if they have no len().
-    """
+    """Yield the items; once that has taken two seconds, show on stderr how far it is. An item is
+    `each` of `what`; `total`: how many items there are, if they have no len()."""
     total = total or (len(items) if hasattr(items, "__len__") else 0)
     end, start, shown = "    \r" if sys.stderr.isatty() else "\n", time.monotonic(), 0
     for done, item in enumerate(items):
@@ -391,17 +383,14 @@ def _read(path, parse):
 
 
 def _read_list(path, parse, expected):
-    """A CSV file that says something of names: {name: what is said}.
-
-    parse(row, cells), of a row and the same by its headings, gives name and what is said, None for
-    either where it is not as `expected`. The first row may be a heading, which says nothing.
-    """
+    """A CSV file that says something of names, but for a heading: {name: what is said}. parse(row,
+    cells), of a row and the same by its headings, gives both, or None where not as `expected`."""
     rows = _read(path, lambda text: [[cell.strip() for cell in row] for row in csv.reader(
         text.splitlines()) if any(row)])
     listed = {}
     for i, row in enumerate(rows):
-        cells = zip_longest(map(str.lower, rows[0]), row, fillvalue="")
-        name, said = parse(row, dict(cells))
+        cells = dict(zip_longest(map(str.lower, rows[0]), row, fillvalue=""))
+        name, said = parse(row, cells)
         if said is None and i == 0:
             continue
         if None in (name, said) or listed.setdefault(name, said) != said:
@@ -504,10 +493,10 @@ def _remainders():
 
 def _records(path, count):
     """Yield the payload of every record of a file, plain or GZIP, or a NoteError where it is wrong.
+    There should be `count`, if that is known.
 
     A record is a length in bytes (uint64), the CRC of those 8 bytes, the payload and its CRC. After
-    a damaged payload comes the next record; after a damaged length, or where the file breaks off,
-    nothing says where that begins. `count`: how many there should be, or None where not known.
+    a damaged payload comes the next record; after a damaged length nothing says where it begins.
     """
     number = 0
     try:
@@ -607,11 +596,9 @@ def _read_records(files):
 
 
 def _note(features, words, place, origin):
-    """The Entry of one record. ValueError for what is missing or not as it should be.
-
-    NSynth's own schema has note_str, instrument_family_str and so on; that of TFDS id,
-    instrument/family (a place in `words`), a feature for each quality, and no sample rate.
-    """
+    """The Entry of one record. ValueError for what is missing or not as it should be. NSynth's own
+    schema has note_str, instrument_family_str and so on; that of TFDS id, instrument/family (a
+    place in `words`), a feature for each quality, and no sample rate."""
     about = {name.replace("instrument/", "instrument_"): str(values[0], "utf-8", "replace")
              if isinstance(values[0], bytes) else values[0]
              for name, values in features.items() if len(values) == 1}
@@ -709,16 +696,15 @@ def _read_recording(path, seconds):
 
 # ---- Packed notes ---------------------------------------------------------------------------
 #
-# Reading thousands of files, or records of floats, for every epoch would take longer than training.
-# So the first use packs the wanted notes into one folder, which can be moved, and named by --data:
-# audio.int16 is (N, L) samples and nothing else, read memory-mapped; packed.json its own CRC-32,
-# then what was asked for, what was left out, and a row for each note, with its samples' CRC-32.
+# Reading thousands of files for every epoch would take longer than training. So the first use packs
+# the wanted notes into one folder, which can be moved, and named by --data: audio.int16 is (N, L)
+# samples, read memory-mapped; packed.json its own CRC-32, then what was asked for, what was left
+# out, and a row for each note, with its samples' CRC-32.
 
 
 def _load_packed(data, wish, progress, skip_damaged, pack):
     """The packed notes of `data`; packed now if they are not yet, or were from other files."""
-    path = Path(data)
-    asked = json.loads(json.dumps(asdict(wish)))                        # as JSON has it
+    path, asked = Path(data), json.loads(json.dumps(asdict(wish)))      # as JSON has it
     if (path / "packed.json").is_file():
         return _open_packed(path, asked)
     reader, files = _find(data)
@@ -726,17 +712,17 @@ def _load_packed(data, wish, progress, skip_damaged, pack):
     asked["skip_damaged"] = skip_damaged
     mark = zlib.crc32(ascii([path.name, asked, pack and root.resolve()]).encode())
     folder = Path(pack or root / "packed", f"{wish.sample_rate}Hz-{wish.length}-{mark:08x}")
-    stats = [(file.parent.name, file.name, file.stat()) for file in files]
-    asked["files"] = zlib.crc32(ascii([(*names, stat.st_size, stat.st_mtime_ns)
-                                       for *names, stat in stats]).encode())
+    stats = [file.stat() for file in files]
+    asked["files"] = zlib.crc32(ascii([(file.parent.name, file.name, stat.st_size, stat.st_mtime_ns)
+                                       for file, stat in zip(files, stats)]).encode())
     try:
         return _open_packed(folder, asked)
     except NoteError as error:            # not there yet, or of other files, or damaged
         if folder.exists():
             print(f"{error}; packing {_printable(data)} again", file=sys.stderr)
-    # How many notes there may be, to tell the time left: a record of one takes some 256 kB.
-    total = len(files) if reader is not _read_records else sum(
-        stat.st_size for *_, stat in stats) >> 18
+    total = len(files)                    # about so many notes, or one for 256 kB of TFRecords
+    if reader is _read_records:
+        total = sum(stat.st_size for stat in stats) >> 18
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")        # renamed when it is whole
     try:
         part.mkdir(parents=True, exist_ok=True)
@@ -783,11 +769,9 @@ OTHERS = {b"FORM": "AIFF", b"fLaC": "FLAC", b"ID3": "MP3", b"\xff\xfb": "MP3", b
 
 def read_sound(path, rate=None, seconds=LONGEST):
     """A WAV file of any common kind, its first `seconds` at most: (L,) samples in int16's range,
-    and their rate in Hz, which may have to be `rate`. Any fault is a NoteError.
-
-    int16 for a mono file of 16 bits, which is exact; float32 for 8, 24 or 32-bit integers, floats,
-    and more channels, which are averaged. Floats may reach 1 or, as some write them, 32,768.
-    """
+    and their rate in Hz, which may have to be `rate`. Any fault is a NoteError. Mono of 16 bits is
+    exact, as int16; else float32: 8, 24 or 32 bits, floats that reach 1 or, as some write them,
+    32,768, and more channels, which are averaged."""
     try:
         with open(path, "rb") as file:
             found, x = scipy.io.wavfile.read(io.BytesIO(_first(file, seconds)))
@@ -853,7 +837,7 @@ def write_wav(path, wave, sample_rate):
         beside.unlink(missing_ok=True)    # still there only if something went wrong
 
 
-def save(notes, folder, progress=True):
+def save(notes, folder):
     """Write Notes in NSynth's layout, so that they can be listened to, and loaded again. Refuses a
     folder that holds anything (NoteError). A folder that has an examples.json is complete."""
     folder, examples = Path(folder), {}
@@ -861,13 +845,13 @@ def save(notes, folder, progress=True):
         if folder.exists() and any(folder.iterdir()):
             raise NoteError(f"{folder} is not empty: name a new folder to write to")
         (folder / "audio").mkdir(parents=True, exist_ok=True)
-        for i, name in enumerate(progress_bar(notes.name.tolist(), "notes written", progress)):
+        for i, name in enumerate(progress_bar(notes.name.tolist(), "notes written")):
             write_wav(folder / "audio" / f"{name}.wav", notes.waves([i])[0], notes.sample_rate)
             flags = notes.qualities[i].tolist()
             examples[name] = {
                 "note_str": name, "pitch": int(notes.pitch[i]), "sample_rate": notes.sample_rate,
                 "instrument_family_str": str(notes.family[i]), "instrument_source_str": str(
-                    notes.source[i]), **({"qualities": flags} if min(flags) >= 0 else {})}
+                    notes.source[i]), **({} if flags == UNTOLD else {"qualities": flags})}
         (folder / "examples.json").write_text(json.dumps(examples, indent=1), encoding="utf-8")
     except OSError as error:
         raise NoteError(f"cannot write to {folder}: {error.strerror}") from None
@@ -877,8 +861,7 @@ def save(notes, folder, progress=True):
 #
 # A note is a sum of partials k f0. What makes a timbre is how strong each is, how it starts and how
 # it dies. The partials of a string or pipe follow the pitch, but the box, bell or throat around it
-# has resonances at fixed Hz, so an instrument's spectrum changes over its range. And high partials
-# come later and are gone sooner. The figures are chosen by hand to suggest each instrument.
+# has resonances at fixed Hz. High partials come later and are gone sooner. Figures chosen by hand.
 
 TIMBRES = {
     # tilt: dB lost per octave above the fundamental; even: level of even harmonics, dB; attack: s
@@ -916,20 +899,17 @@ def _read_orchestra(wish):
     if hertz[high] > 0.4 * wish.sample_rate:
         raise NoteError(f"pitch {high} is {hertz[high]:.0f} Hz, too high for the orchestra at "
                         f"{wish.sample_rate} Hz: ask for lower pitches or a higher sample rate")
-    for timbre in TIMBRES:
-        for pitch, f0 in hertz.items():
-            for velocity, force in VELOCITIES.items():
-                name = f"{timbre}-{pitch:03}-{velocity:03}"
-                yield Entry(name, pitch, timbre.split("_")[0], "acoustic", "", UNTOLD, name,
-                            functools.partial(_play, name, f0, force, wish))
+    for timbre, (pitch, f0), (velocity, force) in product(
+            TIMBRES, hertz.items(), VELOCITIES.items()):
+        name = f"{timbre}-{pitch:03}-{velocity:03}"
+        yield Entry(name, pitch, timbre.split("_")[0], "acoustic", "", UNTOLD, name,
+                    functools.partial(_play, name, f0, force, wish))
 
 
 def _play(name, f0, force, wish, seconds):
-    """One note of the orchestra: (L,) float64 in int16's range, and its rate.
-
-    The sum of a_k sin(k phi) is the imaginary part of a polynomial in one complex number w =
-    r exp(i phi) that turns at the note's frequency; r below 1 takes more from the high partials.
-    """
+    """One note of the orchestra: (L,) float64 in int16's range, and its rate. The sum of
+    a_k sin(k phi) is the imaginary part of a polynomial in one complex number w = r exp(i phi) that
+    turns at the note's frequency; r below 1 takes more from the high partials."""
     tilt, even, attack, loss, loss_khz, release, vibrato, breath, chiff, hz, body = TIMBRES[
         name.split("-")[0]]
     rng = np.random.default_rng(zlib.crc32(name.encode()))  # chance, but the same every time
