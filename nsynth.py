@@ -287,7 +287,6 @@ def progress_bar(items, what, wanted=True, total=None, each=1):
 
 SOUNDS = (".wav", ".aif", ".aiff", ".caf", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wma")
 UNTOLD = [-1] * 10                # qualities of a note of which they are not known
-AGAIN = "fetch the file again, or go on without what is damaged with --skip-damaged"
 
 
 # One note: `origin` is its file and record, for messages; `sound` takes the seconds that are needed
@@ -316,7 +315,8 @@ def _gather(found, keep, data, wish, skip_damaged, progress, total=None):
                 origins[entry.name] = entry.origin
         except NoteError as error:
             if not skip_damaged:
-                raise
+                raise NoteError(f"{error}; or go on without what is damaged, with --skip-damaged"
+                                ) from None
             dropped[str(error)] += 1
     if not rows:
         why = ", ".join(_reasons(dropped, 3))
@@ -377,7 +377,7 @@ def _read(path, parse):
     """What a text file holds, by a function that knows its form."""
     try:
         return parse(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError, csv.Error) as error:
+    except Exception as error:            # `parse` raises many kinds
         reason = getattr(error, "strerror", None) or error
         raise NoteError(f"cannot read {path} ({reason}): save, fetch or unpack it again") from None
 
@@ -430,10 +430,7 @@ def _read_examples(files):
     sound files there are come last of `files`."""
     unnamed = {file for file in files if file.name != "examples.json"}
     for file in files[:len(files) - len(unnamed)]:
-        examples = _read(file, json.loads)
-        if not isinstance(examples, dict) or not examples:
-            raise NoteError(f"{file} holds no notes: expected an object such as "
-                            '{"guitar_acoustic_000-060-100": {"pitch": 60, ...}, ...}')
+        examples = _read(file, lambda text: dict(json.loads(text)))
         for name, about in examples.items():
             about = {**(about if isinstance(about, dict) else {}), "note_str": name}
             wav = file.parent / "audio" / f"{name}.wav"
@@ -441,7 +438,7 @@ def _read_examples(files):
             try:
                 yield _entry(about, file.parent.name, wav, functools.partial(read_sound, wav))
             except ValueError as error:
-                yield NoteError(f"{file}: {error}; {AGAIN}")
+                yield NoteError(f"{file}: {error}; fetch the file again")
     yield from [f"no examples.json names that file (such as {min(unnamed, default='')})"
                 ] * len(unnamed)
 
@@ -492,8 +489,8 @@ def _remainders():
 
 
 def _records(path, count):
-    """Yield the payload of every record of a file, plain or GZIP, or a NoteError where it is wrong.
-    There should be `count`, if that is known.
+    """Yield the payload of every record of a file, plain or GZIP, or a ValueError where one is
+    wrong. There should be `count`, if that is known.
 
     A record is a length in bytes (uint64), the CRC of those 8 bytes, the payload and its CRC. After
     a damaged payload comes the next record; after a damaged length nothing says where it begins.
@@ -503,21 +500,19 @@ def _records(path, count):
         with open(path, "rb") as disk:    # a length could begin like GZIP, but of 559,903 only
             file = gzip.open(disk) if disk.peek(3)[:3] == b"\x1f\x8b\x08" else disk
             while header := file.read(12):
-                number, length = number + 1, int.from_bytes(header[:8], "little")
                 if _crc32c(header[:8]) != header[8:]:
                     raise EOFError("the checksum of its length does not match, or breaks off")
+                length = int.from_bytes(header[:8], "little")
                 data = file.read(min(length, 1 << 22) + 4)    # 4 MB: 16 times a note of NSynth
                 if len(data) != length + 4:
                     raise EOFError("the file breaks off inside it, or it is longer than any note")
-                right = _crc32c(data[:-4]) == data[-4:]
-                yield memoryview(data)[:-4] if right else NoteError(
-                    f"{path}, record {number}: its checksum does not match; {AGAIN}")
+                number, right = number + 1, _crc32c(data[:-4]) == data[-4:]
+                yield memoryview(data)[:-4] if right else ValueError("its checksum does not match")
         if count not in (None, number):   # cut between two records a file looks whole
-            yield NoteError(f"{path} holds {number} records: expected {count}; {AGAIN}")
+            yield ValueError(f"the file holds {number} records: expected {count}")
     except (OSError, EOFError, zlib.error) as error:          # all three from GZIP, too
         reason = getattr(error, "strerror", None) or error
-        yield NoteError(f"{path}, record {number}: {reason}, so the rest of the file is lost; "
-                        f"{AGAIN}")
+        yield ValueError(f"{reason}, so the rest of the file is lost")
 
 
 # A whole number: seven bits a byte, lowest first; a top bit says that another byte follows.
@@ -545,9 +540,8 @@ def _fields(message):
 
 
 def _features(payload):
-    """The features of a tf.train.Example: {name: list of bytes or ints, or float32 array}.
-
-    What the fields' numbers mean is agreed elsewhere:
+    """The features of a tf.train.Example, {name: value}: text or an int, a list of more than one,
+    or an array of float32. What the fields' numbers mean is agreed elsewhere:
 
         Example     1: Features                   Feature   one of  1: BytesList,
         Features    1: entry (repeated)                     2: FloatList, 3: Int64List
@@ -559,57 +553,58 @@ def _features(payload):
             pair = {1: b"", 2: b"", **dict(_fields(entry))}
             for kind, listed in _fields(pair[2]):
                 values = [bytes(value) for _, value in _fields(listed)]
-                if kind == 2:             # ValueError if the last float is cut
+                if kind == 1:
+                    values = [str(value, "utf-8", "replace") for value in values]
+                elif kind == 2:           # ValueError if the last float is cut
                     values = np.frombuffer(b"".join(values), "<f4")
-                elif kind == 3:
+                else:
                     values = [_number(varint) for varint in re.findall(VARINT, b"".join(values))]
-                found[str(pair[1], "utf-8", "replace")] = values
+                name = str(pair[1], "utf-8", "replace")
+                found[name] = values[0] if kind != 2 and len(values) == 1 else values
     return found
 
 
 def _read_records(files):
     """The notes of TFRecord files, in NSynth's own schema or, if dataset_info.json is the first of
     the files, as TensorFlow Datasets (TFDS) has them; a split of which no file is there is none."""
+    def shards(text):                     # {file's name: how many records it holds}
+        return {f"nsynth-{split['name']}.tfrecord-{i:05}-of-{len(split['shardLengths']):05}":
+                int(count) for split in json.loads(text)["splits"]
+                for i, count in enumerate(split["shardLengths"])}
+
     words, counts = {"family": FAMILIES, "source": SOURCES}, {}
     if files[0].name == "dataset_info.json":
         info, *files = files
-        about = _read(info, json.loads)
-        try:
-            counts = {f"nsynth-{split['name']}.tfrecord-{i:05}-of-{len(split['shardLengths']):05}":
-                      int(count) for split in about["splits"]
-                      for i, count in enumerate(split["shardLengths"])}
-        except (LookupError, TypeError, ValueError, OverflowError) as error:
-            raise NoteError(f"{info} is not TFDS's ({error!r}): fetch it again") from None
+        counts = _read(info, shards)
         for name in sorted(set(counts) - {file.name for file in files}):
             if any(file.name.startswith(name.split("-0")[0]) for file in files):
-                yield NoteError(f"{info.parent} lacks {name}; {AGAIN}")
+                yield NoteError(f"{info.parent} lacks {name}; fetch the file again")
         words = {key: _read(info.with_name(f"instrument-{key}.labels.txt"), str.split)
                  for key in words}
     for path in files:
         for number, payload in enumerate(_records(path, counts.get(path.name)), 1):
             origin = f"{path}, record {number}"
             try:
-                yield payload if isinstance(payload, NoteError) else _note(
-                    _features(payload), words, path.name, origin)
+                if isinstance(payload, ValueError):
+                    raise payload
+                yield _note(_features(payload), words, path.name, origin)
             except ValueError as error:
-                yield NoteError(f"{origin}: {error}; {AGAIN}")
+                yield NoteError(f"{origin}: {error}; fetch the file again")
 
 
-def _note(features, words, place, origin):
-    """The Entry of one record. ValueError for what is missing or not as it should be. NSynth's own
-    schema has note_str, instrument_family_str and so on; that of TFDS id, instrument/family (a
+def _note(about, words, place, origin):
+    """The Entry of one record's features. ValueError where they are not as they should be. NSynth's
+    own schema has note_str, instrument_family_str and so on; that of TFDS id, instrument/family (a
     place in `words`), a feature for each quality, and no sample rate."""
-    about = {name.replace("instrument/", "instrument_"): str(values[0], "utf-8", "replace")
-             if isinstance(values[0], bytes) else values[0]
-             for name, values in features.items() if len(values) == 1}
     if "id" in about:
         about = {"note_str": about["id"], "sample_rate": 16000, **about}
     for what, known in words.items():
-        word = dict(enumerate(known)).get(about.get(f"instrument_{what}"))
-        about.setdefault(f"instrument_{what}_str", word)
+        number = about.get(f"instrument_{what}", about.get(f"instrument/{what}"))
+        if type(number) is int and number < len(known):
+            about.setdefault(f"instrument_{what}_str", known[number])
     each = [about.get(f"qualities/{quality}") for quality in QUALITIES]
-    about["qualities"] = features.get("qualities") if each == [None] * 10 else each
-    floats = features.get("audio")
+    about = about if each == [None] * 10 else {**about, "qualities": each}
+    floats = about.get("audio")
     if not isinstance(floats, np.ndarray) or not len(floats) or not np.isfinite(floats).all():
         raise ValueError("feature audio is not as it should be: expected floats, and at least one")
 

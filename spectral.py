@@ -364,9 +364,8 @@ def log_spectral_distance(wave, copy, window=1024):
     Magnitudes are floored at 1e-4 (80 dB below one), so that silence is not compared with silence.
     """
     def decibels(x):
-        bins = window // 2
-        frames = max(1, math.ceil(x.shape[-1] / (window // OVERLAP)) - (OVERLAP - 1))
-        return 20 * torch.log10(stft(x, frames + OVERLAP - 1, bins).abs().clamp(min=1e-4))
+        frames = max(OVERLAP, math.ceil(x.shape[-1] / (window // OVERLAP)))
+        return 20 * torch.log10(stft(x, frames, window // 2).abs().clamp(min=1e-4))
 
     return (decibels(wave) - decibels(copy)).square().mean(-1).sqrt().mean(-1)
 
