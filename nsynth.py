@@ -70,7 +70,6 @@ class Notes:
     qualities: np.ndarray  # (N, 10) int64: 1 has it, 0 has it not, -1 where the data do not say
     sample_rate: int
     dropped: dict         # what was left out: reason -> count
-    file: str             # where the audio lies, or ""
 
     def __len__(self):
         return len(self.name)
@@ -82,8 +81,8 @@ class Notes:
         audio = self.audio[self.row[indices]]                           # (n, L)  a copy
         for i, samples in zip(indices, audio):
             if zlib.crc32(samples) != self.crc[self.row[i]]:
-                raise NoteError(f"{self.file}: note {self.row[i]} ({self.name[i]}) is damaged: "
-                                "delete its folder, and it will be packed again")
+                raise NoteError(f"{self.audio.filename}: note {self.row[i]} ({self.name[i]}) is "
+                                "damaged: delete its folder, and it will be packed again")
         return torch.from_numpy(audio.astype(np.float32) / 32768)
 
     def subset(self, indices) -> "Notes":
@@ -131,9 +130,8 @@ def split(notes, seed=0, share=0.8, by="random"):
         part = np.array([listed.get(name, "") for name in notes.name])
     train = np.flatnonzero(part == "train")
     if len(train) == 0:
-        raise NoteError(f"no note is in the training part by {by!r}: expected data whose folders "
-                        "are split (nsynth-train, ...), or a CSV list of its notes, with a "
-                        "column headed id; or split by random")
+        raise NoteError(f"no note is in the training part by {by!r}: expected folders nsynth-train "
+                        "and so on, or a CSV list with a column headed id; or split by random")
     return notes.subset(train), notes.subset(np.flatnonzero((part != "train") & (part != "")))
 
 
@@ -326,10 +324,10 @@ def _gather(found, keep, data, wish, skip_damaged, progress, total=None):
     return rows, dropped
 
 
-def _notes(audio, rows, sample_rate, dropped, file=""):
+def _notes(audio, rows, sample_rate, dropped):
     """Notes of audio, (N, L), and for each a row of its CRC-32 and the first fields of an Entry."""
     crc, *columns = map(np.array, zip(*rows))
-    return Notes(audio, crc, np.arange(len(audio)), *columns, sample_rate, dict(dropped), file)
+    return Notes(audio, crc, np.arange(len(audio)), *columns, sample_rate, dict(dropped))
 
 
 def _reasons(dropped, most):
@@ -667,7 +665,7 @@ def pitch_of(name):
     for letter, accidental, octave in re.findall(
             r"(?<![^\W_])([A-Ga-g])([#b♯♭s]?)(-1|\d|-\d|_\d)(?:v\d+)?(?![^\W_])", name):
         if octave.isdigit() or letter.isupper():          # take_a_2 is no note
-            scale = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}[letter.upper()]
+            scale = "C D EF G A B".index(letter.upper())
             sharp = {"": 0, "b": -1, "♭": -1}.get(accidental, 1)
             notes.add(scale + sharp + 12 * (0 if octave == "-1" else int(octave[-1]) + 1))
     for pattern in (r"(?i)(?<![^\W_])(?:m|midi|n|note|pitch|key)?(\d{2,3})$",
@@ -738,13 +736,12 @@ def _load_packed(data, wish, progress, skip_damaged, pack):
 
 def _open_packed(folder, asked):
     """Notes of a packed folder. NoteError where it is damaged, or not what is asked for."""
-    file = folder / "audio.int16"
     try:
         crc, about = json.loads((folder / "packed.json").read_text())
         if zlib.crc32(json.dumps(about).encode()) != crc:
             raise ValueError("the checksum of packed.json does not match")
         had, rows = about["asked"], about["rows"]
-        audio = np.memmap(file, "<i2", "r").reshape(len(rows), had["length"])
+        audio = np.memmap(folder / "audio.int16", "<i2", "r").reshape(len(rows), had["length"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise NoteError(f"{folder} holds no packed notes that can be read ({error}): delete it, "
                         "and it will be packed again") from None
@@ -753,7 +750,7 @@ def _open_packed(folder, asked):
             raise NoteError(f"{folder} was packed " + (
                 "from files that have changed since" if key == "files" else
                 f"with {key} {had.get(key)}, and {value} is asked for"))
-    return _notes(audio, rows, had["sample_rate"], about["dropped"], str(file))
+    return _notes(audio, rows, had["sample_rate"], about["dropped"])
 
 
 # ---- WAV files in and out -------------------------------------------------------------------
