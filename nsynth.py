@@ -570,33 +570,31 @@ def _read_records(files):
                 int(count) for split in json.loads(text)["splits"]
                 for i, count in enumerate(split["shardLengths"])}
 
-    words, counts = {"family": FAMILIES, "source": SOURCES}, {}
+    counts = {}
     if files[0].name == "dataset_info.json":
         info, *files = files
         counts = _read(info, shards)
         for name in sorted(set(counts) - {file.name for file in files}):
             if any(file.name.startswith(name.split("-0")[0]) for file in files):
                 yield NoteError(f"{info.parent} lacks {name}; fetch the file again")
-        words = {key: _read(info.with_name(f"instrument-{key}.labels.txt"), str.split)
-                 for key in words}
     for path in files:
         for number, payload in enumerate(_records(path, counts.get(path.name)), 1):
             origin = f"{path}, record {number}"
             try:
                 if isinstance(payload, ValueError):
                     raise payload
-                yield _note(_features(payload), words, path.name, origin)
+                yield _note(_features(payload), path.name, origin)
             except ValueError as error:
                 yield NoteError(f"{origin}: {error}; fetch the file again")
 
 
-def _note(about, words, place, origin):
+def _note(about, place, origin):
     """The Entry of one record's features. ValueError where they are not as they should be. NSynth's
     own schema has note_str, instrument_family_str and so on; that of TFDS id, instrument/family (a
-    place in `words`), a feature for each quality, and no sample rate."""
+    place in FAMILIES), a feature for each quality, and no sample rate."""
     if "id" in about:
         about = {"note_str": about["id"], "sample_rate": 16000, **about}
-    for what, known in words.items():
+    for what, known in (("family", FAMILIES), ("source", SOURCES)):
         number = about.get(f"instrument_{what}", about.get(f"instrument/{what}"))
         if type(number) is int and number < len(known):
             about.setdefault(f"instrument_{what}_str", known[number])

@@ -1789,13 +1789,11 @@ def tfds(folder, splits, version="2.3.3", config="gansynth_subset"):
                    for k, quality in reversed([*enumerate(qualities)])},
                 "id": feature(f"reed_synthetic_000-{pitch:03}-100".encode()),
                 "pitch": feature(pitch), "audio": feature(pitch / 128), "f0/hz": feature(1.0, 2.0),
-                "instrument/family": feature(1), "instrument/source": feature(0)}))
+                "instrument/family": feature(7), "instrument/source": feature(2)}))
                 for pitch in pitches))
     info = {"splits": [{"name": split, "shardLengths": [str(len(pitches)) for pitches in shards]}
                        for split, shards in splits.items()]}
     (folder / "dataset_info.json").write_text(json.dumps(info))
-    (folder / "instrument-family.labels.txt").write_text("bass\nreed\n")
-    (folder / "instrument-source.labels.txt").write_text("synthetic\n")
     return folder
 
 
@@ -1835,9 +1833,6 @@ def test_what_a_tfds_folder_lacks_is_named(tmp_path):
     lacks, short = map(str, faults)
     assert f"{folder} lacks {second.name}; " in lacks
     assert f"{first.name}, record 2: the file holds 1 records: expected 2" in short
-    (folder / "instrument-source.labels.txt").unlink()
-    with pytest.raises(NoteError, match="cannot read .*instrument-source.labels.txt"):
-        read(folder)
     for text in ("{", "[]", '{"splits": [{"name": "train", "shardLengths": [1e999]}]}'):
         (folder / "dataset_info.json").write_text(text)
         with pytest.raises(NoteError, match="dataset_info.json"):
