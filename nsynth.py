@@ -17,7 +17,6 @@ if __name__ == "__main__":                # Ctrl-C while the packages load: no t
 
 import argparse
 import csv
-import functools
 import glob
 import gzip
 import io
@@ -32,6 +31,7 @@ import zlib
 from collections import Counter, namedtuple
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from functools import lru_cache, partial
 from itertools import product, zip_longest
 from pathlib import Path
 
@@ -164,7 +164,7 @@ def epoch_order(position, n, count, seed) -> np.ndarray:
     return stream[position - first * count:][:n]
 
 
-@functools.lru_cache(maxsize=2)  # a step needs one epoch's shuffle, or two where it straddles
+@lru_cache(maxsize=2)  # a step needs one epoch's shuffle, or two where it straddles
 def _shuffle(count, seed, *more):
     """A permutation of `count`, the same for the same whole numbers."""
     return np.random.default_rng([seed, *more]).permutation(count)
@@ -420,21 +420,20 @@ def _entry(about, place, origin, sound):
                          "what its name says")
     part = re.match(r"(?:nsynth-)?(train|valid|test)(?:\.|$)", place)
     return Entry(name, pitch, family, source, part[1] if part else "", flags or UNTOLD,
-                 str(origin), functools.partial(sound, rate))
+                 str(origin), partial(sound, rate))
 
 
 def _read_examples(files):
-    """NSynth's layout: the notes of folders that hold an examples.json each, beside audio/. All
-    sound files there are come last of `files`."""
+    """NSynth's layout: the notes of folders that hold an examples.json each, beside audio/."""
     unnamed = {file for file in files if file.name != "examples.json"}
-    for file in files[:len(files) - len(unnamed)]:
+    for file in [file for file in files if file not in unnamed]:
         examples = _read(file, lambda text: dict(json.loads(text)))
         for name, about in examples.items():
             about = {**(about if isinstance(about, dict) else {}), "note_str": name}
             wav = file.parent / "audio" / f"{name}.wav"
             unnamed.discard(wav)
             try:
-                yield _entry(about, file.parent.name, wav, functools.partial(read_sound, wav))
+                yield _entry(about, file.parent.name, wav, partial(read_sound, wav))
             except ValueError as error:
                 yield NoteError(f"{file}: {error}; fetch the file again")
     yield from [f"no examples.json names that file (such as {min(unnamed, default='')})"
@@ -476,7 +475,7 @@ def _crc32c(data) -> bytes:
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)   # its mask
 
 
-@functools.lru_cache(maxsize=1)
+@lru_cache(maxsize=1)
 def _remainders():
     """x^k mod P as uint32, from k = 8 FOLD - 1 down to 0; the lowest bit is that of x^31."""
     table, power = np.empty(8 * FOLD, np.uint32), 1 << 31
@@ -648,7 +647,7 @@ def _read_recordings(files):
             name = _printable("-".join(place.with_suffix("").parts))
             family = next((f for f in FAMILIES if f in place.as_posix().lower()), "other")
             yield Entry(name, pitch, family, "acoustic", "", UNTOLD, str(file),
-                        functools.partial(_read_recording, file))
+                        partial(_read_recording, file))
 
 
 def pitch_of(name):
@@ -893,7 +892,7 @@ def _read_orchestra(wish):
             TIMBRES, hertz.items(), VELOCITIES.items()):
         name = f"{timbre}-{pitch:03}-{velocity:03}"
         yield Entry(name, pitch, timbre.split("_")[0], "acoustic", "", UNTOLD, name,
-                    functools.partial(_play, name, f0, force, wish))
+                    partial(_play, name, f0, force, wish))
 
 
 def _play(name, f0, force, wish, seconds):
