@@ -623,7 +623,7 @@ def _read_recordings(files):
     """The notes of WAV files of any kind: the pitch from their names, or from pitches.csv. A file
     that cannot be used is left out, and counted: people's own folders hold other things as well."""
     sounds = [file for file in files if file.name != "pitches.csv"]
-    known, pitches = {_printable(file.stem) for file in sounds}, {}
+    known = {_printable(file.stem) for file in sounds}
 
     def parse(row, _):
         name, told = re.sub(r"(?i)\.wav$", "", row[0]), "".join(row[1:2])
@@ -631,9 +631,8 @@ def _read_recordings(files):
         right = name in known and pitch in (None, *range(128))
         return name if right else None, pitch
 
-    if len(sounds) < len(files):
-        pitches = _read_list(files[0], parse, "a file that is there, and its pitch, as in "
-                             "take1.wav,60 or take1.wav,C4")
+    pitches = {} if files == sounds else _read_list(
+        files[0], parse, "a file that is there, and its pitch, as in take1.wav,60 or take1.wav,C4")
     root = os.path.commonpath([file.parent for file in sounds]) if sounds else ""
     for file in sounds:
         place = file.relative_to(root)
