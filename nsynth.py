@@ -2,9 +2,8 @@
 
 A note is what NSynth calls one: an instrument playing one pitch at one velocity, held for three
 seconds and released for one. GANSynth learns from the 70,379 of them that are acoustic and lie
-between MIDI 24 and 84, shuffled and split again 80/20. That comes first: `Notes`, `load`, `split`,
-the order of training, a report. Behind the ruled line is where notes come from, form by form, how
-they are packed, WAV files in and out, and an orchestra made by formula, which needs no download.
+between MIDI 24 and 84, shuffled and split again 80/20. That comes first. Behind the ruled line are
+the forms that notes come in, packing, WAV files, and an orchestra that needs no download.
 
 `python nsynth.py [DATA]` says what a folder, or the orchestra, holds; `--out DIR` writes it as WAV
 files. Shapes: N notes, L samples, n notes of a batch, P pitches, K partials.
@@ -18,7 +17,6 @@ if __name__ == "__main__":                # Ctrl-C while the packages load: no t
 
 import argparse
 import csv
-import functools
 import glob
 import gzip
 import io
@@ -30,12 +28,12 @@ import shutil
 import struct
 import time
 import zlib
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from collections import Counter, namedtuple
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from functools import lru_cache, partial
+from itertools import product, zip_longest
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import scipy.io.wavfile
@@ -58,46 +56,40 @@ class NoteError(ValueError):
 
 @dataclass(frozen=True)
 class Notes:
-    """N notes of one length and one sample rate, and what is known of each.
-
-    The audio stays int16, as in the files; `waves` converts a batch. It may lie on disk, memory-
-    mapped; `row` says which of its rows is which note's, so that a subset copies no sound.
-    """
+    """N notes of one length and sample rate, and what is known of each. The audio, which may lie on
+    disk, stays int16 as in the files; `row` says which of its rows is which note's, so that a
+    subset copies no sound."""
     audio: np.ndarray     # (M, L) int16, M >= N
+    crc: np.ndarray       # (M,) int64, CRC-32 of each row of audio when it was made
     row: np.ndarray       # (N,) int64, of audio
+    name: np.ndarray      # (N,) str: NSynth's note_str, e.g. guitar_acoustic_000-060-100
     pitch: np.ndarray     # (N,) int64, MIDI
     family: np.ndarray    # (N,) str, NSynth's family names
     source: np.ndarray    # (N,) str: acoustic, electronic, synthetic
-    name: np.ndarray      # (N,) str: NSynth's note_str, e.g. guitar_acoustic_000-060-100
     part: np.ndarray      # (N,) str: train, valid or test where the data is split already, or ""
-    qualities: np.ndarray  # (N, 10) int8: 1 has it, 0 has it not, -1 where the data do not say
+    qualities: np.ndarray  # (N, 10) int64: 1 has it, 0 has it not, -1 where the data do not say
     sample_rate: int
-    dropped: dict = field(default_factory=dict)  # what was left out: reason -> count
-    crc: np.ndarray = None  # (N,) int64, CRC-32 of each note's bytes where they lie on disk
-    file: str = ""          # the file they lie in
+    dropped: dict         # what was left out: reason -> count
 
     def __len__(self):
         return len(self.name)
 
     def waves(self, indices) -> torch.Tensor:
-        """The notes at `indices` (a sequence of n) as (n, L) float32 in [-1, 1).
-
-        NoteError where what was read from disk is not what was packed.
-        """
+        """The notes at `indices` (a sequence of n) as (n, L) float32 in [-1, 1). NoteError where
+        what was read from disk is not what was packed."""
         indices = np.asarray(indices, dtype=np.int64)
         audio = self.audio[self.row[indices]]                           # (n, L)  a copy
-        for i, samples in zip(indices, audio if self.crc is not None else ()):
-            if zlib.crc32(samples) != self.crc[i]:
-                raise NoteError(f"{self.file}: note {self.row[i]} ({self.name[i]}) is damaged: "
-                                "delete its folder, and it will be packed again")
+        for i, samples in zip(indices, audio):
+            if zlib.crc32(samples) != self.crc[self.row[i]]:
+                raise NoteError(f"{self.audio.filename}: note {self.row[i]} ({self.name[i]}) is "
+                                "damaged: delete its folder, and it will be packed again")
         return torch.from_numpy(audio.astype(np.float32) / 32768)
 
     def subset(self, indices) -> "Notes":
         """The notes at `indices`, in that order, as Notes; the audio is shared."""
         i = np.asarray(indices, dtype=np.int64)
-        columns = ("row", "pitch", "family", "source", "name", "part", "qualities", "crc")
-        return replace(self, **{c: getattr(self, c)[i] for c in columns
-                                if getattr(self, c) is not None})
+        columns = ("row", "name", "pitch", "family", "source", "part", "qualities")
+        return replace(self, **{column: getattr(self, column)[i] for column in columns})
 
 
 def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",), families=(),
@@ -108,49 +100,45 @@ def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",),
     of your own WAV files; a TFRecord file, or a pattern such as "nsynth/*.tfrecord"; or a folder
     packed before. All but the built-in notes are packed on first use, beside the data or in the
     folder `pack`. Notes are pooled, since the paper splits again. Empty `sources` or `families`
-    mean all. NoteError for any file that is not as it should be, unless `skip_damaged`: then the
-    notes lost are counted in `dropped`; and when nothing is left. `progress`: shown on stderr.
+    mean all. NoteError when nothing is left, and for any file that is not as it should be, unless
+    `skip_damaged`: then the notes lost are counted in `dropped`.
     """
     wish = Wish(length, sample_rate, tuple(pitch_range), tuple(sources), tuple(families))
     if str(data) != "orchestra":
         return _load_packed(str(data), wish, progress, skip_damaged, pack)
-    dropped = Counter()
-    kept = list(_wanted(_read_orchestra(wish), data, wish, dropped, None, progress))
-    return _table(np.stack([samples for _, samples in kept]), [entry[:6] for entry, _ in kept],
-                  wish, dropped)
+    audio = []
+    rows, dropped = _gather(_read_orchestra(wish), audio.append, data, wish, skip_damaged, progress)
+    return _notes(np.stack(audio), rows, sample_rate, dropped)
 
 
 def split(notes, seed=0, share=0.8, by="random"):
     """(train, held_out): which notes to train on.
 
     by "random": a seeded shuffle of the notes, the first `share` of them for training. paper: notes
-    are shuffled, not instruments, so that the networks hear every timbre; NSynth's own split holds
-    out whole instruments.
+    are shuffled, so that the networks hear every instrument; NSynth's own split holds some out.
     by "folders": as the data itself is split; valid and test are held out.
     by a CSV file's path: as a published list says, with columns id and split, or with ids alone,
     which are then those to train on; notes it does not name are in neither.
     """
     if by == "random":
-        order = _shuffle(len(notes), seed)
-        cut = round(share * len(notes))
+        order, cut = _shuffle(len(notes), seed), round(share * len(notes))
         return notes.subset(order[:cut]), notes.subset(order[cut:])
     part = notes.part
     if by != "folders":
-        listed = _read_ids(by)
+        listed = _read_list(by, _a_note_and_its_split, "a note's name, and its split if there is a "
+                            "column headed split, such as guitar_acoustic_000-060-100,train")
         part = np.array([listed.get(name, "") for name in notes.name])
     train = np.flatnonzero(part == "train")
     if len(train) == 0:
-        raise NoteError(f"no note is in the training part by {by!r}: expected data whose folders "
-                        "are split (nsynth-train, ...), or a CSV list of note ids; or split by "
-                        "random")
+        raise NoteError(f"no note is in the training part by {by!r}: expected folders nsynth-train "
+                        "and so on, or a CSV list with a column headed id; or split by random")
     return notes.subset(train), notes.subset(np.flatnonzero((part != "train") & (part != "")))
 
 
 def pitch_counts(notes, pitch_range) -> torch.Tensor:
     """How many notes there are of each pitch of the range: (P,) int64, P = high - low + 1."""
     low, high = pitch_range
-    inside = notes.pitch[(notes.pitch >= low) & (notes.pitch <= high)]
-    return torch.from_numpy(np.bincount(inside - low, minlength=high - low + 1).astype(np.int64))
+    return torch.from_numpy(np.bincount(notes.pitch, minlength=128)[low:high + 1])
 
 
 def draw_pitches(counts, n, generator=None) -> torch.Tensor:
@@ -163,25 +151,20 @@ def epoch_order(position, n, count, seed) -> np.ndarray:
     """The notes (indices, (n,) int64) at positions position .. position + n - 1 of training.
 
     Training reads an endless stream in which each epoch is a new shuffle of all `count` notes,
-    seeded by (seed, epoch). So the number of examples seen says what comes next, and a run that is
-    resumed goes on with exactly the notes it would have had. Of R processes (ranks) that train
-    together with n notes each, rank r takes the n from position + r n, and the next step begins at
-    position + R n.
+    seeded by (seed, epoch): the number of examples seen says what comes next, also after a resume.
+    Of R processes (ranks) that train together with n notes each, rank r takes the n from position +
+    r n, and the next step begins at position + R n.
 
     The shuffle is over the whole set on purpose. NSynth's records are ordered by instrument, and
     reading them through a 1,000-note shuffle buffer showed the networks one or two instruments at a
     time: no diversity after four days (magenta issue 1732).
     """
-    pieces = [np.empty(0, np.int64)]
-    while n > 0:
-        epoch, offset = divmod(position, count)
-        piece = _shuffle(count, seed, epoch)[offset:offset + n]
-        pieces.append(piece)
-        position, n = position + len(piece), n - len(piece)
-    return np.concatenate(pieces)
+    first, last = position // count, (position + n) // count
+    stream = np.concatenate([_shuffle(count, seed, epoch) for epoch in range(first, last + 1)])
+    return stream[position - first * count:][:n]
 
 
-@functools.lru_cache(maxsize=2)  # a step needs one epoch's shuffle, or two where it straddles
+@lru_cache(maxsize=2)  # a step needs one epoch's shuffle, or two where it straddles
 def _shuffle(count, seed, *more):
     """A permutation of `count`, the same for the same whole numbers."""
     return np.random.default_rng([seed, *more]).permutation(count)
@@ -189,20 +172,20 @@ def _shuffle(count, seed, *more):
 
 # The release's training notes of each pitch (TFDS nsynth/gansynth_subset), 24..84: 60,788.
 # paper: 70,379 notes with those held out.
-RELEASE_COUNTS = [0] * 24 + [int(count) for count in """
+RELEASE_COUNTS = Counter(dict(zip(range(24, 85), map(int, """
     551 545 561 550 549 578 547 628 626 630 670 668 751 768 788 801 821 871 873 860 873 844 883
     865 1058 1036 1094 1065 1186 1200 1187 1346 1273 1320 1263 1283 1349 1285 1281 1332 1286 1301
     1220 1300 1209 1257 1288 1223 1258 1183 1178 1125 1171 1089 1024 1081 966 1043 991 959 977
-    """.split()] + [0] * 60
+    """.split()))))
 
 
 def describe(train, held_out, release=False) -> str:
-    """What is in the two splits by source, family and pitch, and what was dropped; with `release`,
-    beside the numbers of the paper and of the released code.
+    """What is in the two splits, and what was dropped; with `release`, beside the numbers of the
+    paper and of the released code. Worth reading before training: a filter that kept electronic
+    instead of acoustic notes cost users weeks (magenta issue 1607)."""
+    def counted(column):                  # {value: notes}, of both splits
+        return [Counter(getattr(part, column).tolist()) for part in (train, held_out)]
 
-    Worth reading before training: a filter that kept electronic instead of acoustic notes cost
-    users weeks (magenta issue 1607).
-    """
     kept, lost = len(train) + len(held_out), sum(train.dropped.values())
     seconds = train.audio.shape[1] / train.sample_rate
     lines = [f"kept {kept:,} of {kept + lost:,} notes, {seconds:g} s at {train.sample_rate:,} Hz",
@@ -211,18 +194,17 @@ def describe(train, held_out, release=False) -> str:
              f"{'all':18}{len(train):9,}{len(held_out):10,}"]
     if release:
         lines += [f"{'paper: all':18}{0.8 * 70_379:9,.0f}{0.2 * 70_379:10,.0f}",
-                  f"{'release: all':18}{sum(RELEASE_COUNTS[24:85]):9,}"]
+                  f"{'release: all':18}{sum(RELEASE_COUNTS.values()):9,}"]
     for column in ("source", "family"):
-        mine, theirs = (Counter(getattr(part, column).tolist()) for part in (train, held_out))
+        mine, theirs = counted(column)
         lines += [f"{f'{column} {value}':18}{mine[value]:9,}{theirs[value]:10,}"
                   for value in sorted(mine | theirs)]
     lines += ["pitch             " + "".join(f"{f'+{i}':>6}" for i in range(12))]
-    tables = [pitch_counts(part, (0, 143)).tolist() for part in (train, held_out)]
-    pitches = np.concatenate([train.pitch, held_out.pitch])
-    for low in range(pitches.min(), pitches.max() + 1, 12):             # an octave a line
-        for label, counts in zip((f"{low:5}  train", "       held out", "  release, train"),
-                                 tables + [RELEASE_COUNTS] * release):
-            lines += [f"{label:18}" + "".join(f"{n:6}" for n in counts[low:low + 12])]
+    mine, theirs = counted("pitch")
+    for low in range(min(mine | theirs), max(mine | theirs) + 1, 12):   # an octave a line
+        for label, counts in ((f"{low:5}  train", mine), ("       held out", theirs),
+                              *[("  release, train", RELEASE_COUNTS)] * release):
+            lines += [f"{label:18}" + "".join(f"{counts[p]:6}" for p in range(low, low + 12))]
     return "\n".join(lines)
 
 
@@ -249,8 +231,7 @@ class Wish:
     def __post_init__(self):
         low, high = self.pitch_range
         if not 0 <= low <= high <= 127:
-            raise NoteError(f"pitch range {low}-{high}: expected MIDI numbers with 0 <= low <= "
-                            "high <= 127, such as 24-84")
+            raise NoteError(f"pitch range {low}-{high}: expected MIDI's 0 <= low <= high <= 127")
         if not (self.sample_rate >= 1 and 1 <= self.length <= LONGEST * self.sample_rate):
             raise NoteError(f"{self.length} samples at {self.sample_rate} Hz: expected at least "
                             f"one of each, and at most {LONGEST} seconds")
@@ -259,14 +240,15 @@ class Wish:
                 raise NoteError(f"unknown value {value!r} in {option}: expected some of "
                                 f"{', '.join(known)}, or nothing for all")
 
-    def why_not(self, pitch, family, source):
+    def why_not(self, entry):
         """Why a note is not wanted (the first reason that applies), or None."""
         low, high = self.pitch_range
-        if self.sources and source not in self.sources:
+        if self.sources and entry.source not in self.sources:
             return f"the source is not {' or '.join(self.sources)}"
-        if not low <= pitch <= high:
+        if not low <= entry.pitch <= high:
             return f"the pitch is outside {low}-{high}"
-        return "the family is none of those asked for" * (family not in (self.families or [family]))
+        if self.families and entry.family not in self.families:
+            return "the family is none of those asked for"
 
     def fit(self, samples, rate):
         """Samples at their own rate -> (L,) int16 at ours: cut, resampled, cut or zero-padded."""
@@ -275,15 +257,13 @@ class Wish:
             reach = self.length + 10 * max(1, self.sample_rate / rate)
             samples = samples[:math.ceil(reach / ratio) + 1].astype(np.float32)
             samples = scipy.signal.resample_poly(samples, ratio.numerator, ratio.denominator)
-        samples = np.clip(np.rint(samples[:self.length]), -32768, 32767).astype(np.int16)
+        samples = np.clip(np.rint(samples[:self.length]), -32768, 32767).astype("<i2")
         return np.pad(samples, (0, self.length - len(samples)))         # (L,)
 
 
 def progress_bar(items, what, wanted=True, total=None, each=1):
-    """Yield the items; once that has taken two seconds, show on stderr how far it is.
-
-    An item stands for `each` of `what`. `total`: how many items there are, if they have no len().
-    """
+    """Yield the items; once that has taken two seconds, show on stderr how far it is. An item is
+    `each` of `what`; `total`: how many items there are, if they have no len()."""
     total = total or (len(items) if hasattr(items, "__len__") else 0)
     end, start, shown = "    \r" if sys.stderr.isatty() else "\n", time.monotonic(), 0
     for done, item in enumerate(items):
@@ -300,59 +280,59 @@ def progress_bar(items, what, wanted=True, total=None, each=1):
 
 # ---- Readers: from the files of one form to an Entry for every note in them -----------------
 #
-# What is wrong goes to fault(error), which raises it or, with skip_damaged, counts it; what is
-# merely of no use is counted in `dropped`.
+# Or else a NoteError for what is wrong, which ends it all or, with skip_damaged, is counted; or,
+# for a file that is of no use, the reason why, which is counted.
 
 SOUNDS = (".wav", ".aif", ".aiff", ".caf", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wma")
-AGAIN = "fetch the file again, or go on without what is damaged with --skip-damaged"
+UNTOLD = [-1] * 10                # qualities of a note of which they are not known
 
 
-class Entry(NamedTuple):
-    """One note as a reader finds it: what is said of it, and how to get its sound."""
-    name: str
-    pitch: int
-    family: str
-    source: str
-    part: str             # train, valid, test or ""
-    qualities: list       # ten of 0 and 1, as QUALITIES are ordered, or of -1 where not told
-    origin: str           # file and record, for messages
-    sound: Callable       # seconds that are needed -> (samples (L,), in int16's range; their rate)
+# One note: `origin` is its file and record, for messages; `sound` takes the seconds that are needed
+# and gives samples, (L,), in int16's range, and their rate. The rest is as in Notes.
+Entry = namedtuple("Entry", "name pitch family source part qualities origin sound")
 
 
-def _wanted(entries, data, wish, dropped, fault, progress, total=None):
-    """Yield (entry, its samples, (L,) int16) of those that are wanted, and count the others."""
-    origins = {}
-    for entry in progress_bar(entries, "notes read", progress, total):
-        reason = wish.why_not(entry.pitch, entry.family, entry.source)
+def _gather(found, keep, data, wish, skip_damaged, progress, total=None):
+    """Of what a reader found, hand the samples, (L,) int16, of each note that is wanted to `keep`.
+    Returns a row for `_notes` of each, and the rest as {reason: how many}."""
+    origins, rows, dropped = {}, [], Counter()
+    for entry in progress_bar(found, "notes read", progress, total):
         try:
-            if entry.name in origins:     # it could land in both splits, and flatter held-out notes
+            if isinstance(entry, NoteError):
+                raise entry
+            reason = entry if isinstance(entry, str) else wish.why_not(entry)
+            if reason:
+                dropped[_printable(reason)] += 1
+            elif entry.name in origins:   # it could land in both splits, and flatter held-out notes
                 raise NoteError(f"note {entry.name} is in {origins[entry.name]} and in "
                                 f"{entry.origin}: keep it in one")
-            if reason:
-                dropped[reason] += 1
             else:                         # 0.1 s more, for the resampler
-                yield entry, wish.fit(*entry.sound(wish.length / wish.sample_rate + 0.1))
+                samples = wish.fit(*entry.sound(wish.length / wish.sample_rate + 0.1))
+                keep(samples)
+                rows.append([zlib.crc32(samples), *entry[:6]])
                 origins[entry.name] = entry.origin
         except NoteError as error:
-            fault(error)
-    if not origins:
+            if not skip_damaged:
+                raise NoteError(f"{error}; or go on without what is damaged, with --skip-damaged"
+                                ) from None
+            dropped[str(error)] += 1
+    if not rows:
         why = ", ".join(_reasons(dropped, 3))
         raise NoteError(f"none of the {sum(dropped.values()):,} notes of {data} is left: {why}; "
                         "change the sources, families or pitches asked for, or the files" if why
                         else f"{data} holds no notes: expected {FORMS}")
+    return rows, dropped
 
 
-def _table(audio, rows, wish, dropped, **more):
-    """Notes of audio, (N, L), and rows of (name, pitch, family, source, part, qualities)."""
-    *columns, flags = (np.array(column) for column in zip(*rows))
-    columns = dict(zip(("name", "pitch", "family", "source", "part"), columns))
-    return Notes(audio, np.arange(len(audio)), **columns, qualities=flags.astype(np.int8),
-                 sample_rate=wish.sample_rate, dropped=dict(dropped), **more)
+def _notes(audio, rows, sample_rate, dropped):
+    """Notes of audio, (N, L), and for each a row of its CRC-32 and the first fields of an Entry."""
+    crc, *columns = map(np.array, zip(*rows))
+    return Notes(audio, crc, np.arange(len(audio)), *columns, sample_rate, dict(dropped))
 
 
 def _reasons(dropped, most):
     """{"reason": 3, ...} -> ["3 because reason", ...], no more than `most` and one for the rest."""
-    reasons = [f"{n:,} because {_printable(reason)}" for reason, n in dropped.items()]
+    reasons = [f"{n:,} because {reason}" for reason, n in dropped.items()]
     more = sum(list(dropped.values())[most:])
     return reasons[:most] + [f"{more:,} for other reasons"] * (more > 0)
 
@@ -375,15 +355,14 @@ def _find(data):
     names = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
     inside = [Path(name) for name in sorted(names) if os.path.isfile(name)]
     sounds = [file for file in inside if file.suffix.lower() in SOUNDS]
-    examples = [path / "examples.json"] if (path / "examples.json").is_file() else sorted(
-        path.glob("*/examples.json"))
+    examples = list(path.glob("examples.json")) or sorted(path.glob("*/examples.json"))
     if examples:
         return _read_examples, examples + sounds
 
     def rank(folder):                     # this folder, or else the newest version TFDS made
-        tfds = re.search(r"gansynth_subset[^/\\]*[/\\](\d+)\.(\d+)\.(\d+)$",
-                         os.path.abspath(folder))
-        return folder == path, [int(n) for n in tfds.groups()] if tfds else []
+        version = re.search(r"gansynth_subset[^/\\]*[/\\](\d+)\.(\d+)\.(\d+)$",
+                            os.path.abspath(folder))
+        return [folder == path, *map(int, version.groups() if version else [])]
 
     folder = max((f.parent for f in inside if ".tfrecord" in f.name), key=rank, default=None)
     if folder and any(rank(folder)):
@@ -396,20 +375,31 @@ def _read(path, parse):
     """What a text file holds, by a function that knows its form."""
     try:
         return parse(Path(path).read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError, csv.Error) as error:
+    except Exception as error:            # `parse` raises many kinds
         reason = getattr(error, "strerror", None) or error
         raise NoteError(f"cannot read {path} ({reason}): save, fetch or unpack it again") from None
 
 
-def _rows(text):
-    """The rows of CSV that are not empty, each a list of texts."""
-    rows = csv.reader(io.StringIO(text, newline=""))
-    return [[cell.strip() for cell in row] for row in rows if any(row)]
+def _read_list(path, parse, expected):
+    """A CSV file that says something of names, but for a heading: {name: what is said}. parse(row,
+    cells), of a row and the same by its headings, gives both, or None where not as `expected`."""
+    rows = _read(path, lambda text: [[cell.strip() for cell in row] for row in csv.reader(
+        text.splitlines()) if any(row)])
+    listed = {}
+    for i, row in enumerate(rows):
+        cells = dict(zip_longest(map(str.lower, rows[0]), row, fillvalue=""))
+        name, said = parse(row, cells)
+        if said is None and i == 0:
+            continue
+        if None in (name, said) or listed.setdefault(name, said) != said:
+            raise NoteError(f"{path}, line {i + 1}, {','.join(row)[:80]!r}: expected {expected}, "
+                            "and no other line that says otherwise")
+    return listed
 
 
-def _entry(about, part, origin, sound):
+def _entry(about, place, origin, sound):
     """The Entry of a note, from a dict of what NSynth says about it; ValueError where that is not
-    as it should be. `sound` still needs the rate."""
+    as it should be. Its folder or file, `place`, tells the part; `sound` still needs the rate."""
     words = ("note_str", "instrument_family_str", "instrument_source_str")
     name, family, source, pitch, rate, flags = (
         about.get(key) for key in (*words, "pitch", "sample_rate", "qualities"))
@@ -423,37 +413,31 @@ def _entry(about, part, origin, sound):
         if not right:
             raise ValueError(f"field {key} of note {str(name)!r:.80} is {about.get(key)!r:.80}: "
                              f"expected {expected}")
-    return Entry(name, pitch, family, source, part, flags or [-1] * 10, origin,
-                 functools.partial(sound, rate))
+    # NSynth's names say it once more, which tells when a file has been damaged.
+    said = re.fullmatch(r"(.+)_([a-z]+)_\d{3}-(\d{3})-\d{3}", name)
+    if said and (said[1], said[2], int(said[3])) != (family, source, pitch):
+        raise ValueError(f"note {name} is said to be {family}, {source}, pitch {pitch}: expected "
+                         "what its name says")
+    part = re.match(r"(?:nsynth-)?(train|valid|test)(?:\.|$)", place)
+    return Entry(name, pitch, family, source, part[1] if part else "", flags or UNTOLD,
+                 str(origin), partial(sound, rate))
 
 
-def _read_examples(files, fault, dropped):
-    """NSynth's layout: the notes of folders that hold an examples.json each, beside audio/. All
-    sound files there are come last of `files`."""
+def _read_examples(files):
+    """NSynth's layout: the notes of folders that hold an examples.json each, beside audio/."""
     unnamed = {file for file in files if file.name != "examples.json"}
-    for file in files[:len(files) - len(unnamed)]:
-        examples = _read(file, json.loads)
-        if not isinstance(examples, dict) or not examples:
-            raise NoteError(f"{file} holds no notes: expected an object such as "
-                            '{"guitar_acoustic_000-060-100": {"pitch": 60, ...}, ...}')
-        part = file.parent.name.removeprefix("nsynth-")
-        part = part if part in ("train", "valid", "test") else ""
+    for file in [file for file in files if file not in unnamed]:
+        examples = _read(file, lambda text: dict(json.loads(text)))
         for name, about in examples.items():
             about = {**(about if isinstance(about, dict) else {}), "note_str": name}
             wav = file.parent / "audio" / f"{name}.wav"
             unnamed.discard(wav)
             try:
-                entry = _entry(about, part, str(wav), functools.partial(read_sound, wav))
-                # NSynth's names say it once more, which tells when a file has been damaged.
-                said = re.fullmatch(r"(.+)_([a-z]+)_\d{3}-(\d{3})-\d{3}", name)
-                if said and (said[1], said[2], int(said[3])) != (*entry[2:4], entry.pitch):
-                    raise ValueError(f"note {name} is said to be {entry.family}, {entry.source}, "
-                                     f"pitch {entry.pitch}: expected what its name says")
-                yield entry
+                yield _entry(about, file.parent.name, wav, partial(read_sound, wav))
             except ValueError as error:
-                fault(NoteError(f"{file}: {error}; {AGAIN}"))
-    if unnamed:
-        dropped[f"no examples.json names that file (such as {min(unnamed)})"] += len(unnamed)
+                yield NoteError(f"{file}: {error}; fetch the file again")
+    yield from [f"no examples.json names that file (such as {min(unnamed, default='')})"
+                ] * len(unnamed)
 
 
 # ---- TFRecord files: checksum, record, message, note ----------------------------------------
@@ -491,7 +475,7 @@ def _crc32c(data) -> bytes:
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)   # its mask
 
 
-@functools.lru_cache(maxsize=1)
+@lru_cache(maxsize=1)
 def _remainders():
     """x^k mod P as uint32, from k = 8 FOLD - 1 down to 0; the lowest bit is that of x^31."""
     table, power = np.empty(8 * FOLD, np.uint32), 1 << 31
@@ -501,47 +485,39 @@ def _remainders():
     return table
 
 
-def _records(path, count, fault):
-    """Yield (number from 1, payload) for every sound record of a file, plain or GZIP.
+def _records(path, count):
+    """Yield the payload of every record of a file, plain or GZIP, or a ValueError where one is
+    wrong. There should be `count`, if that is known.
 
     A record is a length in bytes (uint64), the CRC of those 8 bytes, the payload and its CRC. After
-    a damaged payload comes the next record; after a damaged length, or where the file breaks off,
-    nothing says where that begins. `count`: how many there should be, or None where not known.
+    a damaged payload comes the next record; after a damaged length nothing says where it begins.
     """
     number = 0
     try:
-        with open(path, "rb") as disk:
-            zipped = disk.read(3) == b"\x1f\x8b\x08"     # or a length, but of 559,903 only
-            disk.seek(0)
-            file = gzip.open(disk) if zipped else disk
+        with open(path, "rb") as disk:    # a length could begin like GZIP, but of 559,903 only
+            file = gzip.open(disk) if disk.peek(3)[:3] == b"\x1f\x8b\x08" else disk
             while header := file.read(12):
-                number, length = number + 1, int.from_bytes(header[:8], "little")
                 if _crc32c(header[:8]) != header[8:]:
                     raise EOFError("the checksum of its length does not match, or breaks off")
+                length = int.from_bytes(header[:8], "little")
                 data = file.read(min(length, 1 << 22) + 4)    # 4 MB: 16 times a note of NSynth
                 if len(data) != length + 4:
                     raise EOFError("the file breaks off inside it, or it is longer than any note")
-                if _crc32c(data[:-4]) == data[-4:]:
-                    yield number, memoryview(data)[:-4]
-                else:
-                    fault(NoteError(f"{path}, record {number}: its checksum does not match; "
-                                    f"{AGAIN}"))
+                number, right = number + 1, _crc32c(data[:-4]) == data[-4:]
+                yield memoryview(data)[:-4] if right else ValueError("its checksum does not match")
         if count not in (None, number):   # cut between two records a file looks whole
-            fault(NoteError(f"{path} holds {number} records: expected {count}; {AGAIN}"))
+            yield ValueError(f"the file holds {number} records: expected {count}")
     except (OSError, EOFError, zlib.error) as error:          # all three from GZIP, too
         reason = getattr(error, "strerror", None) or error
-        fault(NoteError(f"{path}, record {number}: {reason}, so the rest of the file is lost; "
-                        f"{AGAIN}"))
+        yield ValueError(f"{reason}, so the rest of the file is lost")
 
 
-def _varint(data, at):
-    """The whole number written at `at`, seven bits a byte, lowest first, and where it ends."""
-    number = 0
-    for i, byte in enumerate(data[at:at + 10]):
-        number |= (byte & 127) << 7 * i
-        if byte < 128:                    # the top bit says that another byte follows
-            return number, at + i + 1
-    raise ValueError("a number in it breaks off or does not end")
+# A whole number: seven bits a byte, lowest first; a top bit says that another byte follows.
+VARINT = rb"([\x80-\xff]{0,9}[\0-\x7f])"
+
+
+def _number(varint):
+    return sum((byte & 127) << 7 * i for i, byte in enumerate(varint))
 
 
 def _fields(message):
@@ -550,20 +526,19 @@ def _fields(message):
     That is a row of tag, value, tag, value. A tag is 8 * the field's number + its wire type; all of
     an Example's are of type 2: a length, and that many bytes.
     """
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        size, at = _varint(message, at)
-        if tag & 7 != 2 or size > len(message) - at:
+    end = 0
+    while end < len(message):
+        head = re.compile(VARINT * 2).match(message, end)
+        tag, size = map(_number, head.groups()) if head else (0, 0)
+        if tag & 7 != 2 or size > len(message) - head.end():
             raise ValueError("its contents are no tf.train.Example")
-        yield tag >> 3, message[at:at + size]
-        at += size
+        end = head.end() + size
+        yield tag >> 3, message[head.end():end]
 
 
 def _features(payload):
-    """The features of a tf.train.Example: {name: list of bytes or ints, or float32 array}.
-
-    What the fields' numbers mean is agreed elsewhere:
+    """The features of a tf.train.Example, {name: value}: text or an int, a list of more than one,
+    or an array of float32. What the fields' numbers mean is agreed elsewhere:
 
         Example     1: Features                   Feature   one of  1: BytesList,
         Features    1: entry (repeated)                     2: FloatList, 3: Int64List
@@ -572,66 +547,59 @@ def _features(payload):
     found = {}
     for _, features in _fields(memoryview(payload)):
         for _, entry in _fields(features):
-            pair, kind, values = {1: b"", 2: b"", **dict(_fields(entry))}, 1, []
+            pair = {1: b"", 2: b"", **dict(_fields(entry))}
             for kind, listed in _fields(pair[2]):
                 values = [bytes(value) for _, value in _fields(listed)]
-            if kind == 2:
-                values = np.frombuffer(b"".join(values), "<f4")  # ValueError if the last one is cut
-            elif kind == 3:
-                packed, values, at = b"".join(values), [], 0
-                while at < len(packed):
-                    value, at = _varint(packed, at)
-                    values.append(value)
-            found[str(pair[1], "utf-8", "replace")] = values
+                if kind == 1:
+                    values = [str(value, "utf-8", "replace") for value in values]
+                elif kind == 2:           # ValueError if the last float is cut
+                    values = np.frombuffer(b"".join(values), "<f4")
+                else:
+                    values = [_number(varint) for varint in re.findall(VARINT, b"".join(values))]
+                name = str(pair[1], "utf-8", "replace")
+                found[name] = values[0] if kind != 2 and len(values) == 1 else values
     return found
 
 
-def _read_records(files, fault, dropped):
+def _read_records(files):
     """The notes of TFRecord files, in NSynth's own schema or, if dataset_info.json is the first of
     the files, as TensorFlow Datasets (TFDS) has them; a split of which no file is there is none."""
-    words, counts = {"family": FAMILIES, "source": SOURCES}, {}
+    def shards(text):                     # {file's name: how many records it holds}
+        return {f"nsynth-{split['name']}.tfrecord-{i:05}-of-{len(split['shardLengths']):05}":
+                int(count) for split in json.loads(text)["splits"]
+                for i, count in enumerate(split["shardLengths"])}
+
+    counts = {}
     if files[0].name == "dataset_info.json":
         info, *files = files
-        about = _read(info, json.loads)
-        try:
-            counts = {f"nsynth-{split['name']}.tfrecord-{i:05}-of-{len(split['shardLengths']):05}":
-                      int(count) for split in about["splits"]
-                      for i, count in enumerate(split["shardLengths"])}
-        except (LookupError, TypeError, ValueError, OverflowError) as error:
-            raise NoteError(f"{info} is not TFDS's ({error!r}): fetch it again") from None
+        counts = _read(info, shards)
         for name in sorted(set(counts) - {file.name for file in files}):
             if any(file.name.startswith(name.split("-0")[0]) for file in files):
-                fault(NoteError(f"{info.parent} lacks {name}; {AGAIN}"))
-        words = {key: _read(info.with_name(f"instrument-{key}.labels.txt"), str.split)
-                 for key in words}
+                yield NoteError(f"{info.parent} lacks {name}; fetch the file again")
     for path in files:
-        part = re.match(r"nsynth-(train|valid|test)\.", path.name)
-        for number, payload in _records(path, counts.get(path.name), fault):
+        for number, payload in enumerate(_records(path, counts.get(path.name)), 1):
             origin = f"{path}, record {number}"
             try:
-                yield _note(_features(payload), words, part[1] if part else "", origin)
+                if isinstance(payload, ValueError):
+                    raise payload
+                yield _note(_features(payload), path.name, origin)
             except ValueError as error:
-                fault(NoteError(f"{origin}: {error}; {AGAIN}"))
+                yield NoteError(f"{origin}: {error}; fetch the file again")
 
 
-def _note(features, words, part, origin):
-    """The Entry of one record. ValueError for what is missing or not as it should be.
-
-    NSynth's own schema has note_str, instrument_family_str and so on; that of TFDS id,
-    instrument/family (a place in `words`), a feature for each quality, and no sample rate.
-    """
-    about = {name.replace("instrument/", "instrument_"): str(values[0], "utf-8", "replace")
-             if isinstance(values[0], bytes) else values[0]
-             for name, values in features.items() if len(values) == 1}
+def _note(about, place, origin):
+    """The Entry of one record's features. ValueError where they are not as they should be. NSynth's
+    own schema has note_str, instrument_family_str and so on; that of TFDS id, instrument/family (a
+    place in FAMILIES), a feature for each quality, and no sample rate."""
     if "id" in about:
         about = {"note_str": about["id"], "sample_rate": 16000, **about}
-    for what, known in words.items():
-        place = about.get(f"instrument_{what}")
-        if type(place) is int and place < len(known):
-            about.setdefault(f"instrument_{what}_str", known[place])
+    for what, known in (("family", FAMILIES), ("source", SOURCES)):
+        number = about.get(f"instrument_{what}", about.get(f"instrument/{what}"))
+        if type(number) is int and number < len(known):
+            about.setdefault(f"instrument_{what}_str", known[number])
     each = [about.get(f"qualities/{quality}") for quality in QUALITIES]
-    about["qualities"] = features.get("qualities") if each == [None] * 10 else each
-    floats = features.get("audio")
+    about = about if each == [None] * 10 else {**about, "qualities": each}
+    floats = about.get("audio")
     if not isinstance(floats, np.ndarray) or not len(floats) or not np.isfinite(floats).all():
         raise ValueError("feature audio is not as it should be: expected floats, and at least one")
 
@@ -639,66 +607,46 @@ def _note(features, words, part, origin):
         samples = np.rint(np.clip(floats, -1, 32767 / 32768) * 32768).astype(np.int16)
         return samples, rate
 
-    return _entry(about, part, origin, sound)
+    return _entry(about, place, origin, sound)
 
 
-def _read_ids(path):
-    """A published list of notes, in CSV: {name: its split, or train where the list tells none}.
-    Names are in the column headed id or note_str, else in the first; splits in one headed split."""
-    rows, ids, a_note = _read(path, _rows), {}, r"[^/]+-\d{3}-\d{3}"
-    if rows and re.fullmatch(a_note, rows[0][0]):         # a list may have no heading
-        rows = [["id"], *rows]
-    for row in rows[1:]:
-        cells = dict(zip(map(str.lower, rows[0]), row))
-        name = cells.get("id", cells.get("note_str", row[0]))
-        where = cells.get("split", "train" * ("split" not in map(str.lower, rows[0])))
-        if not re.fullmatch(a_note, name) or ids.setdefault(name, where) != where or not where:
-            raise NoteError(f"{path}: {','.join(row)[:80]!r} names no note and its split, or one "
-                            "that is in another: expected guitar_acoustic_000-060-100,train")
-    if not ids:
-        raise NoteError(f"{path} names no notes: expected a column headed id")
-    return ids
+def _a_note_and_its_split(row, cells):
+    """For `_read_list`: names are in the column headed id or note_str, else in the first; splits in
+    one headed split, else all are train."""
+    name, part = cells.get("id", cells.get("note_str", row[0])), cells.get("split", "train")
+    return name, part if part and re.fullmatch(r"[^/]+-\d{3}-\d{3}", name) else None
 
 
 # ---- Your own recordings: a folder of WAV files ---------------------------------------------
 
-def _read_recordings(files, fault, dropped):
+def _read_recordings(files):
     """The notes of WAV files of any kind: the pitch from their names, or from pitches.csv. A file
     that cannot be used is left out, and counted: people's own folders hold other things as well."""
     sounds = [file for file in files if file.name != "pitches.csv"]
-    pitches = _read_pitches(files[0], sounds) if len(sounds) < len(files) else {}
+    known = {_printable(file.stem) for file in sounds}
+
+    def parse(row, _):
+        name, told = re.sub(r"(?i)\.wav$", "", row[0]), "".join(row[1:2])
+        pitch = int(told) if re.fullmatch(r"\d{1,3}", told) else pitch_of(told)
+        right = name in known and pitch in (None, *range(128))
+        return name if right else None, pitch
+
+    pitches = {} if files == sounds else _read_list(
+        files[0], parse, "a file that is there, and its pitch, as in take1.wav,60 or take1.wav,C4")
     root = os.path.commonpath([file.parent for file in sounds]) if sounds else ""
     for file in sounds:
         place = file.relative_to(root)
         pitch = pitches.get(_printable(file.stem), pitch_of(file.stem))
         if file.suffix.lower() != ".wav":
-            dropped[f"it is a {file.suffix} file: convert it to WAV, with ffmpeg or sox"] += 1
+            yield f"it is a {file.suffix} file: convert it to WAV, with ffmpeg or sox"
         elif pitch is None:
-            fault(NoteError(f"{file} tells no pitch, or more than one: expected a name such as "
-                            "note_060.wav, note_C4.wav or note-060-100.wav, or a line in "
-                            "pitches.csv"))
+            yield (f"{file} tells no pitch, or more than one: expected a name such as "
+                   "note_060.wav, note_C4.wav or note-060-100.wav, or a line in pitches.csv")
         else:
             name = _printable("-".join(place.with_suffix("").parts))
             family = next((f for f in FAMILIES if f in place.as_posix().lower()), "other")
-            yield Entry(name, pitch, family, "acoustic", "", [-1] * 10, str(file),
-                        functools.partial(_read_recording, file))
-
-
-def _read_pitches(path, sounds):
-    """pitches.csv: {file's name without .wav: MIDI pitch}; lines such as take1.wav,60 or a.wav,C4.
-    """
-    pitches, known = {}, {_printable(file.stem) for file in sounds}
-    for i, row in enumerate(_read(path, _rows)):
-        name, told = re.sub(r"(?i)\.wav$", "", row[0]), "".join(row[1:2])
-        pitch = int(told) if re.fullmatch(r"\d{1,3}", told) else pitch_of(told)
-        if pitch is None and i == 0:      # a title
-            continue
-        if pitch not in range(128) or name not in known or name in pitches:
-            raise NoteError(f"{path}, line {i + 1}, {','.join(row)[:80]!r}: expected a file that "
-                            "is there and in no other line, and its pitch, as in take1.wav,60 or "
-                            "take1.wav,C4")
-        pitches[name] = pitch
-    return pitches
+            yield Entry(name, pitch, family, "acoustic", "", UNTOLD, str(file),
+                        partial(_read_recording, file))
 
 
 def pitch_of(name):
@@ -713,7 +661,7 @@ def pitch_of(name):
     for letter, accidental, octave in re.findall(
             r"(?<![^\W_])([A-Ga-g])([#b♯♭s]?)(-1|\d|-\d|_\d)(?:v\d+)?(?![^\W_])", name):
         if octave.isdigit() or letter.isupper():          # take_a_2 is no note
-            scale = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "A": 9, "B": 11}[letter.upper()]
+            scale = "C D EF G A B".index(letter.upper())
             sharp = {"": 0, "b": -1, "♭": -1}.get(accidental, 1)
             notes.add(scale + sharp + 12 * (0 if octave == "-1" else int(octave[-1]) + 1))
     for pattern in (r"(?i)(?<![^\W_])(?:m|midi|n|note|pitch|key)?(\d{2,3})$",
@@ -737,50 +685,40 @@ def _read_recording(path, seconds):
 
 # ---- Packed notes ---------------------------------------------------------------------------
 #
-# Reading thousands of files, or records of floats, for every epoch would take longer than training.
-# So the first use packs the wanted notes into one folder, which can be moved, and named by --data:
-# audio.int16 is (N, L) samples and nothing else, read memory-mapped; packed.json its own CRC-32,
-# then what was asked for, what was left out, and a row for each note, with its samples' CRC-32.
+# Reading thousands of files for every epoch would take longer than training. So the first use packs
+# the wanted notes into one folder, which can be moved, and named by --data: audio.int16 is (N, L)
+# samples, read memory-mapped; packed.json its own CRC-32, then what was asked for, what was left
+# out, and a row for each note, with its samples' CRC-32.
 
 
 def _load_packed(data, wish, progress, skip_damaged, pack):
     """The packed notes of `data`; packed now if they are not yet, or were from other files."""
-    path = Path(data)
-    asked = json.loads(json.dumps(asdict(wish)))                        # as JSON has it
+    path, asked = Path(data), json.loads(json.dumps(asdict(wish)))      # as JSON has it
     if (path / "packed.json").is_file():
-        return _open_packed(path, wish, asked)
+        return _open_packed(path, asked)
     reader, files = _find(data)
     root = path if path.is_dir() else files[0].parent
     asked["skip_damaged"] = skip_damaged
     mark = zlib.crc32(ascii([path.name, asked, pack and root.resolve()]).encode())
     folder = Path(pack or root / "packed", f"{wish.sample_rate}Hz-{wish.length}-{mark:08x}")
-    stats = [(file.parent.name, file.name, file.stat()) for file in files]
-    asked["files"] = zlib.crc32(ascii([(*names, stat.st_size, stat.st_mtime_ns)
-                                       for *names, stat in stats]).encode())
+    stats = [file.stat() for file in files]
+    asked["files"] = zlib.crc32(ascii([(file.parent.name, file.name, stat.st_size, stat.st_mtime_ns)
+                                       for file, stat in zip(files, stats)]).encode())
     try:
-        return _open_packed(folder, wish, asked)
+        return _open_packed(folder, asked)
     except NoteError as error:            # not there yet, or of other files, or damaged
         if folder.exists():
             print(f"{error}; packing {_printable(data)} again", file=sys.stderr)
-
-    def fault(error):
-        if not skip_damaged and reader is not _read_recordings:
-            raise error
-        dropped[str(error)] += 1
-
-    # How many notes there may be, to tell the time left: a record of one takes some 256 kB.
-    total = len(files) if reader is not _read_records else sum(
-        stat.st_size for *_, stat in stats) >> 18
-    dropped, rows = Counter(), []
+    total = len(files)                    # about so many notes, or one for 256 kB of TFRecords
+    if reader is _read_records:
+        total = sum(stat.st_size for stat in stats) >> 18
     part = folder.with_name(f"{folder.name}.{os.getpid()}.part")        # renamed when it is whole
     try:
         part.mkdir(parents=True, exist_ok=True)
         with open(part / "audio.int16", "wb") as audio:
-            for entry, samples in _wanted(reader(files, fault, dropped), data, wish, dropped, fault,
-                                          progress, total):
-                audio.write(samples.astype("<i2"))
-                rows.append([*entry[:6], zlib.crc32(samples.astype("<i2"))])
-        about = json.dumps({"asked": asked, "dropped": dropped, "notes": rows})
+            rows, dropped = _gather(reader(files), audio.write, data, wish,
+                                    skip_damaged or reader is _read_recordings, progress, total)
+        about = json.dumps({"asked": asked, "dropped": dropped, "rows": rows})
         (part / "packed.json").write_text(f"[{zlib.crc32(about.encode())}, {about}]")
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
@@ -789,28 +727,26 @@ def _load_packed(data, wish, progress, skip_damaged, pack):
                         "there, or name another place with --pack DIR") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    return _open_packed(folder, wish, asked)
+    return _open_packed(folder, asked)
 
 
-def _open_packed(folder, wish, asked):
+def _open_packed(folder, asked):
     """Notes of a packed folder. NoteError where it is damaged, or not what is asked for."""
-    file = folder / "audio.int16"
     try:
         crc, about = json.loads((folder / "packed.json").read_text())
         if zlib.crc32(json.dumps(about).encode()) != crc:
             raise ValueError("the checksum of packed.json does not match")
-        *columns, crc = zip(*about["notes"])
-        audio = np.memmap(file, "<i2", "r").reshape(len(crc), about["asked"]["length"])
+        had, rows = about["asked"], about["rows"]
+        audio = np.memmap(folder / "audio.int16", "<i2", "r").reshape(len(rows), had["length"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise NoteError(f"{folder} holds no packed notes that can be read ({error}): delete it, "
                         "and it will be packed again") from None
     for key, value in asked.items():
-        had = about["asked"].get(key)
-        if had != value:
+        if had.get(key) != value:
             raise NoteError(f"{folder} was packed " + (
                 "from files that have changed since" if key == "files" else
-                f"with {key} {had}, and {value} is asked for"))
-    return _table(audio, zip(*columns), wish, about["dropped"], crc=np.array(crc), file=str(file))
+                f"with {key} {had.get(key)}, and {value} is asked for"))
+    return _notes(audio, rows, had["sample_rate"], about["dropped"])
 
 
 # ---- WAV files in and out -------------------------------------------------------------------
@@ -821,11 +757,9 @@ OTHERS = {b"FORM": "AIFF", b"fLaC": "FLAC", b"ID3": "MP3", b"\xff\xfb": "MP3", b
 
 def read_sound(path, rate=None, seconds=LONGEST):
     """A WAV file of any common kind, its first `seconds` at most: (L,) samples in int16's range,
-    and their rate in Hz, which may have to be `rate`. Any fault is a NoteError.
-
-    int16 for a mono file of 16 bits, which is exact; float32 for 8, 24 or 32-bit integers, floats,
-    and more channels, which are averaged. Floats may reach 1 or, as some write them, 32,768.
-    """
+    and their rate in Hz, which may have to be `rate`. Any fault is a NoteError. Mono of 16 bits is
+    exact, as int16; else float32: 8, 24 or 32 bits, floats that reach 1 or, as some write them,
+    32,768, and more channels, which are averaged."""
     try:
         with open(path, "rb") as file:
             found, x = scipy.io.wavfile.read(io.BytesIO(_first(file, seconds)))
@@ -891,7 +825,7 @@ def write_wav(path, wave, sample_rate):
         beside.unlink(missing_ok=True)    # still there only if something went wrong
 
 
-def save(notes, folder, progress=True):
+def save(notes, folder):
     """Write Notes in NSynth's layout, so that they can be listened to, and loaded again. Refuses a
     folder that holds anything (NoteError). A folder that has an examples.json is complete."""
     folder, examples = Path(folder), {}
@@ -899,13 +833,13 @@ def save(notes, folder, progress=True):
         if folder.exists() and any(folder.iterdir()):
             raise NoteError(f"{folder} is not empty: name a new folder to write to")
         (folder / "audio").mkdir(parents=True, exist_ok=True)
-        for i, name in enumerate(progress_bar(notes.name.tolist(), "notes written", progress)):
+        for i, name in enumerate(progress_bar(notes.name.tolist(), "notes written")):
             write_wav(folder / "audio" / f"{name}.wav", notes.waves([i])[0], notes.sample_rate)
             flags = notes.qualities[i].tolist()
             examples[name] = {
                 "note_str": name, "pitch": int(notes.pitch[i]), "sample_rate": notes.sample_rate,
                 "instrument_family_str": str(notes.family[i]), "instrument_source_str": str(
-                    notes.source[i]), **({"qualities": flags} if min(flags) >= 0 else {})}
+                    notes.source[i]), **({} if flags == UNTOLD else {"qualities": flags})}
         (folder / "examples.json").write_text(json.dumps(examples, indent=1), encoding="utf-8")
     except OSError as error:
         raise NoteError(f"cannot write to {folder}: {error.strerror}") from None
@@ -915,8 +849,7 @@ def save(notes, folder, progress=True):
 #
 # A note is a sum of partials k f0. What makes a timbre is how strong each is, how it starts and how
 # it dies. The partials of a string or pipe follow the pitch, but the box, bell or throat around it
-# has resonances at fixed Hz, so an instrument's spectrum changes over its range. And high partials
-# come later and are gone sooner. The figures are chosen by hand to suggest each instrument.
+# has resonances at fixed Hz. High partials come later and are gone sooner. Figures chosen by hand.
 
 TIMBRES = {
     # tilt: dB lost per octave above the fundamental; even: level of even harmonics, dB; attack: s
@@ -945,7 +878,6 @@ TIMBRES = {
 }
 VELOCITIES = {50: 0.5, 100: 1.0}  # MIDI velocity and how hard that is; softer is quieter and duller
 HOLD = 0.75                       # of a note's length, as NSynth: held for 3 s of 4
-orchestra = functools.partial(load, "orchestra", progress=False)
 
 
 def _read_orchestra(wish):
@@ -955,20 +887,17 @@ def _read_orchestra(wish):
     if hertz[high] > 0.4 * wish.sample_rate:
         raise NoteError(f"pitch {high} is {hertz[high]:.0f} Hz, too high for the orchestra at "
                         f"{wish.sample_rate} Hz: ask for lower pitches or a higher sample rate")
-    for timbre in TIMBRES:
-        for pitch, f0 in hertz.items():
-            for velocity, force in VELOCITIES.items():
-                name = f"{timbre}-{pitch:03}-{velocity:03}"
-                yield Entry(name, pitch, timbre.split("_")[0], "acoustic", "", [-1] * 10, name,
-                            functools.partial(_play, name, f0, force, wish))
+    for timbre, (pitch, f0), (velocity, force) in product(
+            TIMBRES, hertz.items(), VELOCITIES.items()):
+        name = f"{timbre}-{pitch:03}-{velocity:03}"
+        yield Entry(name, pitch, timbre.split("_")[0], "acoustic", "", UNTOLD, name,
+                    partial(_play, name, f0, force, wish))
 
 
 def _play(name, f0, force, wish, seconds):
-    """One note of the orchestra: (L,) float64 in int16's range, and its rate.
-
-    The sum of a_k sin(k phi) is the imaginary part of a polynomial in one complex number w =
-    r exp(i phi) that turns at the note's frequency; r below 1 takes more from the high partials.
-    """
+    """One note of the orchestra: (L,) float64 in int16's range, and its rate. The sum of
+    a_k sin(k phi) is the imaginary part of a polynomial in one complex number w = r exp(i phi) that
+    turns at the note's frequency; r below 1 takes more from the high partials."""
     tilt, even, attack, loss, loss_khz, release, vibrato, breath, chiff, hz, body = TIMBRES[
         name.split("-")[0]]
     rng = np.random.default_rng(zlib.crc32(name.encode()))  # chance, but the same every time

@@ -30,6 +30,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 
 import numpy as np
 import torch
@@ -193,7 +194,6 @@ def mel_to_linear(log_power, frequency, sample_rate, kind="pseudo"):
 @dataclass(frozen=True)
 class Spectrum:
     """One representation of notes of one length; `derive` finds the frames and bins for them."""
-
     rep: str = "if-mel"                   # one of FORMS
     frames: int = 128                     # T
     bins: int = 1024                      # F; the window is 2 F samples, the hop F / 2
@@ -261,18 +261,20 @@ def check_spectrum(spectrum):
                                ("mel inverse", spectrum.mel_inverse, MEL_INVERSES)):
         if value not in known:
             raise SpectrumError(f"unknown {name} {value!r}: choose one of {', '.join(known)}")
-    hop, more = (1, 0) if spectrum.rep == WAVEFORM else (2 * spectrum.bins // OVERLAP, OVERLAP - 1)
-    if spectrum.rep == WAVEFORM and spectrum.bins != 1:
+    needed = spectrum.length
+    if spectrum.rep != WAVEFORM:
+        needed = math.ceil(needed / (2 * spectrum.bins // OVERLAP)) - (OVERLAP - 1)
+    elif spectrum.bins != 1:
         raise SpectrumError(f"a waveform of {spectrum.bins} bins: expected a picture one bin wide")
-    needed = math.ceil(spectrum.length / hop) - more
     if spectrum.frames < needed:
         raise SpectrumError(f"a picture of {spectrum.frames} frames x {spectrum.bins} bins is too "
                             f"short for a note of {spectrum.length} samples: the nearest that can "
                             f"hold it is {needed} frames")
 
 
-def picture_size(rep, hires, length, sample_rate, resolutions):
-    """Frames and bins of the picture for a note, halved resolutions - 1 times in its smallest.
+def derive(rep="if-mel", hires=True, length=64000, sample_rate=16000, resolutions=7,
+           mel_inverse="pseudo"):
+    """The Spectrum for notes of `length` samples, halved resolutions - 1 times at most.
 
     The window stays near the paper's in seconds (64 ms, or 128 ms for "+ H"), as a power of two;
     the frames are rounded up until they divide.  The paper's 64,000 samples at 16 kHz give
@@ -301,13 +303,7 @@ def picture_size(rep, hires, length, sample_rate, resolutions):
             f"{length} samples at {sample_rate} Hz fill {needed} frames x {bins} bins, too few to "
             f"be made {growth} times smaller {resolutions - 1} times without being mostly padding: "
             f"the nearest that can is {most} resolution{'s' * (most > 1)}{longer}")
-    return math.ceil(needed / unit) * unit, bins
-
-
-def derive(rep="if-mel", hires=True, length=64000, sample_rate=16000, resolutions=7,
-           mel_inverse="pseudo"):
-    """The Spectrum for notes of `length` samples, to be grown over so many resolutions."""
-    frames, bins = picture_size(rep, hires, length, sample_rate, resolutions)
+    frames = math.ceil(needed / unit) * unit
     return Spectrum(rep, frames, bins, length, sample_rate, mel_inverse)
 
 
@@ -368,9 +364,8 @@ def log_spectral_distance(wave, copy, window=1024):
     Magnitudes are floored at 1e-4 (80 dB below one), so that silence is not compared with silence.
     """
     def decibels(x):
-        bins = window // 2
-        frames = max(1, math.ceil(x.shape[-1] / (window // OVERLAP)) - (OVERLAP - 1))
-        return 20 * torch.log10(stft(x, frames + OVERLAP - 1, bins).abs().clamp(min=1e-4))
+        frames = max(OVERLAP, math.ceil(x.shape[-1] / (window // OVERLAP)))
+        return 20 * torch.log10(stft(x, frames, window // 2).abs().clamp(min=1e-4))
 
     return (decibels(wave) - decibels(copy)).square().mean(-1).sqrt().mean(-1)
 
@@ -408,9 +403,8 @@ def overlay(curves, width, height, stroke=1.5):
     """Curves over each other, translucent: (n, points) in [-1, 1] -> (height, width, 3) uint8.
 
     A pixel is as bright as the root of the share of curves that cross it: where they agree, they
-    are one bright line, where they differ, a haze.  `points` should be several times `width`: each
-    column is the mean over those within it, and each pixel takes the part of a stroke (in pixels)
-    that covers it, so that edges are smooth.
+    are one bright line, where they differ, a haze.  A column is the mean over its points, of which
+    it should have several, and each pixel takes the part of a stroke (in pixels) that covers it.
     """
     y = (1 - np.asarray(curves, dtype=np.float32)) / 2 * height     # downwards, in pixels
     top = np.minimum(y[:, :-1], y[:, 1:]) - stroke / 2              # (n, points - 1)
@@ -434,27 +428,18 @@ def tile(pictures, columns, gap=4):
     return sheet
 
 
-def png_bytes(rgb):
-    """An (H, W, 3) uint8 array as the bytes of a PNG file (RFC 2083; zlib does the packing)."""
-    rgb = np.ascontiguousarray(rgb, dtype=np.uint8)
-    height, width, _ = rgb.shape
-
-    def chunk(kind, body):
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(
-            ">I", zlib.crc32(kind + body))
-
-    rows = np.hstack([np.zeros((height, 1), np.uint8), rgb.reshape(height, -1)])    # 0: no filter
-    return (b"\x89PNG\r\n\x1a\n"
-            + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-            + chunk(b"IDAT", zlib.compress(rows.tobytes(), 9)) + chunk(b"IEND", b""))
-
-
 def write_png(path, rgb):
-    """Write an (H, W, 3) uint8 array as a PNG file, whole or not at all."""
+    """Write an (H, W, 3) uint8 array as a PNG file (RFC 2083), whole or not at all."""
+    rows = np.ascontiguousarray(rgb, dtype=np.uint8).reshape(len(rgb), -1)
+    rows = np.pad(rows, ((0, 0), (1, 0)))                           # 0: no filter
+    size = struct.pack(">IIBBBBB", rgb.shape[1], rgb.shape[0], 8, 2, 0, 0, 0)
     temporary = f"{path}.part"
     try:
         with open(temporary, "wb") as file:
-            file.write(png_bytes(rgb))
+            file.write(b"\x89PNG\r\n\x1a\n")
+            for kind, body in ((b"IHDR", size), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b"")):
+                crc = zlib.crc32(kind + body)
+                file.write(struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc))
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from None
@@ -465,32 +450,14 @@ def write_png(path, rgb):
 
 # ---- The round-trip table -------------------------------------------------------------------
 
-def example_notes(length=64000, sample_rate=16000):
-    """Three decaying harmonic notes (MIDI 36, 60, 84), (3, L), for a table without any file."""
-    time = torch.arange(length) / sample_rate
-    notes = []
-    for pitch in (36, 60, 84):
-        f0 = 440 * 2 ** ((pitch - 69) / 12)
-        partials = [torch.exp(-time * (1 + 0.3 * k)) * torch.sin(2 * math.pi * k * f0 * time) / k
-                    for k in range(1, 20) if k * f0 < 0.45 * sample_rate]
-        notes.append(0.3 * sum(partials))
-    return torch.stack(notes)
+def example_notes():
+    """Three decaying harmonic notes (MIDI 36, 60, 84) at 16 kHz, (3, 64000)."""
+    def note(f0):
+        return 0.3 * sum(torch.exp(-time * (1 + 0.3 * k)) * torch.sin(2 * math.pi * k * f0 * time)
+                         / k for k in range(1, 20) if k * f0 < 7200)
 
-
-def round_trip_table(waves, sample_rate):
-    """Rows (representation, inverse, frames, bins, median SNR, worst SNR, median LSD), in dB."""
-    rows = []
-    for hires in (False, True):
-        for rep, kind in REPRESENTATIONS.items():
-            for inverse in MEL_INVERSES if kind["mel"] else ("-",):
-                spectrum = derive(rep, hires, waves.shape[-1], sample_rate, resolutions=4,
-                                           mel_inverse="pseudo" if inverse == "-" else inverse)
-                copy = spectrum.decode(spectrum.encode(waves))
-                ratio = snr(waves, copy)
-                rows.append((rep + (" + H" if hires else ""), inverse, spectrum.frames,
-                             spectrum.bins, ratio.median().item(), ratio.min().item(),
-                             log_spectral_distance(waves, copy).median().item()))
-    return rows
+    time = torch.arange(64000) / 16000
+    return torch.stack([note(440 * 2 ** ((pitch - 69) / 12)) for pitch in (36, 60, 84)])
 
 
 def main():
@@ -500,9 +467,14 @@ def main():
     print(f"Round trip of {len(waves)} notes of {waves.shape[-1]} samples at 16000 Hz, in dB")
     print(f"{'representation':16}{'mel inverse':13}{'picture':>12}{'SNR median':>12}"
           f"{'SNR worst':>11}{'LSD median':>12}")
-    for rep, inverse, frames, bins, median, worst, distance in round_trip_table(waves, 16000):
-        print(f"{rep:16}{inverse:13}{f'{frames} x {bins}':>12}{median:12.1f}{worst:11.1f}"
-              f"{distance:12.1f}")
+    for hires, (rep, kind) in product((False, True), REPRESENTATIONS.items()):
+        for inverse in MEL_INVERSES if kind["mel"] else ("pseudo",):
+            spectrum = derive(rep, hires, waves.shape[-1], mel_inverse=inverse)
+            copy = spectrum.decode(spectrum.encode(waves))
+            ratio, distance = snr(waves, copy), log_spectral_distance(waves, copy).median()
+            print(f"{rep + ' + H' * hires:16}{inverse if kind['mel'] else '-':13}"
+                  f"{f'{spectrum.frames} x {spectrum.bins}':>12}{ratio.median():12.1f}"
+                  f"{ratio.min():11.1f}{distance:12.1f}")
 
 
 if __name__ == "__main__":

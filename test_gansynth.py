@@ -1105,10 +1105,6 @@ def mutate(data, rng):
             ][rng.integers(5)]
 
 
-def stop(error):
-    raise error
-
-
 def test_load_filters_cuts_pads_and_counts(tmp_path):
     for name in ("guitar_acoustic_000-060-100", "guitar_acoustic_000-090-100",
                  "organ_electronic_001-060-100", "flute_acoustic_000-024-050",
@@ -1271,7 +1267,7 @@ def test_damaged_notes_are_named_or_skipped_and_counted(tmp_path):
     wav[5].unlink()
     scipy.io.wavfile.write(wav[7], 8000, np.ones(50, np.int16))
     for i, says in ((3, "is cut short"), (5, "No such file"), (7, "8000 Hz: expected 16000")):
-        with pytest.raises(NoteError, match=f"{wav[i].name}.*{says}"):
+        with pytest.raises(NoteError, match=f"{wav[i].name}.*{says}.*--skip-damaged"):
             nsynth.load(tmp_path, 64, 16000, (i + 59, i + 60))      # a good one first
     assert not list((tmp_path / "packed").iterdir())                # no half a pack
     for name in ("a_060.wav", "nsynth-test/b_061.WAV", "audio/more.wav"):
@@ -1471,7 +1467,7 @@ def test_own_recordings_of_every_kind_become_notes(tmp_path):
 @pytest.mark.parametrize("table, says", [
     ("file,pitch\na.wav,high", "line 2, 'a.wav,high'"), ("a.wav,60\nb.wav,200", "line 2"),
     ("a.wav,60\nbb.wav,61", "line 2, 'bb.wav,61': expected a file that is there"),
-    ("a.wav,60\nb,61\na,62", "line 3, 'a,62': .*in no other line"),
+    ("a.wav,60\nb,61\na,62", "line 3, 'a,62': .*no other line"),
     ('a,"' + "x" * 200_000, "cannot read .*field larger"), ("caf\udce9.wav,60", "cannot read")])
 def test_pitches_csv_is_checked(tmp_path, table, says):
     for name in ("a.wav", "b.wav"):
@@ -1524,8 +1520,8 @@ def cents(f, pitch):
 @pytest.fixture(scope="module")
 def orchestras():
     """Notes of an octave, short; then full notes at pitches spread over the range."""
-    return [nsynth.orchestra(4000, 8000, (60, 71)), *(
-        nsynth.orchestra(64000, 16000, (pitch, pitch)) for pitch in (24, 37, 50, 63, 76, 84))]
+    return [nsynth.load("orchestra", 4000, 8000, (60, 71)), *(
+        nsynth.load("orchestra", 64000, 16000, (p, p)) for p in (24, 37, 50, 63, 76, 84))]
 
 
 def test_orchestra_has_many_instruments_and_is_the_same_every_time(orchestras):
@@ -1657,10 +1653,11 @@ def original(pitch=60, audio=(0.5, -0.25), /, **more):
         "qualities": feature(0, 1, *[0] * 8), "qualities_str": feature(b"dark"), **more}))
 
 
-def read(path, fault=stop):
-    """The notes that are found at a path."""
+def read(path):
+    """The notes, and the faults, that are found at a path."""
     reader, files = nsynth._find(str(path))
-    return list(reader(files, fault, None))
+    found = list(reader(files))
+    return [[one for one in found if isinstance(one, kind)] for kind in (nsynth.Entry, NoteError)]
 
 
 def test_crc_has_the_published_values_and_those_of_one_bit_by_bit():
@@ -1679,10 +1676,10 @@ def test_records_of_tensorflow_are_read(tmp_path):
     (tmp_path / "a.tfrecord").write_bytes(data)
     (tmp_path / "nsynth-valid.tfrecord.gz").write_bytes(gzip.compress(data))
     for path in tmp_path.iterdir():
-        a, b = read(path)
+        (a, b), faults = read(path)
         part = "valid" * ("valid" in path.name)
         assert a[:7] == ("brass_acoustic_004-061-100", 61, "brass", "acoustic", part, [0] * 10,
-                         f"{path}, record 1")
+                         f"{path}, record 1") and not faults
         assert b[:4] == ("reed_acoustic_009-042-100", 42, "reed", "acoustic")
         for entry, sha in ((a, "2698efda9a385b15050e2f36798df7be"),
                            (b, "8d1a9761b92d748e0008e575b1d9dbc4")):
@@ -1699,11 +1696,12 @@ def test_what_a_record_says_is_read_whole(tmp_path):
     # As TensorFlow wrote the flags of a note that has fast_decay and long_release.
     flags = b"\x1a\x0c\n\n\x00\x00\x00\x01\x01\x00\x00\x00\x00\x00"
     numbers = {"instrument_family_str": None, "instrument_family": feature(7),
-               "instrument_source_str": None, "instrument_source": feature(2)}
+               "instrument_source_str": None, "instrument_source": feature(2),
+               "note_str": feature(b"reed_synthetic_000-062-100")}
     (tmp_path / "a.tfrecord").write_bytes(
         original(60, floats) + original(61, qualities=flags) + original(
             62, qualities=None, **numbers))
-    a, b, c = read(tmp_path / "a.tfrecord")
+    (a, b, c), _ = read(tmp_path / "a.tfrecord")
     assert samples_of(a) == [*samples, 32767, -32768, 32767, 0, 1]
     assert a.qualities == [0, 1] + [0] * 8 and b.qualities == [0, 0, 0, 1, 1] + [0] * 5
     assert (c.family, c.source, c.qualities) == ("reed", "synthetic", [-1] * 10)
@@ -1711,7 +1709,7 @@ def test_what_a_record_says_is_read_whole(tmp_path):
 
 @pytest.mark.parametrize("features, says", [
     ({"pitch": None}, "pitch.*None"), ({"pitch": feature(-1)}, "pitch.*expected a whole"),
-    ({"pitch": feature(60, 61)}, "pitch.*None"), ({"pitch": feature(b"60")}, "pitch"),
+    ({"pitch": feature(60, 61)}, r"pitch.*\[60, 61\]"), ({"pitch": feature(b"60")}, "pitch"),
     ({"audio": None}, "audio"), ({"audio": feature(1, 2)}, "audio.*expected floats"),
     ({"audio": proto(2, b"")}, "audio"), ({"audio": proto(2, proto(1, bytes(7)))}, "buffer size"),
     ({"audio": feature(0.0, float("nan"))}, "audio"), ({"qualities": feature(b"1")}, "qualities"),
@@ -1719,10 +1717,11 @@ def test_what_a_record_says_is_read_whole(tmp_path):
     ({"qualities/dark": feature(1)}, r"qualities.* is \[None, 1"),
     ({"instrument_family_str": None, "instrument_family": feature(11)}, "instrument_family_str")])
 def test_a_note_that_is_not_as_it_should_be_is_named_and_left_out(tmp_path, features, says):
-    path, faults = tmp_path / "a.tfrecord", []
+    path = tmp_path / "a.tfrecord"
     path.write_bytes(original(50) + original(60, **features) + original(70))
-    assert [note.pitch for note in read(path, faults.append)] == [50, 70]
-    assert re.search(f"a.tfrecord, record 2: .*{says}.*--skip", str(*faults))
+    notes, faults = read(path)
+    assert [note.pitch for note in notes] == [50, 70]
+    assert re.search(f"a.tfrecord, record 2: .*{says}.*; fetch the file", str(*faults))
 
 
 def test_damage_is_named_and_what_is_sound_is_read(tmp_path):
@@ -1737,17 +1736,18 @@ def test_damage_is_named_and_what_is_sound_is_read(tmp_path):
             (one + two[:90], [50], "record 2: the file breaks off.*lost"),
             (huge + one, [50], "record 2: .* longer than any note"),
             (packed[:-12], [50, 60], "record 3: .*end-of-stream"),
-            (packed[:-8] + b"????" + packed[-4:], [50, 60, 70], "record 3: CRC check failed"),
+            (packed[:-8] + b"????" + packed[-4:], [50, 60, 70], "record 4: CRC check failed"),
             (gzip.compress(huge + bytes(2 ** 26)), [50], "record 2: the file breaks off"),
             (b"This is not a TFRecord file.", [], "record 1: the checksum of its length")):
-        path, faults = tmp_path / "damaged.tfrecord", []
+        path = tmp_path / "damaged.tfrecord"
         path.write_bytes(data)
         tracemalloc.start()
-        assert [note.pitch for note in read(path, faults.append)] == pitches
+        notes, faults = read(path)
+        assert [note.pitch for note in notes] == pitches
         assert tracemalloc.get_traced_memory()[1] < 16e6            # what is there, and no more
         tracemalloc.stop()
-        assert re.search(f"damaged.tfrecord, {says}.*--skip-damaged", str(*faults))
-    with pytest.raises(NoteError, match="record 1"):
+        assert re.search(f"damaged.tfrecord, {says}.*; fetch the file again", str(*faults))
+    with pytest.raises(NoteError, match="record 1.* with --skip-damaged"):
         nsynth.load(path, 4, 16000)
 
 
@@ -1756,13 +1756,13 @@ def test_no_mutation_of_a_file_gives_a_wrong_note(tmp_path):
     plain = b"".join(original(pitch, rng.uniform(-1, 1, 20).tolist()) for pitch in range(50, 53))
     packed = gzip.compress(plain, mtime=0)
     path.write_bytes(plain)
-    right = [(*note[:6], samples_of(note)) for note in read(path)]
+    right = [(*note[:6], samples_of(note)) for note in read(path)[0]]
     for turn in range(3000):
         path.unlink()                     # some disks wait when a file is written over
         path.write_bytes(record(mutate(original()[12:-4], rng)) if turn % 3 == 0 else
                          mutate(plain if turn % 3 == 1 else packed, rng))
-        faults = []
-        notes = [(*note[:6], samples_of(note)) for note in read(path, faults.append)]
+        notes, faults = read(path)
+        notes = [(*note[:6], samples_of(note)) for note in notes]
         if turn % 3:
             assert all(note in right for note in notes)
             silent += not faults
@@ -1789,13 +1789,11 @@ def tfds(folder, splits, version="2.3.3", config="gansynth_subset"):
                    for k, quality in reversed([*enumerate(qualities)])},
                 "id": feature(f"reed_synthetic_000-{pitch:03}-100".encode()),
                 "pitch": feature(pitch), "audio": feature(pitch / 128), "f0/hz": feature(1.0, 2.0),
-                "instrument/family": feature(1), "instrument/source": feature(0)}))
+                "instrument/family": feature(7), "instrument/source": feature(2)}))
                 for pitch in pitches))
     info = {"splits": [{"name": split, "shardLengths": [str(len(pitches)) for pitches in shards]}
                        for split, shards in splits.items()]}
     (folder / "dataset_info.json").write_text(json.dumps(info))
-    (folder / "instrument-family.labels.txt").write_text("bass\nreed\n")
-    (folder / "instrument-source.labels.txt").write_text("synthetic\n")
     return folder
 
 
@@ -1810,7 +1808,7 @@ def test_a_tfds_folder_is_read_from_any_level(tmp_path):
     tfds(tmp_path, {"train": [[71]]}, "3.0.0", "full")
     tfds(tmp_path, {"train": [[72]]}, "3.0.0.incompleteX")     # as TFDS calls what it is writing
     for above in (folder, folder.parent, tmp_path / "nsynth", tmp_path):
-        notes = sorted(read(above), key=lambda entry: entry.pitch)
+        notes = sorted(read(above)[0], key=lambda entry: entry.pitch)
         assert [(entry.pitch, samples_of(entry), entry.part) for entry in notes] == [
             (pitch, [256 * pitch], "train" if pitch < 57 else "test") for pitch in range(50, 60)]
         assert np.array_equal([entry.qualities for entry in notes], np.eye(10))
@@ -1825,19 +1823,16 @@ def test_a_tfds_folder_is_read_from_any_level(tmp_path):
 def test_what_a_tfds_folder_lacks_is_named(tmp_path):
     folder = tfds(tmp_path, {"train": [[50, 51], [52], [53]], "test": [[60]]})
     (folder / "nsynth-test.tfrecord-00000-of-00001").unlink()  # a split that was not fetched
-    assert len(read(folder)) == 4
+    assert len(read(folder)[0]) == 4
     first, second = (folder / f"nsynth-train.tfrecord-0000{i}-of-00003" for i in (0, 1))
     data = first.read_bytes()
     first.write_bytes(data[:len(data) // 2])                   # cut between two records
     second.unlink()
-    faults = []
-    assert [entry.pitch for entry in read(folder, faults.append)] == [50, 53]
+    notes, faults = read(folder)
+    assert [entry.pitch for entry in notes] == [50, 53]
     lacks, short = map(str, faults)
     assert f"{folder} lacks {second.name}; " in lacks
-    assert f"{first.name} holds 1 records: expected 2" in short
-    (folder / "instrument-source.labels.txt").unlink()
-    with pytest.raises(NoteError, match="cannot read .*instrument-source.labels.txt"):
-        read(folder, faults.append)
+    assert f"{first.name}, record 2: the file holds 1 records: expected 2" in short
     for text in ("{", "[]", '{"splits": [{"name": "train", "shardLengths": [1e999]}]}'):
         (folder / "dataset_info.json").write_text(text)
         with pytest.raises(NoteError, match="dataset_info.json"):
@@ -1847,26 +1842,30 @@ def test_what_a_tfds_folder_lacks_is_named(tmp_path):
 A, B = "guitar_acoustic_000-060-100", "reed_acoustic_001-061-050"
 
 
-@pytest.mark.parametrize("text, ids", [
-    (f"id,split\n{A},train\n{B},test\n", {A: "train", B: "test"}),
+@pytest.mark.parametrize("text, parts", [
+    (f"id,split\n{A},train\n{B},test\n", ["train", "test"]),
     (f'\ufeffsplit,pitch,"note_str"\r\ntrain,60,{A}\r\n\r\ntrain,60, {A} \r\ntest,61,"{B}"\r\n',
-     {A: "train", B: "test"}),
-    (f"{A}\n{B}\n", {A: "train", B: "train"}), (f"note,why\n{A},good\n", {A: "train"})])
-def test_lists_of_notes_in_csv(tmp_path, text, ids):
+     ["train", "test"]),
+    (f"{A}\n{B}\n", ["train", "train"]), (f"note,why\n{A},good\n", ["train"])])
+def test_lists_of_notes_in_csv(tmp_path, text, parts):
+    for name in (A, B, "reed_acoustic_001-062-050"):
+        add_note(tmp_path, name)
     (tmp_path / "ids.csv").write_text(text, encoding="utf-8", newline="")
-    assert nsynth._read_ids(tmp_path / "ids.csv") == ids
+    split = nsynth.split(nsynth.load(tmp_path, 64, 16000), by=tmp_path / "ids.csv")
+    for part, notes in zip(("train", "test"), split):
+        assert notes.name.tolist() == [name for name, its in zip((A, B), parts) if its == part]
 
 
 @pytest.mark.parametrize("data, says", [
-    (b"id,split\n", "names no notes"), (b"\x89PNG\r\n\xff", "cannot read"),
-    (f"id,split\n{A},train\n{B}\n".encode(), f"'{B}' names no note and its split"),
-    (f"id,split\n{A},train\n,test\n".encode(), "',test' names no"),
-    (f"id\n{A}\n../{B}\n".encode(), "names no note"), (f"{A}\nhello\n".encode(), "'hello' names"),
-    (f"id,split\n{A},train\n{A},test\n".encode(), "or one that is in another")])
-def test_a_list_that_cannot_be_used_is_named(tmp_path, data, says):
+    (b"id,split\n", "no note is in the training part"), (b"\x89PNG\r\n\xff", "cannot read"),
+    (f"id,split\n{A},train\n{B}\n".encode(), f"line 3, '{B}': expected a note's name, and its"),
+    (f"id,split\n{A},train\n,test\n".encode(), "line 3, ',test': expected"),
+    (f"id\n{A}\n../{B}\n".encode(), "line 3, '../reed"), (f"{A}\nhello\n".encode(), "2, 'hello'"),
+    (f"id,split\n{A},train\n{A},test\n".encode(), "line 3.*no other line that says otherwise")])
+def test_a_list_that_cannot_be_used_is_named(tmp_path, orchestras, data, says):
     (tmp_path / "ids.csv").write_bytes(data)
     with pytest.raises(NoteError, match=says) as caught:
-        nsynth._read_ids(tmp_path / "ids.csv")
+        nsynth.split(orchestras[0], by=tmp_path / "ids.csv")
     assert str(tmp_path / "ids.csv") in str(caught.value)
 
 
@@ -1936,7 +1935,7 @@ def tiny_run(out, **more):
 
 
 def tiny_notes(length=256):
-    return nsynth.orchestra(length, 2000, (60, 62))
+    return nsynth.load("orchestra", length, 2000, (60, 62))
 
 
 def tiny_state(images=0, **more):
@@ -3048,7 +3047,7 @@ def test_inception_score_pitch_entropy_and_accuracy_are_scipys_and_their_bounds(
     assert metrics.pitch_entropy(logits) == pytest.approx(scipy.stats.entropy(p, axis=1).mean())
     assert metrics.inception_score(np.zeros((10, 61))) == pytest.approx(1)
     assert metrics.pitch_entropy(np.zeros((3, 128))) == pytest.approx(math.log(128))    # nats
-    counts = np.array(nsynth.RELEASE_COUNTS) // 5       # the ceiling of the paper's IS
+    counts = np.array([*nsynth.RELEASE_COUNTS.values()]) // 5     # the ceiling of the paper's IS
     sure = 1e3 * np.eye(len(counts))[np.repeat(np.arange(len(counts)), counts)]
     assert metrics.inception_score(sure) == pytest.approx(58.9, abs=0.05)
     logits, pitch = np.eye(128)[[60, 61, 62, 63, 24]], np.array([60, 60, 60, 60, 24])
