@@ -350,6 +350,53 @@ def times_mel_matrix(x, sample_rate):
                       in mel_blocks(x.shape[-1], sample_rate, x.device)], dim=-1)
 
 
+# ---- Notes' pictures, in batches ------------------------------------------------------------
+
+class Pictures:
+    """Note indices and a size -> the notes' pictures made smaller, (n, 2, t, f) on the device.
+
+    notes: nsynth.Notes; shrink: gansynth.downsample_to.  On a GPU the notes' samples lie there as
+    well, where they fit.  Where pictures of all notes fit in `memory` bytes, as the small ones of
+    early stages do, they are kept: a note is transformed once a stage, not once an epoch.
+    """
+
+    GROUP = 8                             # notes transformed together, always the same ones: so a
+                                          # resumed run has the same pictures to the last bit
+    def __init__(self, notes, spectrum, shrink, device, memory=1 << 30):
+        self.notes, self.spectrum, self.shrink, self.device = notes, spectrum, shrink, device
+        self.memory, self.size, self.made, self.audio = memory, None, {}, None
+        if device != "cpu" and (4 * len(notes) * notes.audio.shape[1]       # and as much on the way
+                                < torch.cuda.mem_get_info()[0] / 2):
+            self.audio = torch.cat([(notes.waves(few) * 32768).short().to(device)
+                                    for few in np.array_split(range(len(notes)),
+                                                              math.ceil(len(notes) / 512))])
+
+    def __call__(self, indices, size):
+        if len(self.notes) * 8 * math.prod(size) > self.memory:
+            return self.transform(indices, size)
+        if size != self.size:
+            self.size, self.kept = size, {}
+        for group in {int(i) // self.GROUP for i in indices} - self.kept.keys():
+            first = group * self.GROUP
+            self.kept[group] = self.transform(
+                range(first, min(first + self.GROUP, len(self.notes))), size)
+        return torch.stack([self.kept[i // self.GROUP][i % self.GROUP] for i in map(int, indices)])
+
+    def in_turn(self, turn, position, step, size):
+        """Pictures of the notes turn(position); a GPU makes those of the next steps with them."""
+        if (position, size) not in self.made:
+            places = [position + i * step for i in range(1 if self.device == "cpu" else 16)]
+            turns = [turn(place) for place in places]
+            pictures = self(np.concatenate(turns), size).split(len(turns[0]))
+            self.made = {(place, size): few for place, few in zip(places, pictures)}
+        return self.made.pop((position, size))
+
+    def transform(self, indices, size):
+        waves = (self.notes.waves(indices).to(self.device) if self.audio is None else
+                 self.audio[torch.as_tensor(indices, device=self.device)] / 32768)
+        return self.shrink(self.spectrum.encode(waves), size)
+
+
 # ---- How good is a round trip? --------------------------------------------------------------
 
 def snr(wave, copy):

@@ -2163,17 +2163,18 @@ def test_where_no_graph_can_be_recorded_steps_go_on(monkeypatch, capsys):
 
 def test_pictures_are_kept_at_the_stages_size_and_made_once(monkeypatch):
     state, made, encode = tiny_state(), [], Spectrum.encode
-    notes, form = state.notes, (state.cfg.spectrum(), state.cfg.architecture(), "cpu")
+    notes, form = state.notes, (state.cfg.spectrum(), gansynth.downsample_to, "cpu")
     monkeypatch.setattr(Spectrum, "encode",
                         lambda self, wave: made.append(len(wave)) or encode(self, wave))
-    keeping, fresh, other = (train.Pictures(notes, *form, memory) for memory in (1e9, 0, 1e9))
+    keeping, fresh, other = (spectral.Pictures(notes, *form, memory)
+                             for memory in (1e9, 0, 1e9))
     order = torch.tensor([5, 64, 5, len(notes) - 1])                # the first of a group, too
-    for blocks in (1, 2, 3):
-        kept = keeping(order, blocks)
-        torch.testing.assert_close(kept, fresh(order, blocks), rtol=0, atol=1e-5)
+    for size in map(state.cfg.architecture().size, (1, 2, 3)):
+        kept = keeping(order, size)
+        torch.testing.assert_close(kept, fresh(order, size), rtol=0, atol=1e-5)
         made.clear()
-        assert torch.equal(keeping(order.flip(0), blocks), kept.flip(0)) and made == []
-    assert torch.equal(other([6, 5, 70], 3)[1:], keeping([5, 70], 3))       # whatever the company
+        assert torch.equal(keeping(order.flip(0), size), kept.flip(0)) and made == []
+    assert torch.equal(other([6, 5, 70], size)[1:], keeping([5, 70], size))     # in any company
 
 
 # ---- train.py: a run, stopped and resumed ----
@@ -2359,7 +2360,8 @@ def in_one_process(cfg, ranks):
                             cfg.ema ** ranks)
         nets.D.requires_grad_(True)
         for draws, turn in given:
-            real = gansynth.blend(state.pictures(turn, blocks), growth, nets.G.arch)
+            real = gansynth.blend(state.pictures(turn, nets.G.arch.size(blocks)), growth,
+                                  nets.G.arch)
             fake = nets.G(draws.z_D, draws.pitch_D, growth).detach()
             for loss, _ in gansynth.discriminator_losses(
                     nets.D, real, state.labels[turn], fake, draws.mix, growth, weights):

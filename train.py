@@ -231,7 +231,8 @@ class State:
 
     def build(self):
         cfg, device = self.cfg, self.device
-        self.pictures = Pictures(self.notes, cfg.spectrum(), cfg.architecture(), device)
+        self.pictures = spectral.Pictures(self.notes, cfg.spectrum(), gansynth.downsample_to,
+                                          device)
         nets = Nets(cfg.architecture(), device)
         if cfg.precision == "bf16":       # what is heard, the average, keeps float32
             gansynth.use_bfloat16(nets.G)
@@ -265,8 +266,10 @@ class State:
         position = self.images + self.ranks.rank * self.cfg.batch
         alpha, lr = (torch.full((), number, device=self.device)
                      for number in (progress - (blocks - 2), self.cfg.learning_rate(self.images)))
-        return (*draw(self.cfg, self.counts, position, self.device),
-                *self.pictures.of_step(self, position, blocks), alpha, lr)
+        x_real = self.pictures.in_turn(self.turn, position, self.examples,
+                                       self.nets.G.arch.size(blocks))
+        pitch_real = self.labels[self.turn(position)].to(self.device)
+        return (*draw(self.cfg, self.counts, position, self.device), x_real, pitch_real, alpha, lr)
 
     def step(self):
         """Train on the notes whose turn it is; -> named loss terms."""
@@ -477,56 +480,6 @@ class Ranks:
 
 def weights_of(nets):
     return [p.detach() for net in (nets.G, nets.D, nets.G_ema) for p in net.parameters()]
-
-
-class Pictures:
-    """Note indices -> their pictures at the size of so many blocks, (n, 2, t, f) on the device.
-
-    Spectra are computed in batches on the training device; on a GPU the notes' samples lie there,
-    too, where they fit.  Early stages need small pictures, and little time beside them: where those
-    of all notes fit in `memory` bytes they are kept, and each note is transformed once a stage and
-    not once an epoch.
-    """
-
-    GROUP = 8                             # notes transformed together, always the same ones: so a
-                                          # resumed run has the same pictures to the last bit
-    def __init__(self, notes, spectrum, arch, device, memory=1 << 30):
-        self.notes, self.spectrum, self.arch, self.audio = notes, spectrum, arch, None
-        self.device, self.memory, self.blocks, self.ahead = device, memory, None, {}
-        if device != "cpu" and (4 * len(notes) * notes.audio.shape[1]       # and as much on the way
-                                < torch.cuda.mem_get_info()[0] / 2):
-            self.audio = torch.cat([(notes.waves(few) * 32768).short().to(device)
-                                    for few in np.array_split(range(len(notes)),
-                                                              math.ceil(len(notes) / 512))])
-
-    def __call__(self, indices, blocks):
-        t, f = size = self.arch.size(blocks)
-        if len(self.notes) * 8 * t * f > self.memory:
-            return self.transform(indices, size)
-        if blocks != self.blocks:
-            self.blocks, self.kept = blocks, {}
-        for group in {int(i) // self.GROUP for i in indices} - self.kept.keys():
-            first = group * self.GROUP
-            self.kept[group] = self.transform(
-                range(first, min(first + self.GROUP, len(self.notes))), size)
-        return torch.stack([self.kept[i // self.GROUP][i % self.GROUP] for i in map(int, indices)])
-
-    def of_step(self, state, position, blocks):
-        """Pictures and labels of the notes whose turn it is there; a GPU makes those of some steps
-        to come with them."""
-        if (position, blocks) not in self.ahead:
-            many = 1 if self.device == "cpu" else 16
-            steps = [position + i * state.examples for i in range(many)]
-            indices = np.concatenate([state.turn(at) for at in steps])
-            parts = self(indices, blocks), state.labels[indices].to(self.device)
-            self.ahead = dict(zip([(at, blocks) for at in steps],
-                                  zip(*(part.split(state.cfg.batch) for part in parts))))
-        return self.ahead.pop((position, blocks))
-
-    def transform(self, indices, size):
-        waves = (self.notes.waves(indices).to(self.device) if self.audio is None else
-                 self.audio[torch.as_tensor(indices, device=self.device)] / 32768)
-        return gansynth.downsample_to(self.spectrum.encode(waves), size)
 
 
 # ---------------------------------------------------------------------------------------------
