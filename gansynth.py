@@ -25,13 +25,16 @@ if __name__ == "__main__":                # Ctrl-C while the packages load: no t
 import argparse
 import functools
 import itertools
+import json
 import math
 import os
+import re
 import warnings
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -40,15 +43,14 @@ LAYOUT = torch.channels_last              # of features in memory
 LEAK = 0.2                                # slope of leaky ReLU below zero
 RELU_GAIN = math.sqrt(2)                  # He's: of layers that a leaky ReLU follows
 
-# Spectra are scaled into tanh's range by fixed numbers, as released, for every representation: the
-# log magnitude (or mel log power), and phase or IF.  paper: by the ranges of 100 notes, to +-0.8.
-SCALE = torch.tensor([0.0661371661726, 0.8]).view(2, 1, 1)
-SHIFT = torch.tensor([0.113718730221, 0.0]).view(2, 1, 1)
-
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that determines the networks' shapes; the defaults are the paper's, IF-Mel + H."""
+    """Everything that determines the networks; the defaults are the paper's, IF-Mel + H.
+
+    Spectra are scaled into tanh's range by fixed numbers, as released, for every representation.
+    paper: by the ranges of 100 notes, to +-0.8.
+    """
 
     frames: int = 128                     # T at full size
     bins: int = 1024                      # F at full size
@@ -59,7 +61,10 @@ class Architecture:
     channel_max: int = 256
     growth: tuple = (2, 2)                # of each block's pictures, along T and F
     kernel: tuple = (3, 3)                # of the convolutions, along T and F; odd
-    spectra: bool = True                  # pictures are spectra, scaled into tanh's range
+    spectra: bool = True                  # pictures are spectra, scaled into tanh's range: of
+    scale: tuple = (0.0661371661726, 0.8)               # log magnitude (mel: log power), phase or
+    shift: tuple = (0.113718730221, 0.0)                # IF
+    tanh: bool = True                     # G's pictures end in one
 
     def __post_init__(self):
         check_architecture(self)
@@ -212,20 +217,20 @@ def downsample_to(picture, size):
 
 
 @functools.lru_cache
-def scaling(device):
-    """SCALE and SHIFT on a device."""
-    return SCALE.to(device), SHIFT.to(device)
+def scaling(arch, device):
+    """Scale and shift of both channels on a device, (2, 1, 1) each."""
+    return [torch.tensor(pair, device=device).view(2, 1, 1) for pair in (arch.scale, arch.shift)]
 
 
-def scale_picture(picture):
+def scale_picture(picture, arch):
     """Spectrum units -> the networks' [-1, 1], clipped.  D begins with it."""
-    scale, shift = scaling(picture.device)
+    scale, shift = scaling(arch, picture.device)
     return (picture * scale + shift).clamp(-1, 1)
 
 
-def unscale_picture(picture):
+def unscale_picture(picture, arch):
     """The networks' [-1, 1] -> spectrum units.  G ends with it."""
-    scale, shift = scaling(picture.device)
+    scale, shift = scaling(arch, picture.device)
     return (picture - shift) / scale
 
 
@@ -252,6 +257,7 @@ class GeneratorBlock(nn.Module):
                       UpConv2d(before, own, arch.kernel, arch.growth))
         self.conv1 = EqualConv2d(own, own, arch.kernel)
         self.to_picture = EqualConv2d(own, 2, (1, 1), gain=1.0)
+        self.tanh = arch.tanh
         self.dtype = torch.float32        # or bfloat16: see `use_bfloat16`
 
     def forward(self, x):
@@ -260,7 +266,8 @@ class GeneratorBlock(nn.Module):
 
     def draw(self, x):
         """tanh first, then the mix (code); Progressive GAN has no tanh here."""
-        return torch.tanh(self.to_picture(x.float()))
+        picture = self.to_picture(x.float())
+        return torch.tanh(picture) if self.tanh else picture
 
 
 class Generator(nn.Module):
@@ -283,7 +290,7 @@ class Generator(nn.Module):
         if alpha is not None:
             old = self.blocks[blocks - 1].draw(before)
             picture = torch.lerp(upsample(old, self.arch.growth), picture, alpha)
-        return unscale_picture(picture) if self.arch.spectra else picture
+        return unscale_picture(picture, self.arch) if self.arch.spectra else picture
 
     def built_parameters(self, blocks):
         """The parameters of the first so many blocks."""
@@ -335,7 +342,7 @@ class Discriminator(nn.Module):
 
     def scale(self, picture):
         """Spectra are scaled and clipped; waves come as they are."""
-        return scale_picture(picture) if self.arch.spectra else picture
+        return scale_picture(picture, self.arch) if self.arch.spectra else picture
 
     def activations(self, scaled, progress):
         """What the layers that read pictures give, by block; what the blocks give; and the end."""
@@ -429,7 +436,7 @@ def penalty_slopes(D, x_real, x_fake, mix, progress, units="raw"):
     if units == "raw":
         shared = D.arch.frames * D.arch.bins / math.prod(scaled.shape[2:])
         if D.arch.spectra:                # and through the scaling: nothing where it was clipped
-            slope = slope * scaling(slope.device)[0] * (scaled.abs() < 1)
+            slope = slope * scaling(D.arch, slope.device)[0] * (scaled.abs() < 1)
     return slope.square().sum(dim=(1, 2, 3)).sqrt() / math.sqrt(shared)
 
 
@@ -796,9 +803,10 @@ def checkpoints(run):
 
 
 def find_checkpoint(path):
-    """A checkpoint file, or the newest whole one in a run's folder -> its path.  Newer ones that
-    are damaged are passed over, and named on stderr."""
+    """A checkpoint file, the newest whole one in a run's folder, or the experiment.json in Magenta's
+    -> its path.  Newer ones that are damaged are passed over, and named on stderr."""
     path = Path(path)
+    path = path / EXPERIMENT if (path / EXPERIMENT).is_file() else path
     if path.is_file():
         return path
     for newest in reversed(checkpoints(path)):
@@ -808,13 +816,14 @@ def find_checkpoint(path):
         except CheckpointError as error:
             print(f"passed over: {error}", file=sys.stderr)
     raise CheckpointError(f"{path}: no whole checkpoint there: expected a run's folder with "
-                          "checkpoint-*.pt files, or one such file")
+                          f"checkpoint-*.pt files, one such file, or Magenta's with {EXPERIMENT}")
 
 
 def load_generator(path, device="cpu"):
     """The averaged generator of a checkpoint, ready to sample, and the checkpoint's contents, of
     which "progress" is where training stood: an unfinished run is heard at that progress."""
-    contents = load_checkpoint(path, device, SAMPLE_PARTS)
+    contents = (load_magenta(path) if path.name == EXPERIMENT else
+                load_checkpoint(path, device, SAMPLE_PARTS))
     try:
         build, shape = {"gansynth": (Generator, Architecture),
                         "wavegan": (WaveGANGenerator, WaveGANArchitecture),
@@ -862,6 +871,216 @@ def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None
         waves.append(wave.cpu())
         show(i + len(z_few))
     return torch.cat(waves)
+
+
+# ---- Magenta's checkpoints: the release's folder as it was unpacked -------------------------
+#
+# experiment.json tells the settings.  stage_00012/ holds a TensorFlow checkpoint, a "tensor bundle"
+# of two files: model.ckpt-N.data-00000-of-00001, numbers, and model.ckpt-N.index, a sorted table
+# (LevelDB's) of where each variable's are.  From its bytes up:
+#
+#     varint    a whole number, seven bits a byte, lowest first; the top bit: another byte follows
+#     entry     how many letters of its name are those of the name before, how many follow, and how
+#               long the value is, three varints; those letters; the value
+#     block     entries; where whole names are, and their number, uint32 each; behind its end a
+#               byte, not 0 if it is compressed, and the CRC of it all
+#     file      blocks; a last one whose values are handles of the others (offset and size, two
+#               varints); 48 bytes: a handle of no use, that of the last block, zeros, the MAGIC
+#     value     a protocol buffer with fields 1 type, 2 shape, 3 number of its data file, 4 offset
+#               there, 5 size, 6 CRC; of the name "": 1 how many data files, 2 not 0 if big endian
+
+EXPERIMENT, MAGIC = "experiment.json", bytes.fromhex("57fb808b247547db")
+CHUNK = 4096                              # bytes that the CRC takes in at once
+READABLE = {                              # what settings may be; the first where none is told
+    "data_type": ("mel", "linear", "phase"), "to_rgb_activation": ("tanh", "linear"),
+    "train_progressive": (True, False), "scale_mode": ("ALL",), "scale_base": (2,),
+    "data_normalizer": ("specgrams_prespecified_normalizer",)}
+
+
+def load_magenta(experiment):
+    """The release's folder, by its experiment.json -> contents as train.py's checkpoints have them,
+    from its newest stage.  It tells neither pitches nor how often each was trained: labels count
+    from MIDI 24, all equally often.  The mel inverse is the release's."""
+    folder = experiment.parent
+    try:
+        told = dict(json.loads(experiment.read_text("utf-8")))
+        stage = max(folder.glob("stage_[0-9]*"), default=folder / "stage_*")
+        # The checkpoint may be named with a path of the machine that wrote it.
+        name = re.search(r'^model_checkpoint_path: "(?:.*[/\\])?(.+)"',
+                         (stage / "checkpoint").read_text("utf-8"))
+        if name is None:
+            raise ValueError(f"{stage / 'checkpoint'} names none")
+        tensor = read_bundle(stage / f"{name[1]}.index")
+        pitches = len(tensor("Discriminator/discriminator_cond/classification_logits/bias"))
+        config, arch, spectrum = from_experiment(told, pitches)
+        last = 2 * arch.resolutions - 2
+        if told["train_progressive"] and int(stage.name[6:]) < last:
+            raise ValueError(f"{stage.name} has not grown to full size, which is at stage {last}")
+        with torch.device("meta"):        # names and shapes, no numbers
+            G, D = Generator(arch), Discriminator(arch)
+        return {"model": "gansynth", "config": config, "architecture": asdict(arch),
+                "spectrum": spectrum, "pitch_low": 24, "progress": arch.resolutions - 1.0,
+                "counts": torch.ones(pitches), "images": int(tensor("global_step")),
+                "G": released_weights(G, tensor), "D": released_weights(D, tensor),
+                "G_ema": released_weights(G, tensor, "/ExponentialMovingAverage")}
+    except OSError as error:
+        raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror}): unpack "
+                              "Magenta's archive again") from None
+    except (ValueError, TypeError, LookupError, RuntimeError, OverflowError) as error:
+        lacks = "it lacks " * isinstance(error, KeyError)
+        raise CheckpointError(f"{folder}: not as Magenta's release leaves it ({lacks}{error}): "
+                              "unpack its archive again") from None
+
+
+def from_experiment(told, pitches):
+    """The settings of experiment.json, to which it adds what is not told -> config (what metrics.py
+    asks of train.py's), Architecture, settings of a spectral.Spectrum."""
+    for name, known in READABLE.items():
+        if told.setdefault(name, known[0]) not in known:
+            raise ValueError(f"{name} is {told[name]!r}: expected {' or '.join(map(repr, known))}")
+
+    def numbers(which, default):          # of the normaliser
+        return (told.get(f"mag_normalizer_{which}", default[0]),
+                told.get(f"p_normalizer_{which}", default[1]))
+
+    blocks, rate = told["num_resolutions"], told.get("sample_rate", 16000)
+    frames, bins = (told[side] * 2 ** (blocks - 1) for side in ("start_height", "start_width"))
+    arch = Architecture(
+        frames, bins, blocks, told["latent_vector_size"], pitches, told["fmap_base"],
+        told["fmap_max"], kernel=(told.get("kernel_size", 3),) * 2,
+        scale=numbers("a", Architecture.scale), shift=numbers("b", Architecture.shift),
+        tanh=told["to_rgb_activation"] == "tanh")
+    note = {"rep": {"mel": "if-mel", "linear": "if", "phase": "phase"}[told["data_type"]],
+            "length": told.get("audio_length", 64000), "sample_rate": rate}
+    config = {"model": "gansynth", **note, "hires": 2 * bins > 0.09 * rate,     # 64 or 128 ms
+              "pitch_low": 24, "pitch_high": 23 + pitches, "data": "nsynth", "sources": "acoustic",
+              "split": "random", "skip_damaged": False, "seed": 0}
+    return config, arch, {**note, "frames": frames, "bins": bins, "mel_inverse": "transpose"}
+
+
+def released_weights(net, tensor, average=""):
+    """A network's state_dict, from the release's variables by name."""
+    state = {}
+    for name, parameter in net.named_parameters():
+        theirs = release_name(net, name) + average
+        state[name] = from_release(net, name, tensor(theirs))
+        if state[name].shape != parameter.shape:
+            raise ValueError(f"{theirs} has another shape than {EXPERIMENT} tells")
+    return state
+
+
+def release_name(net, name):
+    """The release's name for a weight of ours, such as blocks.2.conv0.weight."""
+    *block, layer, kind = name.split(".")
+    kind = "bias" if kind == "bias" else "conv2d/kernel" if block else "dense/kernel"
+    if layer == "pitch":
+        return f"Discriminator/discriminator_cond/classification_logits/{kind}"
+    layer = layer.replace("picture", "rgb").replace("score", "logits")
+    whole = "generator" if isinstance(net, Generator) else "discriminator"
+    return (f"{whole.title()}/progressive_gan_{whole}/progressive_gan_block_"
+            f"{block[1] if block else 1}/{layer}/{kind}")
+
+
+def from_release(net, name, array):
+    """The release's array, of kernels (h, w, in, out) or (in, out), in our layout."""
+    layer, array = net.get_submodule(name.rpartition(".")[0]), torch.from_numpy(array)
+    if array.dim() < 4:
+        return array.t()
+    if isinstance(layer, StartConv):      # a padded convolution there, whose one active pixel meets
+        return array.flip(0, 1).permute(3, 0, 1, 2)     # the taps in reverse
+    array = array.permute(3, 2, 0, 1)
+    return array.flatten(1) if isinstance(layer, EqualLinear) else array
+
+
+def read_bundle(index):
+    """A tensor bundle, by its .index -> a function from a variable's name to its array."""
+    data = index.read_bytes()
+    if data[-8:] != MAGIC:
+        raise ValueError(f"{index.name} is cut off, or no table")
+    *_, offset, size, _ = varints(data, len(data) - 48, 4)
+    table = {name.decode(): dict(fields(value)) for _, handle in entries(data, offset, size)
+             for name, value in entries(data, *varints(handle, 0, 2)[:2])}
+    if table[""].get(2):
+        raise ValueError(f"{index.name} says that its numbers are big endian")
+
+    def tensor(name):
+        kind, shape, shard, offset, _, crc = (table[name].get(field, 0) for field in range(1, 7))
+        shape = [dict(fields(size)).get(1, 0) for _, size in fields(shape)]
+        path = index.with_suffix(f".data-{shard:05}-of-{table[''][1]:05}")
+        array = np.fromfile(path, {1: "<f4", 9: "<i8"}[kind], math.prod(shape), offset=offset)
+        if crc32c(array) != crc:
+            raise ValueError(f"{path.name}: the checksum of {name} does not match")
+        return array.reshape(shape)
+
+    return tensor
+
+
+def entries(data, offset, size):
+    """Yield (name, value), bytes, of each entry of a block."""
+    block, end = data[offset:offset + size], data[offset + size:offset + size + 5]
+    if crc32c(block + end[:1]) != end[1:]:
+        raise ValueError("a checksum of its .index does not match")
+    if end[0]:
+        raise ValueError("its .index is compressed, as TensorFlow's are not")
+    at, name, end = 0, b"", size - 4 - 4 * int.from_bytes(block[-4:], "little")
+    while at < end:
+        shared, fresh, length, at = varints(block, at, 3)
+        name = name[:shared] + block[at:at + fresh]
+        at += fresh + length
+        yield name, block[at - length:at]
+
+
+def varints(data, at, count):
+    """So many varints from the place `at` on, and the place behind them."""
+    numbers, number, shift = [], 0, 0
+    while len(numbers) < count:
+        number, shift = number | (data[at] & 127) << shift, shift + 7
+        if data[at] < 128:
+            numbers.append(number)
+            number, shift = 0, 0
+        at += 1
+    return *numbers, at
+
+
+def fields(message):
+    """Yield (number, value) of each field of a protocol buffer: 8 * number + kind, a varint; then a
+    varint (kind 0), four bytes (5), or a size and so many bytes (2)."""
+    at = 0
+    while at < len(message):
+        tag, at = varints(message, at, 1)
+        value, at = (4, at) if tag & 7 == 5 else varints(message, at, 1)
+        if tag & 7:
+            value, at = message[at:at + value], at + value
+        yield tag >> 3, value
+
+
+def crc32c(data):
+    """The CRC-32C of bytes or of an array, masked as TensorFlow writes it: 4 bytes.
+
+    It is what is left in a register of 32 bits that takes in byte by byte; a byte changes it by the
+    XOR of what each of its bits does, and so do many: a table tells what each does to the end.
+    """
+    data, crc, table = np.frombuffer(data, np.uint8), 0xFFFFFFFF, crc_table()
+    for start in range(0, len(data), CHUNK):
+        few = data[start:start + CHUNK].copy()
+        few[:4] ^= np.frombuffer(crc.to_bytes(4, "little"), np.uint8)[:len(few)]
+        change = np.bitwise_xor.reduce(table[np.arange(-len(few), 0), few])
+        crc = crc >> 8 * len(few) ^ int(change)
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+@functools.lru_cache(maxsize=1)
+def crc_table():
+    """What each byte leaves in the register, (CHUNK, 256): the last row's has none behind it, the
+    one before another byte, a zero, and so on."""
+    alone = np.arange(256, dtype=np.uint32)
+    for _ in range(8):                    # divided by CRC-32C's polynomial, lowest bit first
+        alone = alone >> 1 ^ (alone & 1) * np.uint32(0x82F63B78)
+    rows = [alone]
+    while len(rows) < CHUNK:
+        rows.append(rows[-1] >> 8 ^ alone[rows[-1] & 255])
+    return np.stack(rows[::-1])
 
 
 # ---- Table 3: the networks block by block ---------------------------------------------------
