@@ -803,8 +803,8 @@ def checkpoints(run):
 
 
 def find_checkpoint(path):
-    """A checkpoint file, the newest whole one in a run's folder, or the experiment.json in Magenta's
-    -> its path.  Newer ones that are damaged are passed over, and named on stderr."""
+    """A checkpoint file, the newest whole one in a run's folder, or experiment.json in Magenta's ->
+    its path.  Newer ones that are damaged are passed over, and named on stderr."""
     path = Path(path)
     path = path / EXPERIMENT if (path / EXPERIMENT).is_file() else path
     if path.is_file():
@@ -875,91 +875,80 @@ def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None
 
 # ---- Magenta's checkpoints: the release's folder as it was unpacked -------------------------
 #
-# experiment.json tells the settings.  stage_00012/ holds a TensorFlow checkpoint, a "tensor bundle"
-# of two files: model.ckpt-N.data-00000-of-00001, numbers, and model.ckpt-N.index, a sorted table
-# (LevelDB's) of where each variable's are.  From its bytes up:
+# experiment.json holds settings, stage_00012/ a TensorFlow "tensor bundle": the numbers of all
+# variables, model.ckpt-N.data-00000-of-00001, and a table of where each is, model.ckpt-N.index:
 #
 #     varint    a whole number, seven bits a byte, lowest first; the top bit: another byte follows
-#     entry     how many letters of its name are those of the name before, how many follow, and how
-#               long the value is, three varints; those letters; the value
-#     block     entries; where whole names are, and their number, uint32 each; behind its end a
-#               byte, not 0 if it is compressed, and the CRC of it all
-#     file      blocks; a last one whose values are handles of the others (offset and size, two
-#               varints); 48 bytes: a handle of no use, that of the last block, zeros, the MAGIC
-#     value     a protocol buffer with fields 1 type, 2 shape, 3 number of its data file, 4 offset
-#               there, 5 size, 6 CRC; of the name "": 1 how many data files, 2 not 0 if big endian
+#     entry     three varints: how many letters of its name are as in the entry before, how many
+#               others follow, and the size of its value; those letters; the value
+#     block     entries; places of whole names and their number, uint32 each; and, no part of its
+#               size, a byte, which is 0 unless it is compressed, and a CRC of it all
+#     table     blocks; one of handles of them (offset and size, two varints); at the end 48 bytes:
+#               a handle of no use, that of the block of handles, zeros, MAGIC
+#     value     a protocol buffer (see `fields`): 1 type, 2 shape, 3 which data file, 4 where in it,
+#               5 size, 6 CRC; of the first entry, which has no name, 1 is how many data files
 
 EXPERIMENT, MAGIC = "experiment.json", bytes.fromhex("57fb808b247547db")
 CHUNK = 4096                              # bytes that the CRC takes in at once
-READABLE = {                              # what settings may be; the first where none is told
+RELEASED = {                              # what settings may be, and are where they are not told
     "data_type": ("mel", "linear", "phase"), "to_rgb_activation": ("tanh", "linear"),
-    "train_progressive": (True, False), "scale_mode": ("ALL",), "scale_base": (2,),
+    "scale_mode": ("ALL",), "scale_base": (2,), "train_progressive": (True, False),
     "data_normalizer": ("specgrams_prespecified_normalizer",)}
 
 
-def load_magenta(experiment):
-    """The release's folder, by its experiment.json -> contents as train.py's checkpoints have them,
-    from its newest stage.  It tells neither pitches nor how often each was trained: labels count
-    from MIDI 24, all equally often.  The mel inverse is the release's."""
-    folder = experiment.parent
+def load_magenta(path):
+    """Contents as of a checkpoint of ours, from the newest stage beside an experiment.json.  That
+    tells no pitches: labels count from MIDI 24, as if each had been trained once."""
     try:
-        told = dict(json.loads(experiment.read_text("utf-8")))
-        stage = max(folder.glob("stage_[0-9]*"), default=folder / "stage_*")
-        # The checkpoint may be named with a path of the machine that wrote it.
-        name = re.search(r'^model_checkpoint_path: "(?:.*[/\\])?(.+)"',
-                         (stage / "checkpoint").read_text("utf-8"))
+        stage = max(path.parent.glob("stage_[0-9]*"), default=path.parent / "stage_*")
+        listed = (stage / "checkpoint").read_text("utf-8")          # perhaps with another machine's
+        name = re.search(r'^model_checkpoint_path: "(?:.*[/\\])?(.+)"', listed)         # folder
         if name is None:
-            raise ValueError(f"{stage / 'checkpoint'} names none")
+            raise ValueError(f"{stage.name}/checkpoint names none")
         tensor = read_bundle(stage / f"{name[1]}.index")
         pitches = len(tensor("Discriminator/discriminator_cond/classification_logits/bias"))
-        config, arch, spectrum = from_experiment(told, pitches)
-        last = 2 * arch.resolutions - 2
-        if told["train_progressive"] and int(stage.name[6:]) < last:
-            raise ValueError(f"{stage.name} has not grown to full size, which is at stage {last}")
+        told = json.loads(path.read_text("utf-8"))
+        arch, spectrum = from_experiment(told, pitches)
+        if told["train_progressive"] and int(stage.name[6:]) < 2 * arch.resolutions - 2:
+            raise ValueError(f"{stage.name}, the newest, is not full-grown")
         with torch.device("meta"):        # names and shapes, no numbers
             G, D = Generator(arch), Discriminator(arch)
+        config = {"model": "gansynth", "hires": 2 * arch.bins > 0.09 * spectrum["sample_rate"],
+                  "pitch_low": 24, "pitch_high": 23 + pitches, "data": "nsynth", "seed": 0,
+                  "sources": "acoustic", "split": "random", "skip_damaged": False, **spectrum}
         return {"model": "gansynth", "config": config, "architecture": asdict(arch),
                 "spectrum": spectrum, "pitch_low": 24, "progress": arch.resolutions - 1.0,
                 "counts": torch.ones(pitches), "images": int(tensor("global_step")),
                 "G": released_weights(G, tensor), "D": released_weights(D, tensor),
                 "G_ema": released_weights(G, tensor, "/ExponentialMovingAverage")}
-    except OSError as error:
-        raise CheckpointError(f"{error.filename}: cannot be read ({error.strerror}): unpack "
-                              "Magenta's archive again") from None
-    except (ValueError, TypeError, LookupError, RuntimeError, OverflowError) as error:
-        lacks = "it lacks " * isinstance(error, KeyError)
-        raise CheckpointError(f"{folder}: not as Magenta's release leaves it ({lacks}{error}): "
+    except Exception as error:            # what is damaged ends in many kinds
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{path.parent}: not as Magenta's release leaves it ({reason}): "
                               "unpack its archive again") from None
 
 
 def from_experiment(told, pitches):
-    """The settings of experiment.json, to which it adds what is not told -> config (what metrics.py
-    asks of train.py's), Architecture, settings of a spectral.Spectrum."""
-    for name, known in READABLE.items():
+    """experiment.json's settings -> Architecture, and settings of a spectral.Spectrum."""
+    for name, known in RELEASED.items():
         if told.setdefault(name, known[0]) not in known:
             raise ValueError(f"{name} is {told[name]!r}: expected {' or '.join(map(repr, known))}")
-
-    def numbers(which, default):          # of the normaliser
-        return (told.get(f"mag_normalizer_{which}", default[0]),
-                told.get(f"p_normalizer_{which}", default[1]))
-
-    blocks, rate = told["num_resolutions"], told.get("sample_rate", 16000)
-    frames, bins = (told[side] * 2 ** (blocks - 1) for side in ("start_height", "start_width"))
-    arch = Architecture(
-        frames, bins, blocks, told["latent_vector_size"], pitches, told["fmap_base"],
-        told["fmap_max"], kernel=(told.get("kernel_size", 3),) * 2,
-        scale=numbers("a", Architecture.scale), shift=numbers("b", Architecture.shift),
-        tanh=told["to_rgb_activation"] == "tanh")
-    note = {"rep": {"mel": "if-mel", "linear": "if", "phase": "phase"}[told["data_type"]],
-            "length": told.get("audio_length", 64000), "sample_rate": rate}
-    config = {"model": "gansynth", **note, "hires": 2 * bins > 0.09 * rate,     # 64 or 128 ms
-              "pitch_low": 24, "pitch_high": 23 + pitches, "data": "nsynth", "sources": "acoustic",
-              "split": "random", "skip_damaged": False, "seed": 0}
-    return config, arch, {**note, "frames": frames, "bins": bins, "mel_inverse": "transpose"}
+    frames, bins = (told[side] * 2 ** (told["num_resolutions"] - 1)
+                    for side in ("start_height", "start_width"))
+    scale, shift = (tuple(told.get(f"{channel}_normalizer_{which}", number)
+                          for channel, number in zip(("mag", "p"), default))
+                    for which, default in (("a", Architecture.scale), ("b", Architecture.shift)))
+    arch = Architecture(frames, bins, told["num_resolutions"], told["latent_vector_size"], pitches,
+                        told["fmap_base"], told["fmap_max"], scale=scale, shift=shift,
+                        kernel=2 * (told.get("kernel_size", 3),),
+                        tanh=told["to_rgb_activation"] == "tanh")
+    rep = {"mel": "if-mel", "linear": "if", "phase": "phase"}[told["data_type"]]
+    return arch, {"rep": rep, "frames": frames, "bins": bins, "mel_inverse": "transpose",
+                  "length": told.get("audio_length", 64000),
+                  "sample_rate": told.get("sample_rate", 16000)}
 
 
 def released_weights(net, tensor, average=""):
-    """A network's state_dict, from the release's variables by name."""
+    """A network's state_dict, from the release's variables."""
     state = {}
     for name, parameter in net.named_parameters():
         theirs = release_name(net, name) + average
@@ -987,7 +976,7 @@ def from_release(net, name, array):
     if array.dim() < 4:
         return array.t()
     if isinstance(layer, StartConv):      # a padded convolution there, whose one active pixel meets
-        return array.flip(0, 1).permute(3, 0, 1, 2)     # the taps in reverse
+        return array.flip(0, 1).permute(3, 0, 1, 2)                 # the taps in reverse
     array = array.permute(3, 2, 0, 1)
     return array.flatten(1) if isinstance(layer, EqualLinear) else array
 
@@ -1000,11 +989,9 @@ def read_bundle(index):
     *_, offset, size, _ = varints(data, len(data) - 48, 4)
     table = {name.decode(): dict(fields(value)) for _, handle in entries(data, offset, size)
              for name, value in entries(data, *varints(handle, 0, 2)[:2])}
-    if table[""].get(2):
-        raise ValueError(f"{index.name} says that its numbers are big endian")
 
     def tensor(name):
-        kind, shape, shard, offset, _, crc = (table[name].get(field, 0) for field in range(1, 7))
+        kind, shape, shard, offset, _, crc = (table[name].get(i, 0) for i in range(1, 7))
         shape = [dict(fields(size)).get(1, 0) for _, size in fields(shape)]
         path = index.with_suffix(f".data-{shard:05}-of-{table[''][1]:05}")
         array = np.fromfile(path, {1: "<f4", 9: "<i8"}[kind], math.prod(shape), offset=offset)
@@ -1017,12 +1004,11 @@ def read_bundle(index):
 
 def entries(data, offset, size):
     """Yield (name, value), bytes, of each entry of a block."""
-    block, end = data[offset:offset + size], data[offset + size:offset + size + 5]
-    if crc32c(block + end[:1]) != end[1:]:
-        raise ValueError("a checksum of its .index does not match")
-    if end[0]:
-        raise ValueError("its .index is compressed, as TensorFlow's are not")
-    at, name, end = 0, b"", size - 4 - 4 * int.from_bytes(block[-4:], "little")
+    block = data[offset:offset + size + 5]
+    if crc32c(block[:-4]) != block[-4:] or block[-5]:
+        raise ValueError("a block of its .index is damaged, or compressed, as TensorFlow's are not")
+    at, name = 0, b""
+    end = size - 4 - 4 * int.from_bytes(block[size - 4:size], "little")
     while at < end:
         shared, fresh, length, at = varints(block, at, 3)
         name = name[:shared] + block[at:at + fresh]
@@ -1032,13 +1018,11 @@ def entries(data, offset, size):
 
 def varints(data, at, count):
     """So many varints from the place `at` on, and the place behind them."""
-    numbers, number, shift = [], 0, 0
+    numbers = []
     while len(numbers) < count:
-        number, shift = number | (data[at] & 127) << shift, shift + 7
-        if data[at] < 128:
-            numbers.append(number)
-            number, shift = 0, 0
-        at += 1
+        end = next(i for i in range(at, len(data)) if data[i] < 128) + 1
+        numbers.append(sum((byte & 127) << 7 * i for i, byte in enumerate(data[at:end])))
+        at = end
     return *numbers, at
 
 
@@ -1055,27 +1039,26 @@ def fields(message):
 
 
 def crc32c(data):
-    """The CRC-32C of bytes or of an array, masked as TensorFlow writes it: 4 bytes.
+    """The CRC-32C of bytes or an array, as TensorFlow writes it ("masked"): 4 bytes.
 
-    It is what is left in a register of 32 bits that takes in byte by byte; a byte changes it by the
-    XOR of what each of its bits does, and so do many: a table tells what each does to the end.
+    A register of 32 bits takes in byte by byte.  What each does to it, by the time that others have
+    followed, is in a table; and what many do is the XOR of that.
     """
     data, crc, table = np.frombuffer(data, np.uint8), 0xFFFFFFFF, crc_table()
     for start in range(0, len(data), CHUNK):
         few = data[start:start + CHUNK].copy()
         few[:4] ^= np.frombuffer(crc.to_bytes(4, "little"), np.uint8)[:len(few)]
-        change = np.bitwise_xor.reduce(table[np.arange(-len(few), 0), few])
-        crc = crc >> 8 * len(few) ^ int(change)
+        crc = crc >> 8 * len(few) ^ int(
+            np.bitwise_xor.reduce(table[np.arange(-len(few), 0), few]))
     crc ^= 0xFFFFFFFF
     return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
 
 
 @functools.lru_cache(maxsize=1)
 def crc_table():
-    """What each byte leaves in the register, (CHUNK, 256): the last row's has none behind it, the
-    one before another byte, a zero, and so on."""
+    """(CHUNK, 256): what a byte does to the register; row -1 is without another behind it."""
     alone = np.arange(256, dtype=np.uint32)
-    for _ in range(8):                    # divided by CRC-32C's polynomial, lowest bit first
+    for _ in range(8):                    # divided by the polynomial, lowest bit first
         alone = alone >> 1 ^ (alone & 1) * np.uint32(0x82F63B78)
     rows = [alone]
     while len(rows) < CHUNK:
