@@ -1236,8 +1236,9 @@ def initial(path, model, preset, given):
     cfg, line = new_settings(model, preset, {**known, **given})
     if (contents["model"] != "gansynth" or not contents.keys() >= {"G", "D"}
             or gansynth.Architecture(**contents["architecture"]) != cfg.architecture()):
-        raise ConfigError(f"--init {path} has other networks than --model {model} makes of these "
-                          "settings: leave out flags that tell of networks, pitches or length")
+        raise ConfigError(f"--init {path}: its networks are none that --model {model} makes with "
+                          "these settings: leave out flags of networks, pitches, length and rate; "
+                          "if none was given, it can be heard, but not trained")
     return cfg, f"weights of {path}, {line}", {name: contents[name] for name in ("G", "D", "G_ema")}
 
 
@@ -1289,6 +1290,9 @@ def start(argv):
         path = asked.out if gansynth.checkpoints(asked.out) else None
     if path is not None:
         path = gansynth.find_checkpoint(path)
+        if path.name == gansynth.EXPERIMENT or asked.resume and asked.init:
+            raise ConfigError("--resume goes on with a run that train.py began, and --init begins "
+                              "one, from Magenta's weights as well: use one of the two")
         contents = gansynth.load_checkpoint(path, parts=RESUME_PARTS)
         model = contents["model"]
     given = parse_arguments(argv, model, first)
@@ -1298,8 +1302,6 @@ def start(argv):
     if asked.resume is not None and (preset or asked.model not in (None, model)):
         raise ConfigError(f"--preset and --model contradict --resume, which has the settings of "
                           f"{path}: leave them out")
-    if asked.resume is not None and asked.init is not None:
-        raise ConfigError("--init starts a new run, and --resume goes on with one: leave one out")
     if ranks.size > 1 and model != "gansynth":
         raise ConfigError(f"--model {model} trains in one process: start it without torchrun")
     init = None
