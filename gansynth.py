@@ -876,34 +876,27 @@ def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None
 # ---- Magenta's checkpoints: the release's folder as it was unpacked -------------------------
 #
 # experiment.json holds settings, stage_00012/ a TensorFlow "tensor bundle": the numbers of all
-# variables, model.ckpt-N.data-00000-of-00001, and a table of where each is, model.ckpt-N.index:
-#
-#     varint    a whole number, seven bits a byte, lowest first; the top bit: another byte follows
-#     entry     three varints: how many letters of its name are as in the entry before, how many
-#               others follow, and the size of its value; those letters; the value
-#     block     entries; places of whole names and their number, uint32 each; and, no part of its
-#               size, a byte, which is 0 unless it is compressed, and a CRC of it all
-#     table     blocks; one of handles of them (offset and size, two varints); at the end 48 bytes:
-#               a handle of no use, that of the block of handles, zeros, MAGIC
-#     value     a protocol buffer (see `fields`): 1 type, 2 shape, 3 which data file, 4 where in it,
-#               5 size, 6 CRC; of the first entry, which has no name, 1 is how many data files
+# variables in model.ckpt-N.data-00000-of-00001, and where each is in model.ckpt-N.index, a table.
+# A table is blocks of entries, sorted by name; a block of their handles (offset and size); and 48
+# bytes: a handle of no use, that of the block of handles, zeros and MAGIC.  A variable's entry is a
+# protocol buffer: 1 type, 2 shape, 3 which data file, 4 offset, 5 size, 6 CRC.  Of the first, which
+# has no name, 1 is how many data files.
 
 EXPERIMENT, MAGIC = "experiment.json", bytes.fromhex("57fb808b247547db")
-CHUNK = 4096                              # bytes that the CRC takes in at once
-RELEASED = {                              # what settings may be, and are where they are not told
+SETTINGS = {                              # what they may be; the first is the release's default
     "data_type": ("mel", "linear", "phase"), "to_rgb_activation": ("tanh", "linear"),
     "scale_mode": ("ALL",), "scale_base": (2,), "train_progressive": (True, False),
     "data_normalizer": ("specgrams_prespecified_normalizer",)}
 
 
 def load_magenta(path):
-    """Contents as of a checkpoint of ours, from the newest stage beside an experiment.json.  That
+    """experiment.json -> contents as of a checkpoint of ours, from the newest stage beside it.  It
     tells no pitches: labels count from MIDI 24, as if each had been trained once."""
     try:
         stage = max(path.parent.glob("stage_[0-9]*"), default=path.parent / "stage_*")
-        listed = (stage / "checkpoint").read_text("utf-8")          # perhaps with another machine's
-        name = re.search(r'^model_checkpoint_path: "(?:.*[/\\])?(.+)"', listed)         # folder
-        if name is None:
+        listed = (stage / "checkpoint").read_text("utf-8")
+        name = re.search(r'^model_checkpoint_path: "(?:.*[/\\])?(.+)"', listed)
+        if name is None:                  # it may lie in a folder of the machine that wrote it
             raise ValueError(f"{stage.name}/checkpoint names none")
         tensor = read_bundle(stage / f"{name[1]}.index")
         pitches = len(tensor("Discriminator/discriminator_cond/classification_logits/bias"))
@@ -911,11 +904,11 @@ def load_magenta(path):
         arch, spectrum = from_experiment(told, pitches)
         if told["train_progressive"] and int(stage.name[6:]) < 2 * arch.resolutions - 2:
             raise ValueError(f"{stage.name}, the newest, is not full-grown")
-        with torch.device("meta"):        # names and shapes, no numbers
-            G, D = Generator(arch), Discriminator(arch)
         config = {"model": "gansynth", "hires": 2 * arch.bins > 0.09 * spectrum["sample_rate"],
                   "pitch_low": 24, "pitch_high": 23 + pitches, "data": "nsynth", "seed": 0,
                   "sources": "acoustic", "split": "random", "skip_damaged": False, **spectrum}
+        with torch.device("meta"):        # names and shapes, no numbers
+            G, D = Generator(arch), Discriminator(arch)
         return {"model": "gansynth", "config": config, "architecture": asdict(arch),
                 "spectrum": spectrum, "pitch_low": 24, "progress": arch.resolutions - 1.0,
                 "counts": torch.ones(pitches), "images": int(tensor("global_step")),
@@ -929,20 +922,20 @@ def load_magenta(path):
 
 def from_experiment(told, pitches):
     """experiment.json's settings -> Architecture, and settings of a spectral.Spectrum."""
-    for name, known in RELEASED.items():
+    for name, known in SETTINGS.items():
         if told.setdefault(name, known[0]) not in known:
             raise ValueError(f"{name} is {told[name]!r}: expected {' or '.join(map(repr, known))}")
-    frames, bins = (told[side] * 2 ** (told["num_resolutions"] - 1)
-                    for side in ("start_height", "start_width"))
-    scale, shift = (tuple(told.get(f"{channel}_normalizer_{which}", number)
-                          for channel, number in zip(("mag", "p"), default))
-                    for which, default in (("a", Architecture.scale), ("b", Architecture.shift)))
-    arch = Architecture(frames, bins, told["num_resolutions"], told["latent_vector_size"], pitches,
-                        told["fmap_base"], told["fmap_max"], scale=scale, shift=shift,
-                        kernel=2 * (told.get("kernel_size", 3),),
-                        tanh=told["to_rgb_activation"] == "tanh")
+    blocks = told["num_resolutions"]
+    arch = Architecture(
+        told["start_height"] * 2 ** (blocks - 1), told["start_width"] * 2 ** (blocks - 1), blocks,
+        told["latent_vector_size"], pitches, told["fmap_base"], told["fmap_max"],
+        kernel=(told.get("kernel_size", 3),) * 2, tanh=told["to_rgb_activation"] == "tanh",
+        scale=(told.get("mag_normalizer_a", Architecture.scale[0]),
+               told.get("p_normalizer_a", Architecture.scale[1])),
+        shift=(told.get("mag_normalizer_b", Architecture.shift[0]),
+               told.get("p_normalizer_b", Architecture.shift[1])))
     rep = {"mel": "if-mel", "linear": "if", "phase": "phase"}[told["data_type"]]
-    return arch, {"rep": rep, "frames": frames, "bins": bins, "mel_inverse": "transpose",
+    return arch, {"rep": rep, "frames": arch.frames, "bins": arch.bins, "mel_inverse": "transpose",
                   "length": told.get("audio_length", 64000),
                   "sample_rate": told.get("sample_rate", 16000)}
 
@@ -1003,12 +996,17 @@ def read_bundle(index):
 
 
 def entries(data, offset, size):
-    """Yield (name, value), bytes, of each entry of a block."""
+    """Yield (name, value), bytes, of each entry of a block.
+
+    An entry: three varints (how many letters of its name are those of the name before, how many
+    others follow, the size of its value), those letters, the value.  Behind the last: places of
+    whole names, and their number, uint32 each.  Then, not in the block's size, a byte, which is 0
+    unless it is compressed, and a CRC of it all.
+    """
     block = data[offset:offset + size + 5]
     if crc32c(block[:-4]) != block[-4:] or block[-5]:
         raise ValueError("a block of its .index is damaged, or compressed, as TensorFlow's are not")
-    at, name = 0, b""
-    end = size - 4 - 4 * int.from_bytes(block[size - 4:size], "little")
+    at, name, end = 0, b"", size - 4 - 4 * int.from_bytes(block[size - 4:size], "little")
     while at < end:
         shared, fresh, length, at = varints(block, at, 3)
         name = name[:shared] + block[at:at + fresh]
@@ -1017,7 +1015,8 @@ def entries(data, offset, size):
 
 
 def varints(data, at, count):
-    """So many varints from the place `at` on, and the place behind them."""
+    """So many varints from `at` on, and the place behind them.  A varint is a whole number, seven
+    bits a byte, lowest first; the top bit says that another byte follows."""
     numbers = []
     while len(numbers) < count:
         end = next(i for i in range(at, len(data)) if data[i] < 128) + 1
@@ -1045,8 +1044,8 @@ def crc32c(data):
     followed, is in a table; and what many do is the XOR of that.
     """
     data, crc, table = np.frombuffer(data, np.uint8), 0xFFFFFFFF, crc_table()
-    for start in range(0, len(data), CHUNK):
-        few = data[start:start + CHUNK].copy()
+    for start in range(0, len(data), len(table)):
+        few = data[start:start + len(table)].copy()
         few[:4] ^= np.frombuffer(crc.to_bytes(4, "little"), np.uint8)[:len(few)]
         crc = crc >> 8 * len(few) ^ int(
             np.bitwise_xor.reduce(table[np.arange(-len(few), 0), few]))
@@ -1056,12 +1055,12 @@ def crc32c(data):
 
 @functools.lru_cache(maxsize=1)
 def crc_table():
-    """(CHUNK, 256): what a byte does to the register; row -1 is without another behind it."""
+    """What a byte does to the register with so many behind it, from 4095 down to 0: (4096, 256)."""
     alone = np.arange(256, dtype=np.uint32)
     for _ in range(8):                    # divided by the polynomial, lowest bit first
         alone = alone >> 1 ^ (alone & 1) * np.uint32(0x82F63B78)
     rows = [alone]
-    while len(rows) < CHUNK:
+    for _ in range(4095):
         rows.append(rows[-1] >> 8 ^ alone[rows[-1] & 255])
     return np.stack(rows[::-1])
 
