@@ -902,8 +902,8 @@ def load_magenta(path):
         pitches = len(tensor("Discriminator/discriminator_cond/classification_logits/bias"))
         told = json.loads(path.read_text("utf-8"))
         arch, spectrum = from_experiment(told, pitches)
-        if told["train_progressive"] and int(stage.name[6:]) < 2 * arch.resolutions - 2:
-            raise ValueError(f"{stage.name}, the newest, is not full-grown")
+        if told["train_progressive"] and int(stage.name[6:]) != 2 * arch.resolutions - 2:
+            raise ValueError(f"{stage.name} is the newest, and not that of full-grown networks")
         config = {"model": "gansynth", "hires": 2 * arch.bins > 0.09 * spectrum["sample_rate"],
                   "pitch_low": 24, "pitch_high": 23 + pitches, "data": "nsynth", "seed": 0,
                   "sources": "acoustic", "split": "random", "skip_damaged": False, **spectrum}

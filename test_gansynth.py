@@ -994,7 +994,7 @@ def test_settings_of_the_release_are_heeded(tmp_path):
     ({"scale_mode": "H"}, "scale_mode is 'H': expected 'ALL'"),
     ({"scale_base": 3}, "scale_base is 3"), ({"data_normalizer": "none"}, "_normalizer is 'none'"),
     ({"fmap_max": 5}, "has another shape"), ({"latent_vector_size": 10 ** 9}, "has another shape"),
-    ({"num_resolutions": 2}, "has another shape"), ({"num_resolutions": 4}, "not full-grown"),
+    ({"num_resolutions": 2}, "not that of full-grown"), ({"num_resolutions": 4}, "of full-grown"),
     ({"num_resolutions": 4, "train_progressive": False}, "it lacks '.*block_4"),
     ({"fmap_base": 1}, "leaves no channel"), ({"kernel_size": 5}, "has another shape"),
     ({"num_resolutions": "7"}, "unsupported operand"), ({"start_width": None}, "unsupported op")])
@@ -1006,7 +1006,7 @@ def test_settings_that_cannot_be_read_are_named(tmp_path, settings, says):
 
 @pytest.mark.parametrize("path, contents, says", [
     ("experiment.json", b"{", "Expecting"), ("experiment.json", b"[1]", "list"),
-    ("experiment.json", b"{}", "it lacks 'start_height'"),
+    ("experiment.json", b"{}", "it lacks 'num_resolutions'"),
     ("stage_00004/checkpoint", b"", "stage_00004/checkpoint names none"),
     ("stage_00004/checkpoint", b'model_checkpoint_path: "x"', "No such file.*/x.index"),
     ("stage_00004/checkpoint", None, "No such file.*stage_00004/checkpoint"),
