@@ -590,24 +590,28 @@ def use_bfloat16(net, pixels=32 * 256):
 
 
 class _Conv(torch.autograd.Function):
-    """Same-size convolution of stride 1, differentiable once."""
+    """Same-size convolution of stride 1; or transposed, with stride `up`, by which the picture
+    grows.  Differentiable once."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias):
+    def forward(ctx, x, weight, bias, up=None):
         ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight, bias, padding=_middle(weight))
+        ctx.up, stride = up, up or (1, 1)
+        ctx.how = stride, _middle(weight, stride)
+        return (F.conv_transpose2d if up else F.conv2d)(x, weight, bias, *ctx.how)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g):
         (x, weight), by_x, by_weight, by_bias = ctx.saved_tensors, None, None, None
         if ctx.needs_input_grad[0]:
-            by_x = F.conv2d(g, turned(weight), padding=_middle(weight))
+            by_x = F.conv2d(g, weight if ctx.up else turned(weight), None, *ctx.how)
         if ctx.needs_input_grad[1]:
-            by_weight = _weight_gradient(x, g, weight, (1, 1), _middle(weight))
+            wide, narrow = (g, x) if ctx.up else (x, g)
+            by_weight = _weight_gradient(wide, narrow, weight, *ctx.how, up=bool(ctx.up))
         if ctx.needs_input_grad[2]:
             by_bias = g.sum(dim=(0, 2, 3))
-        return by_x, by_weight, by_bias
+        return by_x, by_weight, by_bias, None
 
 
 def _middle(weight, stride=(1, 1)):
@@ -632,24 +636,7 @@ class UpConv2d(EqualConv2d):
         (t, f), w = self.growth, self.scaled(x).flip(2, 3)
         w = F.pad(w, (f - 1, f - 1, t - 1, t - 1))                  # 5x5 with borders
         w = F.avg_pool2d(w, (t, f), stride=1, divisor_override=1)   # (out, in, 4, 4)
-        return _UpConv.apply(x, w.transpose(0, 1), self.bias.to(x.dtype), self.growth)
-
-
-class _UpConv(torch.autograd.Function):
-    """Transposed convolution, differentiable once."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, stride):
-        ctx.save_for_backward(x, weight)
-        ctx.how = stride, _middle(weight, stride)
-        return F.conv_transpose2d(x, weight, bias, *ctx.how)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g):
-        x, weight = ctx.saved_tensors     # the gradient by x is a plain convolution of stride 2
-        by_weight = _weight_gradient(g, x, weight, *ctx.how, up=True)
-        return F.conv2d(g, weight, None, *ctx.how), by_weight, g.sum(dim=(0, 2, 3)), None
+        return _Conv.apply(x, w.transpose(0, 1), self.bias.to(x.dtype), self.growth)
 
 
 PLACES = 16384                            # so many, of some channels, fit into a cache
@@ -691,11 +678,6 @@ def _add_taps(taps, x, y):
             taps[i, j].addmm_(few[:, :len(moved)], moved)
 
 
-def leaky_pixel_norm(x):
-    """pixel_norm(leaky(x)), in place: what follows every convolution of G but the last."""
-    return _LeakyPixelNorm.apply(x)
-
-
 class _LeakyPixelNorm(torch.autograd.Function):
     """pixel_norm(leaky(x)) in place, keeping only the result for the way back.
 
@@ -719,6 +701,9 @@ class _LeakyPixelNorm(torch.autograd.Function):
         along = (y * g).mean(dim=1, keepdim=True, dtype=torch.float32).to(g.dtype)
         g = torch.addcmul(g, y, along, value=-1).div_(r)
         return torch.ops.aten.leaky_relu_backward(g, y, LEAK, True)
+
+
+leaky_pixel_norm = _LeakyPixelNorm.apply  # what follows every convolution of G but the last
 
 
 # ---- Checkpoints ----------------------------------------------------------------------------
