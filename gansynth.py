@@ -13,7 +13,8 @@ release does so from the first stage on; scores, losses and gradients are equal 
     python gansynth.py             prints both networks layer by layer, as the paper's Table 3
 
 To be read from the top to the ruled line: shapes, growing, the tricks one by one, the networks, the
-losses, the optimiser.  Behind it: fast derivatives, checkpoints, the table, and the baselines.
+losses, the optimiser.  Behind it: fast derivatives, checkpoints, ours and Magenta's, the table, and
+the baselines.
 """
 
 import signal
@@ -487,7 +488,7 @@ def ema_update(averages, parameters, decay):
 
 # =============================================================================================
 # Here the path through the paper ends.  Behind this line: D's slope, how it is made fast,
-# checkpoints, the table of layers, and the baselines.
+# checkpoints, ours and Magenta's, the table of layers, and the baselines.
 # =============================================================================================
 
 
@@ -876,7 +877,8 @@ SETTINGS = {                              # what they may be; the first is the r
 
 def load_magenta(path):
     """experiment.json -> contents as of a checkpoint of ours, from the newest stage beside it.  It
-    tells no pitches: labels count from MIDI 24, as if each had been trained once."""
+    tells no pitches: labels count from MIDI 24, as if each had been trained once.  CheckpointError
+    for what is damaged, missing, half-grown or of a kind that we do not have."""
     try:
         stage = max(path.parent.glob("stage_[0-9]*"), default=path.parent / "stage_*")
         listed = (stage / "checkpoint").read_text("utf-8")
@@ -926,13 +928,22 @@ def from_experiment(told, pitches):
 
 
 def released_weights(net, tensor, average=""):
-    """A network's state_dict, from the release's variables."""
+    """A network's state_dict, from the release's variables by name."""
     state = {}
     for name, parameter in net.named_parameters():
+        layer = net.get_submodule(name.rpartition(".")[0])
         theirs = release_name(net, name) + average
-        state[name] = from_release(net, name, tensor(theirs))
-        if state[name].shape != parameter.shape:
+        array = torch.from_numpy(tensor(theirs))        # (h, w, in, out), (in, out) or (out,)
+        if array.dim() < 4:
+            array = array.t()
+        elif isinstance(layer, StartConv):              # a padded convolution there, whose one
+            array = array.flip(0, 1).permute(3, 0, 1, 2)            # active pixel meets the taps
+        else:                                                       # in reverse
+            array = array.permute(3, 2, 0, 1)
+            array = array.flatten(1) if isinstance(layer, EqualLinear) else array
+        if array.shape != parameter.shape:
             raise ValueError(f"{theirs} has another shape than {EXPERIMENT} tells")
+        state[name] = array
     return state
 
 
@@ -946,17 +957,6 @@ def release_name(net, name):
     whole = "generator" if isinstance(net, Generator) else "discriminator"
     return (f"{whole.title()}/progressive_gan_{whole}/progressive_gan_block_"
             f"{block[1] if block else 1}/{layer}/{kind}")
-
-
-def from_release(net, name, array):
-    """The release's array, of kernels (h, w, in, out) or (in, out), in our layout."""
-    layer, array = net.get_submodule(name.rpartition(".")[0]), torch.from_numpy(array)
-    if array.dim() < 4:
-        return array.t()
-    if isinstance(layer, StartConv):      # a padded convolution there, whose one active pixel meets
-        return array.flip(0, 1).permute(3, 0, 1, 2)                 # the taps in reverse
-    array = array.permute(3, 2, 0, 1)
-    return array.flatten(1) if isinstance(layer, EqualLinear) else array
 
 
 def read_bundle(index):
@@ -1004,7 +1004,7 @@ def varints(data, at, count):
     bits a byte, lowest first; the top bit says that another byte follows."""
     numbers = []
     while len(numbers) < count:
-        end = next(i for i in range(at, len(data)) if data[i] < 128) + 1
+        end = next((i for i in range(at, len(data)) if data[i] < 128), len(data)) + 1
         numbers.append(sum((byte & 127) << 7 * i for i, byte in enumerate(data[at:end])))
         at = end
     return *numbers, at
