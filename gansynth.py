@@ -13,7 +13,8 @@ release does so from the first stage on; scores, losses and gradients are equal 
     python gansynth.py             prints both networks layer by layer, as the paper's Table 3
 
 To be read from the top to the ruled line: shapes, growing, the tricks one by one, the networks, the
-losses, the optimiser.  Behind it: fast derivatives, checkpoints, the table, and the baselines.
+losses, the optimiser.  Behind it: fast derivatives, checkpoints, ours and Magenta's, the table, and
+the baselines.
 """
 
 import signal
@@ -25,13 +26,16 @@ if __name__ == "__main__":                # Ctrl-C while the packages load: no t
 import argparse
 import functools
 import itertools
+import json
 import math
 import os
+import re
 import warnings
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -40,15 +44,14 @@ LAYOUT = torch.channels_last              # of features in memory
 LEAK = 0.2                                # slope of leaky ReLU below zero
 RELU_GAIN = math.sqrt(2)                  # He's: of layers that a leaky ReLU follows
 
-# Spectra are scaled into tanh's range by fixed numbers, as released, for every representation: the
-# log magnitude (or mel log power), and phase or IF.  paper: by the ranges of 100 notes, to +-0.8.
-SCALE = torch.tensor([0.0661371661726, 0.8]).view(2, 1, 1)
-SHIFT = torch.tensor([0.113718730221, 0.0]).view(2, 1, 1)
-
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that determines the networks' shapes; the defaults are the paper's, IF-Mel + H."""
+    """Everything that determines the networks; the defaults are the paper's, IF-Mel + H.
+
+    Spectra are scaled into tanh's range by fixed numbers, as released, for every representation.
+    paper: by the ranges of 100 notes, to +-0.8.
+    """
 
     frames: int = 128                     # T at full size
     bins: int = 1024                      # F at full size
@@ -59,7 +62,10 @@ class Architecture:
     channel_max: int = 256
     growth: tuple = (2, 2)                # of each block's pictures, along T and F
     kernel: tuple = (3, 3)                # of the convolutions, along T and F; odd
-    spectra: bool = True                  # pictures are spectra, scaled into tanh's range
+    spectra: bool = True                  # pictures are spectra, scaled into tanh's range: of
+    scale: tuple = (0.0661371661726, 0.8)               # log magnitude (mel: log power), phase or
+    shift: tuple = (0.113718730221, 0.0)                # IF
+    tanh: bool = True                     # G's pictures end in one
 
     def __post_init__(self):
         check_architecture(self)
@@ -212,20 +218,20 @@ def downsample_to(picture, size):
 
 
 @functools.lru_cache
-def scaling(device):
-    """SCALE and SHIFT on a device."""
-    return SCALE.to(device), SHIFT.to(device)
+def scaling(arch, device):
+    """Scale and shift of both channels on a device, (2, 1, 1) each."""
+    return [torch.tensor(pair, device=device).view(2, 1, 1) for pair in (arch.scale, arch.shift)]
 
 
-def scale_picture(picture):
+def scale_picture(picture, arch):
     """Spectrum units -> the networks' [-1, 1], clipped.  D begins with it."""
-    scale, shift = scaling(picture.device)
+    scale, shift = scaling(arch, picture.device)
     return (picture * scale + shift).clamp(-1, 1)
 
 
-def unscale_picture(picture):
+def unscale_picture(picture, arch):
     """The networks' [-1, 1] -> spectrum units.  G ends with it."""
-    scale, shift = scaling(picture.device)
+    scale, shift = scaling(arch, picture.device)
     return (picture - shift) / scale
 
 
@@ -252,6 +258,7 @@ class GeneratorBlock(nn.Module):
                       UpConv2d(before, own, arch.kernel, arch.growth))
         self.conv1 = EqualConv2d(own, own, arch.kernel)
         self.to_picture = EqualConv2d(own, 2, (1, 1), gain=1.0)
+        self.tanh = arch.tanh
         self.dtype = torch.float32        # or bfloat16: see `use_bfloat16`
 
     def forward(self, x):
@@ -260,7 +267,8 @@ class GeneratorBlock(nn.Module):
 
     def draw(self, x):
         """tanh first, then the mix (code); Progressive GAN has no tanh here."""
-        return torch.tanh(self.to_picture(x.float()))
+        picture = self.to_picture(x.float())
+        return torch.tanh(picture) if self.tanh else picture
 
 
 class Generator(nn.Module):
@@ -283,7 +291,7 @@ class Generator(nn.Module):
         if alpha is not None:
             old = self.blocks[blocks - 1].draw(before)
             picture = torch.lerp(upsample(old, self.arch.growth), picture, alpha)
-        return unscale_picture(picture) if self.arch.spectra else picture
+        return unscale_picture(picture, self.arch) if self.arch.spectra else picture
 
     def built_parameters(self, blocks):
         """The parameters of the first so many blocks."""
@@ -335,7 +343,7 @@ class Discriminator(nn.Module):
 
     def scale(self, picture):
         """Spectra are scaled and clipped; waves come as they are."""
-        return scale_picture(picture) if self.arch.spectra else picture
+        return scale_picture(picture, self.arch) if self.arch.spectra else picture
 
     def activations(self, scaled, progress):
         """What the layers that read pictures give, by block; what the blocks give; and the end."""
@@ -429,7 +437,7 @@ def penalty_slopes(D, x_real, x_fake, mix, progress, units="raw"):
     if units == "raw":
         shared = D.arch.frames * D.arch.bins / math.prod(scaled.shape[2:])
         if D.arch.spectra:                # and through the scaling: nothing where it was clipped
-            slope = slope * scaling(slope.device)[0] * (scaled.abs() < 1)
+            slope = slope * scaling(D.arch, slope.device)[0] * (scaled.abs() < 1)
     return slope.square().sum(dim=(1, 2, 3)).sqrt() / math.sqrt(shared)
 
 
@@ -485,7 +493,7 @@ def ema_update(averages, parameters, decay):
 
 # =============================================================================================
 # Here the path through the paper ends.  Behind this line: D's slope, how it is made fast,
-# checkpoints, the table of layers, and the baselines.
+# checkpoints, ours and Magenta's, the table of layers, and the baselines.
 # =============================================================================================
 
 
@@ -588,24 +596,28 @@ def use_bfloat16(net, pixels=32 * 256):
 
 
 class _Conv(torch.autograd.Function):
-    """Same-size convolution of stride 1, differentiable once."""
+    """Same-size convolution of stride 1; or transposed, with stride `up`, by which the picture
+    grows.  Differentiable once."""
 
     @staticmethod
-    def forward(ctx, x, weight, bias):
+    def forward(ctx, x, weight, bias, up=None):
         ctx.save_for_backward(x, weight)
-        return F.conv2d(x, weight, bias, padding=_middle(weight))
+        ctx.up, stride = up, up or (1, 1)
+        ctx.how = stride, _middle(weight, stride)
+        return (F.conv_transpose2d if up else F.conv2d)(x, weight, bias, *ctx.how)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g):
         (x, weight), by_x, by_weight, by_bias = ctx.saved_tensors, None, None, None
         if ctx.needs_input_grad[0]:
-            by_x = F.conv2d(g, turned(weight), padding=_middle(weight))
+            by_x = F.conv2d(g, weight if ctx.up else turned(weight), None, *ctx.how)
         if ctx.needs_input_grad[1]:
-            by_weight = _weight_gradient(x, g, weight, (1, 1), _middle(weight))
+            wide, narrow = (g, x) if ctx.up else (x, g)
+            by_weight = _weight_gradient(wide, narrow, weight, *ctx.how, up=bool(ctx.up))
         if ctx.needs_input_grad[2]:
             by_bias = g.sum(dim=(0, 2, 3))
-        return by_x, by_weight, by_bias
+        return by_x, by_weight, by_bias, None
 
 
 def _middle(weight, stride=(1, 1)):
@@ -630,24 +642,7 @@ class UpConv2d(EqualConv2d):
         (t, f), w = self.growth, self.scaled(x).flip(2, 3)
         w = F.pad(w, (f - 1, f - 1, t - 1, t - 1))                  # 5x5 with borders
         w = F.avg_pool2d(w, (t, f), stride=1, divisor_override=1)   # (out, in, 4, 4)
-        return _UpConv.apply(x, w.transpose(0, 1), self.bias.to(x.dtype), self.growth)
-
-
-class _UpConv(torch.autograd.Function):
-    """Transposed convolution, differentiable once."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, stride):
-        ctx.save_for_backward(x, weight)
-        ctx.how = stride, _middle(weight, stride)
-        return F.conv_transpose2d(x, weight, bias, *ctx.how)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, g):
-        x, weight = ctx.saved_tensors     # the gradient by x is a plain convolution of stride 2
-        by_weight = _weight_gradient(g, x, weight, *ctx.how, up=True)
-        return F.conv2d(g, weight, None, *ctx.how), by_weight, g.sum(dim=(0, 2, 3)), None
+        return _Conv.apply(x, w.transpose(0, 1), self.bias.to(x.dtype), self.growth)
 
 
 PLACES = 16384                            # so many, of some channels, fit into a cache
@@ -689,11 +684,6 @@ def _add_taps(taps, x, y):
             taps[i, j].addmm_(few[:, :len(moved)], moved)
 
 
-def leaky_pixel_norm(x):
-    """pixel_norm(leaky(x)), in place: what follows every convolution of G but the last."""
-    return _LeakyPixelNorm.apply(x)
-
-
 class _LeakyPixelNorm(torch.autograd.Function):
     """pixel_norm(leaky(x)) in place, keeping only the result for the way back.
 
@@ -717,6 +707,9 @@ class _LeakyPixelNorm(torch.autograd.Function):
         along = (y * g).mean(dim=1, keepdim=True, dtype=torch.float32).to(g.dtype)
         g = torch.addcmul(g, y, along, value=-1).div_(r)
         return torch.ops.aten.leaky_relu_backward(g, y, LEAK, True)
+
+
+leaky_pixel_norm = _LeakyPixelNorm.apply  # what follows every convolution of G but the last
 
 
 # ---- Checkpoints ----------------------------------------------------------------------------
@@ -801,9 +794,10 @@ def checkpoints(run):
 
 
 def find_checkpoint(path):
-    """A checkpoint file, or the newest whole one in a run's folder -> its path.  Newer ones that
-    are damaged are passed over, and named on stderr."""
+    """A checkpoint file, the newest whole one in a run's folder, or experiment.json in Magenta's ->
+    its path.  Newer ones that are damaged are passed over, and named on stderr."""
     path = Path(path)
+    path = path / EXPERIMENT if (path / EXPERIMENT).is_file() else path
     if path.is_file():
         return path
     for newest in reversed(checkpoints(path)):
@@ -813,13 +807,14 @@ def find_checkpoint(path):
         except CheckpointError as error:
             print(f"passed over: {error}", file=sys.stderr)
     raise CheckpointError(f"{path}: no whole checkpoint there: expected a run's folder with "
-                          "checkpoint-*.pt files, or one such file")
+                          f"checkpoint-*.pt files, one such file, or Magenta's with {EXPERIMENT}")
 
 
 def load_generator(path, device="cpu"):
     """The averaged generator of a checkpoint, ready to sample, and the checkpoint's contents, of
     which "progress" is where training stood: an unfinished run is heard at that progress."""
-    contents = load_checkpoint(path, device, SAMPLE_PARTS)
+    contents = (load_magenta(path) if path.name == EXPERIMENT else
+                load_checkpoint(path, device, SAMPLE_PARTS))
     try:
         build, shape = {"gansynth": (Generator, Architecture),
                         "wavegan": (WaveGANGenerator, WaveGANArchitecture),
@@ -867,6 +862,197 @@ def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None
         waves.append(wave.cpu())
         show(i + len(z_few))
     return torch.cat(waves)
+
+
+# ---- Magenta's checkpoints: the release's folder as it was unpacked -------------------------
+#
+# experiment.json holds settings, stage_00012/ a TensorFlow "tensor bundle": the numbers of all
+# variables in model.ckpt-N.data-00000-of-00001, and where each is in model.ckpt-N.index, a table.
+# A table is blocks of entries, sorted by name; a block of their handles (offset and size); and 48
+# bytes: a handle of no use, that of the block of handles, zeros and MAGIC.  A variable's entry is a
+# protocol buffer: 1 type, 2 shape, 3 which data file, 4 offset, 5 size, 6 CRC.  Of the first, which
+# has no name, 1 is how many data files.
+
+EXPERIMENT, MAGIC = "experiment.json", bytes.fromhex("57fb808b247547db")
+SETTINGS = {                              # what they may be; the first is the release's default
+    "data_type": ("mel", "linear", "phase"), "to_rgb_activation": ("tanh", "linear"),
+    "scale_mode": ("ALL",), "scale_base": (2,), "train_progressive": (True, False),
+    "data_normalizer": ("specgrams_prespecified_normalizer",)}
+
+
+def load_magenta(path):
+    """experiment.json -> contents as of a checkpoint of ours, from the newest stage beside it.  It
+    tells no pitches: labels count from MIDI 24, as if each had been trained once.  CheckpointError
+    for what is damaged, missing, half-grown or of a kind that we do not have."""
+    try:
+        stage = max(path.parent.glob("stage_[0-9]*"), default=path.parent / "stage_*")
+        listed = (stage / "checkpoint").read_text("utf-8")
+        name = re.search(r'^model_checkpoint_path: "(?:.*[/\\])?(.+)"', listed)
+        if name is None:                  # it may lie in a folder of the machine that wrote it
+            raise ValueError(f"{stage.name}/checkpoint names none")
+        tensor = read_bundle(stage / f"{name[1]}.index")
+        pitches = len(tensor("Discriminator/discriminator_cond/classification_logits/bias"))
+        told = json.loads(path.read_text("utf-8"))
+        arch, spectrum = from_experiment(told, pitches)
+        if told["train_progressive"] and int(stage.name[6:]) != 2 * arch.resolutions - 2:
+            raise ValueError(f"{stage.name} is the newest, and not that of full-grown networks")
+        config = {"model": "gansynth", "hires": 2 * arch.bins > 0.09 * spectrum["sample_rate"],
+                  "pitch_low": 24, "pitch_high": 23 + pitches, "data": "nsynth", "seed": 0,
+                  "sources": "acoustic", "split": "random", "skip_damaged": False, **spectrum}
+        with torch.device("meta"):        # names and shapes, no numbers
+            G, D = Generator(arch), Discriminator(arch)
+        return {"model": "gansynth", "config": config, "architecture": asdict(arch),
+                "spectrum": spectrum, "pitch_low": 24, "progress": arch.resolutions - 1.0,
+                "counts": torch.ones(pitches), "images": int(tensor("global_step")),
+                "G": released_weights(G, tensor), "D": released_weights(D, tensor),
+                "G_ema": released_weights(G, tensor, "/ExponentialMovingAverage")}
+    except Exception as error:            # what is damaged ends in many kinds
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(f"{path.parent}: not as Magenta's release leaves it ({reason}): "
+                              "unpack its archive again") from None
+
+
+def from_experiment(told, pitches):
+    """experiment.json's settings -> Architecture, and settings of a spectral.Spectrum."""
+    for name, known in SETTINGS.items():
+        if told.setdefault(name, known[0]) not in known:
+            raise ValueError(f"{name} is {told[name]!r}: expected {' or '.join(map(repr, known))}")
+    blocks = told["num_resolutions"]
+    arch = Architecture(
+        told["start_height"] * 2 ** (blocks - 1), told["start_width"] * 2 ** (blocks - 1), blocks,
+        told["latent_vector_size"], pitches, told["fmap_base"], told["fmap_max"],
+        kernel=(told.get("kernel_size", 3),) * 2, tanh=told["to_rgb_activation"] == "tanh",
+        scale=(told.get("mag_normalizer_a", Architecture.scale[0]),
+               told.get("p_normalizer_a", Architecture.scale[1])),
+        shift=(told.get("mag_normalizer_b", Architecture.shift[0]),
+               told.get("p_normalizer_b", Architecture.shift[1])))
+    rep = {"mel": "if-mel", "linear": "if", "phase": "phase"}[told["data_type"]]
+    return arch, {"rep": rep, "frames": arch.frames, "bins": arch.bins, "mel_inverse": "transpose",
+                  "length": told.get("audio_length", 64000),
+                  "sample_rate": told.get("sample_rate", 16000)}
+
+
+def released_weights(net, tensor, average=""):
+    """A network's state_dict, from the release's variables by name."""
+    state = {}
+    for name, parameter in net.named_parameters():
+        layer = net.get_submodule(name.rpartition(".")[0])
+        theirs = release_name(net, name) + average
+        array = torch.from_numpy(tensor(theirs))        # (h, w, in, out), (in, out) or (out,)
+        if array.dim() < 4:
+            array = array.t()
+        elif isinstance(layer, StartConv):              # a padded convolution there, whose one
+            array = array.flip(0, 1).permute(3, 0, 1, 2)            # active pixel meets the taps
+        else:                                                       # in reverse
+            array = array.permute(3, 2, 0, 1)
+            array = array.flatten(1) if isinstance(layer, EqualLinear) else array
+        if array.shape != parameter.shape:
+            raise ValueError(f"{theirs} has another shape than {EXPERIMENT} tells")
+        state[name] = array
+    return state
+
+
+def release_name(net, name):
+    """The release's name for a weight of ours, such as blocks.2.conv0.weight."""
+    *block, layer, kind = name.split(".")
+    kind = "bias" if kind == "bias" else "conv2d/kernel" if block else "dense/kernel"
+    if layer == "pitch":
+        return f"Discriminator/discriminator_cond/classification_logits/{kind}"
+    layer = layer.replace("picture", "rgb").replace("score", "logits")
+    whole = "generator" if isinstance(net, Generator) else "discriminator"
+    return (f"{whole.title()}/progressive_gan_{whole}/progressive_gan_block_"
+            f"{block[1] if block else 1}/{layer}/{kind}")
+
+
+def read_bundle(index):
+    """A tensor bundle, by its .index -> a function from a variable's name to its array."""
+    data = index.read_bytes()
+    if data[-8:] != MAGIC:
+        raise ValueError(f"{index.name} is cut off, or no table")
+    *_, offset, size, _ = varints(data, len(data) - 48, 4)
+    table = {name.decode(): dict(fields(value)) for _, handle in entries(data, offset, size)
+             for name, value in entries(data, *varints(handle, 0, 2)[:2])}
+
+    def tensor(name):
+        kind, shape, shard, offset, _, crc = (table[name].get(i, 0) for i in range(1, 7))
+        shape = [dict(fields(size)).get(1, 0) for _, size in fields(shape)]
+        path = index.with_suffix(f".data-{shard:05}-of-{table[''][1]:05}")
+        array = np.fromfile(path, {1: "<f4", 9: "<i8"}[kind], math.prod(shape), offset=offset)
+        if crc32c(array) != crc:
+            raise ValueError(f"{path.name}: the checksum of {name} does not match")
+        return array.reshape(shape)
+
+    return tensor
+
+
+def entries(data, offset, size):
+    """Yield (name, value), bytes, of each entry of a block.
+
+    An entry: three varints (how many letters of its name are those of the name before, how many
+    others follow, the size of its value), those letters, the value.  Behind the last: places of
+    whole names, and their number, uint32 each.  Then, not in the block's size, a byte, which is 0
+    unless it is compressed, and a CRC of it all.
+    """
+    block = data[offset:offset + size + 5]
+    if crc32c(block[:-4]) != block[-4:] or block[-5]:
+        raise ValueError("a block of its .index is damaged, or compressed, as TensorFlow's are not")
+    at, name, end = 0, b"", size - 4 - 4 * int.from_bytes(block[size - 4:size], "little")
+    while at < end:
+        shared, fresh, length, at = varints(block, at, 3)
+        name = name[:shared] + block[at:at + fresh]
+        at += fresh + length
+        yield name, block[at - length:at]
+
+
+def varints(data, at, count):
+    """So many varints from `at` on, and the place behind them.  A varint is a whole number, seven
+    bits a byte, lowest first; the top bit says that another byte follows."""
+    numbers = []
+    while len(numbers) < count:
+        end = next((i for i in range(at, len(data)) if data[i] < 128), len(data)) + 1
+        numbers.append(sum((byte & 127) << 7 * i for i, byte in enumerate(data[at:end])))
+        at = end
+    return *numbers, at
+
+
+def fields(message):
+    """Yield (number, value) of each field of a protocol buffer: 8 * number + kind, a varint; then a
+    varint (kind 0), four bytes (5), or a size and so many bytes (2)."""
+    at = 0
+    while at < len(message):
+        tag, at = varints(message, at, 1)
+        value, at = (4, at) if tag & 7 == 5 else varints(message, at, 1)
+        if tag & 7:
+            value, at = message[at:at + value], at + value
+        yield tag >> 3, value
+
+
+def crc32c(data):
+    """The CRC-32C of bytes or an array, as TensorFlow writes it ("masked"): 4 bytes.
+
+    A register of 32 bits takes in byte by byte.  What each does to it, by the time that others have
+    followed, is in a table; and what many do is the XOR of that.
+    """
+    data, crc, table = np.frombuffer(data, np.uint8), 0xFFFFFFFF, crc_table()
+    for start in range(0, len(data), len(table)):
+        few = data[start:start + len(table)].copy()
+        few[:4] ^= np.frombuffer(crc.to_bytes(4, "little"), np.uint8)[:len(few)]
+        crc = crc >> 8 * len(few) ^ int(
+            np.bitwise_xor.reduce(table[np.arange(-len(few), 0), few]))
+    crc ^= 0xFFFFFFFF
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
+
+
+@functools.lru_cache(maxsize=1)
+def crc_table():
+    """What a byte does to the register with so many behind it, from 4095 down to 0: (4096, 256)."""
+    alone = np.arange(256, dtype=np.uint32)
+    for _ in range(8):                    # divided by the polynomial, lowest bit first
+        alone = alone >> 1 ^ (alone & 1) * np.uint32(0x82F63B78)
+    rows = [alone]
+    for _ in range(4095):
+        rows.append(rows[-1] >> 8 ^ alone[rows[-1] & 255])
+    return np.stack(rows[::-1])
 
 
 # ---- Table 3: the networks block by block ---------------------------------------------------

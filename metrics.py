@@ -873,7 +873,8 @@ def parse(argv):
 
 def is_run(path):
     """Whether a path means a checkpoint, rather than a folder of WAVs."""
-    return not path.is_dir() or bool(gansynth.checkpoints(path))
+    return (not path.is_dir() or bool(gansynth.checkpoints(path))
+            or (path / gansynth.EXPERIMENT).exists())
 
 
 def gather(args):

@@ -5,6 +5,7 @@
     python sample.py runs/0001 --scale            one timbre over all pitches
     python sample.py runs/0001 --interpolate      from one timbre to another (paper Fig. 4)
     python sample.py runs/0001 --latents runs/0001/samples-0001/latents.npz      the same again
+    python sample.py acoustic_only --scale        Magenta's published weights, as unpacked
     python sample.py --bench                      seconds a note, of each of the paper's models
 
 The notes of a seed never change: more of them begin with the same ones, --scale plays the timbre
@@ -166,6 +167,15 @@ def sample(args):
 
 # =============================================================================================
 # From here on what that needs: files, pages, the benchmark and the command line
+
+def save(args):
+    """Write a checkpoint, which may be Magenta's, to a file of ours."""
+    if args.save.exists():
+        raise SampleError(f"{args.save} is there already: name a new file")
+    _, contents = gansynth.load_generator(gansynth.find_checkpoint(args.checkpoint))
+    gansynth.save_checkpoint(args.save, contents)
+    print(f"{args.save}: python sample.py plays it, python train.py --init starts from it")
+
 
 def out_folder(out, beside, kind="samples"):
     """The folder to make: `out`, if new or empty, or beside/samples-0001 and so on (of `kind`)."""
@@ -394,9 +404,11 @@ def device(text):
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add, what = parser.add_argument, parser.add_mutually_exclusive_group()
-    add("checkpoint", type=Path, nargs="?", help="a file, or a run's folder (its newest one)")
+    add("checkpoint", type=Path, nargs="?", help="a file, or a run's folder (its newest one), or "
+        "Magenta's, with experiment.json in it")
     what.add_argument("--scale", action="store_true", help="one timbre over all trained pitches")
     what.add_argument("--interpolate", action="store_true", help="from one timbre to another")
+    what.add_argument("--save", type=Path, metavar="FILE", help="write Magenta's as a file of ours")
     what.add_argument("--bench", action="store_true", help="time the paper's models, without one")
     add("--pitch", type=parse_pitches, metavar="P,...", help="of the notes in turn: 60, C4, Bb4")
     add("--count", type=at_least(1), metavar="N",
@@ -421,6 +433,8 @@ def main(argv=None):
         args = parse(argv)
         if args.bench:
             return bench(args.device)
+        if args.save:
+            return save(args)
         print(f"{sample(args)}: all notes on one page; WAVs, pictures and tables are beside it")
     except (SampleError, gansynth.CheckpointError, nsynth.NoteError, spectral.SpectrumError,
             OSError) as error:

@@ -16,6 +16,8 @@ small network, cut down to what is in test_gansynth.npz:
     stage07/...                 losses, and sketches of all gradients, at that stage
     two_steps/...               every 8th weight after two steps of training both networks
     paper/...                   pixels and sound of a generator of the paper's size
+    magenta/...                 a checkpoint of the small network as TensorFlow's writer wrote it,
+                                but for the weights, and its sound (every 4th sample)
     tfrecord                    two notes of 4000 samples, as TensorFlow's writer wrote them
 
 A sketch is sixteen random projections of a large array (see `sketch`).  Weights are not stored:
@@ -392,62 +394,36 @@ WAVES = gansynth.Architecture.of_pictures(64, 1, resolutions=3, latent=5, pitche
                                           channel_base=24, channel_max=6)
 
 
-def release_name(net, name):
-    """The release's name for a weight of ours, such as blocks.2.conv0.weight."""
-    *place, layer, kind = name.split(".")
-    root = "Discriminator/progressive_gan_discriminator" if isinstance(
-        net, gansynth.Discriminator) else "Generator/progressive_gan_generator"
-    block = int(place[1]) if place else 1
-    layer = {"to_picture": "to_rgb", "from_picture": "from_rgb",
-             "score": "logits"}.get(layer, layer)
-    path = f"{root}/progressive_gan_block_{block}/{layer}"
-    if layer == "pitch":
-        path = "Discriminator/discriminator_cond/classification_logits"
-    if kind == "bias":
-        return f"{path}/bias"
-    return f"{path}/{'dense' if layer in ('logits', 'pitch') else 'conv2d'}/kernel"
-
-
-def start_layer(net):
-    """The name of the layer over all of the start size: a convolution in the release."""
-    return f"blocks.1.conv{int(isinstance(net, gansynth.Discriminator))}.weight"
-
-
 def release_shape(net, name, shape):
-    """Shape of the release's array: kernels are (h, w, in, out), dense ones (in, out)."""
-    if name == start_layer(net):
+    """Shape of the release's array: kernels are (h, w, in, out), dense ones (in, out).  The layer
+    over all of the start size is a convolution there."""
+    if name == f"blocks.1.conv{int(isinstance(net, gansynth.Discriminator))}.weight":
         h, w = net.arch.size(1)
         return (h, w, shape[1] // (h * w), shape[0]) if len(shape) == 2 else (
             h, w, shape[3], shape[0])
     return tuple(shape[i] for i in {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}[len(shape)])
 
 
-def from_release(net, name, array):
-    """The release's array in our layout."""
-    array = torch.from_numpy(np.asarray(array))
-    if name == start_layer(net) and isinstance(net, gansynth.Generator):
-        # Its padded convolution meets the one active pixel with the kernel's taps reversed.
-        return array.flip(0, 1).permute(3, 0, 1, 2).contiguous()
-    if name == start_layer(net):
-        return array.permute(3, 2, 0, 1).flatten(1).contiguous()
-    return (array.permute(3, 2, 0, 1) if array.dim() == 4 else array.t()).contiguous()
-
-
-@torch.no_grad()
-def recipe(net, averaged=False, seed=1234):
-    """Give a network the weights that the arrays were made with: normal numbers from a seed made
-    of the release's name; the averaged ones (EMA) lie a little beside them."""
-    def draw(kind, theirs, shape):
-        random = np.random.RandomState(zlib.crc32(f"{seed}:{kind}:{theirs}".encode()))
-        small = 0.3 if theirs.endswith("/bias") else 1
+def release_arrays(net, averaged=False, seed=1234):
+    """The weights that the arrays were made with, by the release's names: normal numbers from a
+    seed made of the name; the averaged ones (EMA) lie a little beside them."""
+    def draw(kind, name, shape):
+        random = np.random.RandomState(zlib.crc32(f"{seed}:{kind}:{name}".encode()))
+        small = 0.3 if name.endswith("/bias") else 1
         return (random.standard_normal(shape) * small).astype(np.float32)
 
-    for name, parameter in net.named_parameters():
-        what = release_name(net, name), release_shape(net, name, tuple(parameter.shape))
-        array = draw("w", *what)
-        if averaged:
-            array += np.float32(0.1) * draw("ema", *what)
-        parameter.copy_(from_release(net, name, array))
+    arrays = {}
+    for ours, parameter in net.named_parameters():
+        what = gansynth.release_name(net, ours), release_shape(net, ours, tuple(parameter.shape))
+        arrays[what[0]] = draw("w", *what) + (np.float32(0.1) * draw("ema", *what) if averaged
+                                              else 0)
+    return arrays
+
+
+def recipe(net, averaged=False):
+    """Give a network those weights."""
+    arrays = release_arrays(net, averaged)
+    net.load_state_dict(gansynth.released_weights(net, arrays.__getitem__))
     return net
 
 
@@ -481,7 +457,7 @@ def test_networks_equal_the_release(p):
     G, D = small_networks()
     z, labels = stored("forward/z"), stored("forward/labels")
     picture = stored("forward/d_input").transpose(0, 1) / 8
-    drawn = gansynth.scale_picture(G(z, labels, float(p)))[:2]
+    drawn = gansynth.scale_picture(G(z, labels, float(p)), SMALL)[:2]
     compare_pictures(drawn, f"p{p}/G", 1e-5, 3e-4)                  # measured: 5e-7, 4.1e-5
     score, logits = D(picture, float(p))
     assert (score - stored(f"p{p}/D_score")).abs().max() < 1e-5    # measured: 5.4e-7
@@ -566,7 +542,7 @@ def test_the_papers_generator_equals_the_release_in_picture_and_sound():
     G, z, label = gansynth.Generator(arch), stored("paper/z"), stored("paper/labels")
     recipe(G)
     for p in ("0.37", "6"):                                         # measured: 4.4e-6
-        ours = full_size(gansynth.scale_picture(G(z[:1], label[:1], float(p))), arch)
+        ours = full_size(gansynth.scale_picture(G(z[:1], label[:1], float(p)), arch), arch)
         assert np.abs(ours[PIXELS].numpy() - REFERENCE[f"paper/p{p}"]).max() < 5e-5
     recipe(G, averaged=True)
     wave = gansynth.synthesise(G, Spectrum("if-mel", mel_inverse="transpose"), z[1:], label[1:], 6)
@@ -575,10 +551,10 @@ def test_the_papers_generator_equals_the_release_in_picture_and_sound():
 
 def test_scaling_equals_the_release_and_inverts():
     picture = stored("norm/input")
-    ours = gansynth.scale_picture(picture)
+    ours = gansynth.scale_picture(picture, SMALL)
     np.testing.assert_allclose(ours, REFERENCE["norm/scaled"], atol=1e-6)
     assert (ours.abs() == 1).float().mean() > 0.05                  # the clip was tried
-    np.testing.assert_allclose(gansynth.unscale_picture(ours), REFERENCE["norm/unscaled"],
+    np.testing.assert_allclose(gansynth.unscale_picture(ours, SMALL), REFERENCE["norm/unscaled"],
                                rtol=1e-5, atol=1e-5)
 
 
@@ -859,6 +835,269 @@ def test_table_3_is_printed(monkeypatch, capsys):
         gansynth.main()
         out = capsys.readouterr().out
         assert "Generator, " in out and "block 1 minibatch stddev" in out and says in out
+
+
+# ---- gansynth.py: Magenta's checkpoints ----
+
+
+def bundle_block(entries, kind=0):
+    """A block of (name, value), bytes, with its trailer."""
+    body, before = b"", b""
+    for name, value in entries:
+        shared = len(os.path.commonprefix([before, name]))
+        body += varint(shared) + varint(len(name) - shared) + varint(len(value))
+        body, before = body + name[shared:] + value, name
+    body += struct.pack("<II", 0, 1) + bytes([kind])
+    return body + gansynth.crc32c(body)
+
+
+def write_bundle(stage, variables, kind=0):
+    """A stage's folder as TensorFlow leaves it, with these variables, in blocks of twenty."""
+    stage.mkdir(parents=True)
+    entries, data, table, handles = [(b"", b"\x08\x01")], b"", b"", []
+    for name, array in sorted(variables.items()):
+        shape = b"".join(proto(2, b"\x08" + varint(size)) for size in array.shape)
+        entries.append((name.encode(), b"\x08" + varint({"f": 1, "i": 9}[array.dtype.kind])
+                        + proto(2, shape) + b"\x20" + varint(len(data)) + b"\x28"
+                        + varint(array.nbytes) + b"\x35" + gansynth.crc32c(array.tobytes())))
+        data += array.tobytes()
+    for start in range(0, len(entries), 20):
+        few = entries[start:start + 20]
+        handles.append((few[-1][0], varint(len(table)) + varint(len(bundle_block(few)) - 5)))
+        table += bundle_block(few, kind)
+    last = bundle_block(handles)
+    footer = varint(0) * 2 + varint(len(table)) + varint(len(last) - 5)
+    (stage / "model.ckpt-500.index").write_bytes(
+        table + last + footer.ljust(40, b"\0") + bytes.fromhex("57fb808b247547db"))
+    (stage / "model.ckpt-500.data-00000-of-00001").write_bytes(data)
+    (stage / "checkpoint").write_text('model_checkpoint_path: "/tmp/train/model.ckpt-500"\n')
+
+
+def write_magenta(folder, arch=TINY, length=250, rate=8000, **settings):
+    """A folder such as the release's, of networks of that architecture -> the folder."""
+    G, D = gansynth.Generator(arch), gansynth.Discriminator(arch)
+    averages = release_arrays(G, averaged=True)
+    variables = {**release_arrays(G), **release_arrays(D), "global_step": np.array(500),
+                 **{f"{name}/ExponentialMovingAverage": averages[name] for name in averages}}
+    write_bundle(folder / f"stage_{2 * arch.resolutions - 2:05}", variables)
+    h, w = arch.size(1)
+    (folder / "experiment.json").write_text(json.dumps({
+        "num_resolutions": arch.resolutions, "latent_vector_size": arch.latent, "start_height": h,
+        "start_width": w, "fmap_base": arch.channel_base, "fmap_max": arch.channel_max,
+        "audio_length": length, "sample_rate": rate, **settings}))
+    return folder
+
+
+def write_released(folder):
+    """The release's own small checkpoint: settings and table are its bytes, the weights are made
+    again, and lie in the order of the names, as they do there.  The optimisers' are left zero."""
+    G, D = gansynth.Generator(SMALL), gansynth.Discriminator(SMALL)
+    arrays, averages = release_arrays(G) | release_arrays(D), release_arrays(G, averaged=True)
+    slots = "progressive_gan_train_ops"
+    arrays |= {f"{slots}/{name}/Adam{more}": np.zeros_like(array) for more in ("", "_1")
+               for name, array in arrays.items()}
+    arrays |= {f"{name}/ExponentialMovingAverage": array for name, array in averages.items()}
+    arrays |= {f"{slots}/{whole}_train/beta{i}_power": np.float32(0)
+               for whole in ("generator", "discriminator") for i in (1, 2)}
+    arrays |= {"global_step": np.int64(11_000_000), "Variable": np.float32(0)}
+    stage = folder / "stage_00012"
+    stage.mkdir(parents=True)
+    (folder / "experiment.json").write_bytes(stored("magenta/experiment").numpy())
+    (stage / "model.ckpt-11000000.index").write_bytes(stored("magenta/index").numpy())
+    (stage / "model.ckpt-11000000.data-00000-of-00001").write_bytes(
+        b"".join(arrays[name].tobytes() for name in sorted(arrays)))
+    (stage / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-11000000"\n')
+    return folder
+
+
+def equal(ours, theirs):
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def test_crc_of_checkpoints_is_that_of_records():
+    for n in (0, 1, 3, 4, 5, 4095, 4096, 4097, 4099, 8192, 20001):
+        data = np.random.default_rng(n).bytes(n)
+        assert gansynth.crc32c(data) == masked(slow_crc(data)), n
+    assert gansynth.crc32c(np.arange(9000.0)) == masked(slow_crc(np.arange(9000.0).tobytes()))
+    assert gansynth.crc32c(b"123456789") == masked(0xE3069283)      # the catalogue of CRCs
+
+
+def test_magentas_checkpoint_sounds_as_the_release(tmp_path):
+    folder = write_released(tmp_path / "tiny")
+    stage = folder / "stage_00012"
+    (stage / "checkpoint").write_text(
+        'model_checkpoint_path: "/home/someone/stage_00012/model.ckpt-11000000"\n'
+        'all_model_checkpoint_paths: "/home/someone/stage_00012/model.ckpt-9"\n')
+    shutil.copytree(stage, folder / "stage_00003")                  # older, and a higher number
+    (stage / "model.ckpt-99000000.index").write_bytes(b"that `checkpoint` does not name")
+    latents, labels = tmp_path / "latents.npz", REFERENCE["magenta/labels"]
+    np.savez(latents, z=REFERENCE["magenta/z"], pitch=24 + labels)
+    wavs, _, pitch, page = run_sample(folder, tmp_path / "out", "--latents", latents)
+    assert pitch == [24, 28, 26, 25, 27] and "11,000,000 examples trained" in page
+    assert "tiny/experiment.json" in page and "7 of 7 blocks" in page
+    waves = np.stack([scipy.io.wavfile.read(tmp_path / "out" / wav)[1] for wav in wavs]) / 32768
+    theirs = stored("magenta/waves")                                # divided by one factor, to clip
+    waves = torch.from_numpy(waves[:, ::4]).float()                 # nothing
+    assert spectral.snr(theirs, waves * theirs.abs().max() / waves.abs().max()).min() > 55
+    assert waves.shape == theirs.shape                              # measured: 74.6 dB, 16-bit WAVs
+
+    run_sample(folder, tmp_path / "pseudo", "--latents", latents, "--mel-inverse", "pseudo")
+    ours = scipy.io.wavfile.read(tmp_path / "pseudo" / wavs[0])[1]
+    assert spectral.snr(theirs[:1], torch.from_numpy(ours[None, ::4]).float()) < 10
+
+
+def test_magentas_weights_become_a_file_of_ours(tmp_path, capsys):
+    folder, file = write_released(tmp_path / "tiny"), tmp_path / "model.pt"
+    sample.main([str(folder), "--save", str(file)])
+    assert "python sample.py plays it" in capsys.readouterr().out
+    contents = gansynth.load_checkpoint(file, parts=gansynth.SAMPLE_PARTS)
+    for name, net in (("G", recipe(gansynth.Generator(SMALL))),
+                      ("D", recipe(gansynth.Discriminator(SMALL))),
+                      ("G_ema", recipe(gansynth.Generator(SMALL), averaged=True))):
+        assert equal(contents[name], net.state_dict())
+    assert gansynth.load_generator(file)[0].arch == SMALL and contents["images"] == 11_000_000
+    wavs, *_ = run_sample(folder, tmp_path / "a", "--count", 3)
+    assert run_sample(file, tmp_path / "b", "--count", 3)[0] == wavs
+    for wav in wavs:
+        assert (tmp_path / "a" / wav).read_bytes() == (tmp_path / "b" / wav).read_bytes()
+    before = file.read_bytes()
+    assert "is there already: name a new" in refusal(sample, folder, "--save", file)
+    assert file.read_bytes() == before
+    assert refusal(sample, folder, "--scale", "--save", tmp_path / "b.pt") == 2
+def test_settings_of_the_release_are_heeded(tmp_path):
+    plain = gansynth.load_generator(write_magenta(tmp_path / "a") / "experiment.json")[0]
+    assert plain.arch == TINY
+    G, contents = gansynth.load_generator(write_magenta(
+        tmp_path / "b", data_type="linear", to_rgb_activation="linear", mag_normalizer_a=0.5,
+        mag_normalizer_b=0.25, p_normalizer_a=2, p_normalizer_b=-1) / "experiment.json")
+    assert contents["spectrum"] == {"rep": "if", "frames": 16, "bins": 32, "length": 250,
+                                    "sample_rate": 8000, "mel_inverse": "transpose"}
+    z, pitch = torch.randn(2, 5), torch.tensor([0, 2])
+    picture = G(z, pitch, 2.0)
+    scaled = torch.stack([picture[:, 0] * 0.5 + 0.25, picture[:, 1] * 2 - 1], dim=1)
+    usual = gansynth.scale_picture(plain(z, pitch, 2.0), TINY)
+    torch.testing.assert_close(scaled.tanh(), usual, rtol=1e-4, atol=1e-5)
+    assert scaled.abs().max() > 1                                   # no tanh
+    D = gansynth.Discriminator(G.arch)
+    torch.testing.assert_close(D.scale(picture), scaled.clamp(-1, 1))
+    wide = replace(TINY, kernel=(5, 5))
+    assert gansynth.load_generator(write_magenta(tmp_path / "c", wide, kernel_size=5)
+                                   / "experiment.json")[0].arch == wide
+    older = {name: value for name, value in asdict(TINY).items()
+             if name not in ("scale", "shift", "tanh")}             # of our own checkpoints
+    assert gansynth.Architecture(**older) == TINY
+
+
+@pytest.mark.parametrize("settings, says", [
+    ({"data_type": "wave"}, "data_type is 'wave': expected 'mel' or"),
+    ({"to_rgb_activation": "relu"}, "to_rgb_activation is 'relu': expected 'tanh' or 'linear'"),
+    ({"scale_mode": "H"}, "scale_mode is 'H': expected 'ALL'"),
+    ({"scale_base": 3}, "scale_base is 3"), ({"data_normalizer": "none"}, "_normalizer is 'none'"),
+    ({"fmap_max": 5}, "has another shape"), ({"latent_vector_size": 10 ** 9}, "has another shape"),
+    ({"num_resolutions": 2}, "not that of full-grown"), ({"num_resolutions": 4}, "of full-grown"),
+    ({"num_resolutions": 4, "train_progressive": False}, "it lacks '.*block_4"),
+    ({"fmap_base": 1}, "leaves no channel"), ({"kernel_size": 5}, "has another shape"),
+    ({"num_resolutions": "7"}, "unsupported operand"), ({"start_width": None}, "unsupported op")])
+def test_settings_that_cannot_be_read_are_named(tmp_path, settings, says):
+    folder = write_magenta(tmp_path / "m", **settings)
+    with pytest.raises(CheckpointError, match=f"^{folder}: .*{says}.*: unpack its archive again$"):
+        gansynth.load_generator(gansynth.find_checkpoint(folder))
+
+
+@pytest.mark.parametrize("path, contents, says", [
+    ("experiment.json", b"{", "Expecting"), ("experiment.json", b"[1]", "list"),
+    ("experiment.json", b"{}", "it lacks 'num_resolutions'"),
+    ("stage_00004/checkpoint", b"", "stage_00004/checkpoint names none"),
+    ("stage_00004/checkpoint", b'model_checkpoint_path: "x"', "No such file.*/x.index"),
+    ("stage_00004/checkpoint", None, "No such file.*stage_00004/checkpoint"),
+    ("stage_00005/checkpoint", None, "No such file.*stage_00005/checkpoint"),
+    ("stage_00004/model.ckpt-500.index", None, "No such file.*500.index"),
+    ("stage_00004/model.ckpt-500.index", b"", "500.index is cut off, or no table"),
+    ("stage_00004/model.ckpt-500.data-00000-of-00001", None, "No such file.*500.data-00000"),
+    ("stage_00004/model.ckpt-500.data-00000-of-00001", b"", "500.data-.*checksum of .*not match"),
+    ("stage_00004", None, "No such file.*stage_")])
+def test_parts_of_magentas_folder_that_are_not_there_are_named(tmp_path, path, contents, says):
+    folder = write_magenta(tmp_path / "m")
+    path = folder / path
+    path.parent.mkdir(exist_ok=True)
+    if contents is not None:
+        path.write_bytes(contents)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    elif path.exists():
+        path.unlink()
+    says = f"^sample.py: {folder}: .*{says}.*: unpack its archive again$"
+    assert re.search(says, refusal(sample, folder, "--device", "cpu"))
+
+
+def test_a_compressed_table_is_refused(tmp_path):
+    folder = write_magenta(tmp_path / "m")
+    shutil.rmtree(folder / "stage_00004")
+    write_bundle(folder / "stage_00004", {"global_step": np.array(500)}, kind=1)
+    with pytest.raises(CheckpointError, match="a block of its .index is damaged, or compressed"):
+        gansynth.load_magenta(folder / "experiment.json")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["index", "data"])
+def test_no_damage_of_magentas_files_gives_other_weights(tmp_path, kind):
+    folder = write_magenta(tmp_path / "m")
+    good = gansynth.load_magenta(folder / "experiment.json")
+    file, = (folder / "stage_00004").glob(f"*.{kind}*")
+    whole, random, named = file.read_bytes(), np.random.default_rng(0), 0
+    for turn in range(1000):
+        at = int(random.integers(len(whole)))
+        damage = (bytes([whole[at] ^ 1 << turn // 5 % 8]), random.bytes(8), bytes(64), b"",
+                  random.bytes(1))[turn % 5]
+        rest = whole[at + len(damage):] if damage else b""          # cut short
+        damaged = (whole[:at] + damage + rest)[:len(whole)]
+        if turn % 50 == 9:
+            damaged = whole[:at] + whole[at + 1:]                   # a byte lost
+        file.write_bytes(damaged)
+        try:
+            ours = gansynth.load_magenta(folder / "experiment.json")
+        except CheckpointError as error:
+            named += 1
+            assert str(error).startswith(f"{folder}: ")
+        else:
+            assert ours["images"] == 500 and all(
+                equal(ours[name], good[name]) for name in ("G", "D", "G_ema")), turn
+    assert named > 900
+
+
+def test_training_starts_from_magentas_weights(tmp_path, capsys):
+    cfg = train.Config(length=1000, sample_rate=4000, resolutions=3, latent=4, channel_base=32,
+                       channel_max=8, pitch_low=24, pitch_high=27)
+    folder = write_magenta(tmp_path / "m", cfg.architecture(), 1000, 4000)
+    run, flags = tmp_path / "run", ["--preset", "workshop", "--batch", "2", "--device", "cpu"]
+    train.main(["--init", str(folder), "--images", "6", "--lr", "1e-8", "--out", str(run), *flags])
+    assert f"weights of {folder}/experiment.json, preset workshop" in capsys.readouterr().out
+    ours = gansynth.load_checkpoint(gansynth.find_checkpoint(run))
+    theirs = gansynth.load_magenta(folder / "experiment.json")
+    for name in ("G", "D", "G_ema"):
+        for key, weight in theirs[name].items():                    # three steps of next to nothing
+            if name == "G_ema":                                     # move the average all the same
+                weight = torch.lerp(theirs["G"][key], weight, 0.998 ** 3)
+            torch.testing.assert_close(ours[name][key], weight, atol=2e-6, rtol=0)
+    assert ours["adam_G"]["t"] == 3 and ours["progress"] == 2 and ours["images"] == 6
+    assert ours["architecture"] == theirs["architecture"] and ours["pitch_low"] == 24
+    again = tmp_path / "again"                                      # from a run of ours
+    train.main(["--init", str(run), "--images", "2", "--out", str(again), *flags])
+    assert gansynth.load_checkpoint(gansynth.find_checkpoint(again))["adam_G"]["t"] == 1
+    for more, says in ((["--channel-max", "4"], "its networks are none that --model gansynth"),
+                       (["--model", "wavegan"], "are none that --model wavegan"),
+                       (["--resume", str(run)], "--resume goes on with a run")):
+        assert refusal(train, "--init", folder, "--out", tmp_path / "x", *more) == 2
+        assert says in capsys.readouterr().err
+    assert refusal(train, "--resume", folder) == 2 and not (tmp_path / "x").exists()
+
+
+def test_magentas_folder_can_be_measured(tmp_path):
+    folder = write_magenta(tmp_path / "m")
+    args = metrics.parse([str(folder), "--samples", "3", "--data", "orchestra", "--device", "cpu"])
+    setting, (run,) = metrics.gather(args)
+    assert setting[:5] == ("orchestra", 250, 8000, 24, 26) and "500 examples" in run.name
+    assert run.waves(slice(0, 3)).shape == (3, 250) and run.paper == "IF-Mel"
 
 
 # ---- gansynth.py: WaveGAN and WaveNet ----

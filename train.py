@@ -3,6 +3,7 @@
     python train.py                          15 minutes on a laptop, on built-in notes
     python train.py --preset paper --data nsynth        the paper's run
     python train.py --resume runs/0001       goes on exactly where a run stopped
+    python train.py --init acoustic_only     a new run from weights, such as Magenta's
 
 To be read from the top to the ruled line: settings, one step (the algorithm), the run.  Every
 schedule counts training examples, never a clock or steps.
@@ -279,8 +280,9 @@ class State:
         return terms
 
 
-def train(cfg, resume=None, ranks=None):
-    """Train as `cfg` says, or go on from the checkpoint file `resume`; returns the run's folder."""
+def train(cfg, resume=None, ranks=None, init=None):
+    """Train as `cfg` says, from weights `init` (G, D and G_ema's) if they are given, or go on from
+    the checkpoint file `resume`; returns the run's folder."""
     ranks = ranks or Ranks()
     device = prepare(cfg, ranks)
     with contextlib.nullcontext(resume.parent) if resume else claim_run(cfg, ranks) as run:
@@ -294,6 +296,8 @@ def train(cfg, resume=None, ranks=None):
         state = MODELS[cfg.model][1](cfg, notes, device, ranks)
         if resume:
             restore(state, resume)
+        for name, weights in (init or {}).items():
+            getattr(state.nets, name).load_state_dict(weights)
     ranks.start_alike(state.nets)
     print(f"run {run}: {run_name(cfg)}, {cfg.images:,} examples of {cfg.length:,} samples, on "
           f"{device}" + f", {ranks.size} of them" * (ranks.size > 1), flush=True)
@@ -1034,6 +1038,8 @@ class ConfigError(ValueError):
     """A setting that cannot work; the message says which values could."""
 
 
+INHERITED = ("rep", "hires", "length", "sample_rate", "pitch_low", "pitch_high", "resolutions",
+             "latent", "channel_base", "channel_max", "progressive")            # with --init
 RESUME_PARTS = {**gansynth.SAMPLE_PARTS, "stage": int}
 
 def check_settings(cfg):
@@ -1143,6 +1149,22 @@ def new_settings(model, preset, given):
     return MODELS[model][0](**layers), f"preset {preset} ({why}); for the other: --preset {other}"
 
 
+def initial(path, model, preset, given):
+    """A new run from a checkpoint, ours or Magenta's -> settings, a line that tells of them, and
+    weights.  Networks and notes' form are the checkpoint's, and all blocks there from the start."""
+    path = gansynth.find_checkpoint(path)
+    contents = gansynth.load_generator(path)[1]
+    known = {**contents["architecture"], **contents["config"], "progressive": False}
+    known = {name: known[name] for name in INHERITED if name in known}
+    cfg, line = new_settings(model, preset, {**known, **given})
+    if (contents["model"] != "gansynth" or not contents.keys() >= {"G", "D"}
+            or gansynth.Architecture(**contents["architecture"]) != cfg.architecture()):
+        raise ConfigError(f"--init {path}: its networks are none that --model {model} makes with "
+                          "these settings: leave out flags of networks, pitches, length and rate; "
+                          "if none was given, it can be heard, but not trained")
+    return cfg, f"weights of {path}, {line}", {name: contents[name] for name in ("G", "D", "G_ema")}
+
+
 def resumed_settings(path, contents, given):
     """The settings in a checkpoint; ConfigError for a flag that contradicts them.
 
@@ -1177,6 +1199,8 @@ def start(argv):
                        "with flags of its own: add -h (default: gansynth)")
     first.add_argument("--resume", metavar="RUN", help="go on with a run (folder or checkpoint); "
                        "settings come from its checkpoint")
+    first.add_argument("--init", metavar="PATH", help="start from weights: a run's, a checkpoint's "
+                       "or Magenta's; all blocks at once")
     first.add_argument("--out", metavar="RUN", default=argparse.SUPPRESS, help="the run's folder, "
                        "new or empty (default: a fresh numbered one under runs/); torchrun needs "
                        "it, and goes on with what is there")
@@ -1189,26 +1213,32 @@ def start(argv):
         path = asked.out if gansynth.checkpoints(asked.out) else None
     if path is not None:
         path = gansynth.find_checkpoint(path)
+        if path.name == gansynth.EXPERIMENT or asked.resume and asked.init:
+            raise ConfigError("--resume goes on with a run that train.py began, and --init begins "
+                              "one, from Magenta's weights as well: use one of the two")
         contents = gansynth.load_checkpoint(path, parts=RESUME_PARTS)
         model = contents["model"]
     given = parse_arguments(argv, model, first)
     preset, as_json, benchmark, planned = (given.pop(name) for name in (
         "preset", "json", "bench", "plan"))
-    del given["resume"], given["model"]
+    del given["resume"], given["model"], given["init"]
     if asked.resume is not None and (preset or asked.model not in (None, model)):
         raise ConfigError(f"--preset and --model contradict --resume, which has the settings of "
                           f"{path}: leave them out")
     if ranks.size > 1 and model != "gansynth":
         raise ConfigError(f"--model {model} trains in one process: start it without torchrun")
+    init = None
     if path:
         cfg, line = resumed_settings(path, contents, given), f"resuming {path} with its settings"
+    elif asked.init is not None:
+        cfg, line, init = initial(asked.init, model, preset, given)
     else:
         cfg, line = new_settings(model, preset, given)
     print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
     if benchmark or planned:
         measure(cfg, planned, as_json, 2 if planned else 20)
     else:
-        train(cfg, path, ranks)
+        train(cfg, path, ranks, init)
         ranks.leave()
 
 
