@@ -35,7 +35,6 @@ import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -810,10 +809,11 @@ def find_checkpoint(path):
                           f"checkpoint-*.pt files, one such file, or Magenta's with {EXPERIMENT}")
 
 
-def load_generator(path, device="cpu"):
+def load_generator(path, device="cpu", read_bundle=None):
     """The averaged generator of a checkpoint, ready to sample, and the checkpoint's contents, of
-    which "progress" is where training stood: an unfinished run is heard at that progress."""
-    contents = (load_magenta(path) if path.name == EXPERIMENT else
+    which "progress" is where training stood: an unfinished run is heard at that progress.
+    Magenta's experiment.json is one, too, for whom `read_bundle` is nsynth's."""
+    contents = (load_magenta(path, read_bundle) if Path(path).name == EXPERIMENT else
                 load_checkpoint(path, device, SAMPLE_PARTS))
     try:
         build, shape = {"gansynth": (Generator, Architecture),
@@ -865,25 +865,20 @@ def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None
 
 
 # ---- Magenta's checkpoints: the release's folder as it was unpacked -------------------------
-#
-# experiment.json holds settings, stage_00012/ a TensorFlow "tensor bundle": the numbers of all
-# variables in model.ckpt-N.data-00000-of-00001, and where each is in model.ckpt-N.index, a table.
-# A table is blocks of entries, sorted by name; a block of their handles (offset and size); and 48
-# bytes: a handle of no use, that of the block of handles, zeros and MAGIC.  A variable's entry is a
-# protocol buffer: 1 type, 2 shape, 3 which data file, 4 offset, 5 size, 6 CRC.  Of the first, which
-# has no name, 1 is how many data files.
+# experiment.json holds settings; stage_00012/ the variables, as TensorFlow keeps them.
 
-EXPERIMENT, MAGIC = "experiment.json", bytes.fromhex("57fb808b247547db")
+EXPERIMENT = "experiment.json"
 SETTINGS = {                              # what they may be; the first is the release's default
     "data_type": ("mel", "linear", "phase"), "to_rgb_activation": ("tanh", "linear"),
     "scale_mode": ("ALL",), "scale_base": (2,), "train_progressive": (True, False),
     "data_normalizer": ("specgrams_prespecified_normalizer",)}
 
 
-def load_magenta(path):
+def load_magenta(path, read_bundle):
     """experiment.json -> contents as of a checkpoint of ours, from the newest stage beside it.  It
-    tells no pitches: labels count from MIDI 24, as if each had been trained once.  CheckpointError
-    for what is damaged, missing, half-grown or of a kind that we do not have."""
+    tells no pitches: labels count from MIDI 24, as if each had been trained once.  read_bundle:
+    nsynth's.  CheckpointError for what is damaged, missing, half-grown or of a kind that we do not
+    have."""
     try:
         stage = max(path.parent.glob("stage_[0-9]*"), default=path.parent / "stage_*")
         listed = (stage / "checkpoint").read_text("utf-8")
@@ -962,97 +957,6 @@ def release_name(net, name):
     whole = "generator" if isinstance(net, Generator) else "discriminator"
     return (f"{whole.title()}/progressive_gan_{whole}/progressive_gan_block_"
             f"{block[1] if block else 1}/{layer}/{kind}")
-
-
-def read_bundle(index):
-    """A tensor bundle, by its .index -> a function from a variable's name to its array."""
-    data = index.read_bytes()
-    if data[-8:] != MAGIC:
-        raise ValueError(f"{index.name} is cut off, or no table")
-    *_, offset, size, _ = varints(data, len(data) - 48, 4)
-    table = {name.decode(): dict(fields(value)) for _, handle in entries(data, offset, size)
-             for name, value in entries(data, *varints(handle, 0, 2)[:2])}
-
-    def tensor(name):
-        kind, shape, shard, offset, _, crc = (table[name].get(i, 0) for i in range(1, 7))
-        shape = [dict(fields(size)).get(1, 0) for _, size in fields(shape)]
-        path = index.with_suffix(f".data-{shard:05}-of-{table[''][1]:05}")
-        array = np.fromfile(path, {1: "<f4", 9: "<i8"}[kind], math.prod(shape), offset=offset)
-        if crc32c(array) != crc:
-            raise ValueError(f"{path.name}: the checksum of {name} does not match")
-        return array.reshape(shape)
-
-    return tensor
-
-
-def entries(data, offset, size):
-    """Yield (name, value), bytes, of each entry of a block.
-
-    An entry: three varints (how many letters of its name are those of the name before, how many
-    others follow, the size of its value), those letters, the value.  Behind the last: places of
-    whole names, and their number, uint32 each.  Then, not in the block's size, a byte, which is 0
-    unless it is compressed, and a CRC of it all.
-    """
-    block = data[offset:offset + size + 5]
-    if crc32c(block[:-4]) != block[-4:] or block[-5]:
-        raise ValueError("a block of its .index is damaged, or compressed, as TensorFlow's are not")
-    at, name, end = 0, b"", size - 4 - 4 * int.from_bytes(block[size - 4:size], "little")
-    while at < end:
-        shared, fresh, length, at = varints(block, at, 3)
-        name = name[:shared] + block[at:at + fresh]
-        at += fresh + length
-        yield name, block[at - length:at]
-
-
-def varints(data, at, count):
-    """So many varints from `at` on, and the place behind them.  A varint is a whole number, seven
-    bits a byte, lowest first; the top bit says that another byte follows."""
-    numbers = []
-    while len(numbers) < count:
-        end = next((i for i in range(at, len(data)) if data[i] < 128), len(data)) + 1
-        numbers.append(sum((byte & 127) << 7 * i for i, byte in enumerate(data[at:end])))
-        at = end
-    return *numbers, at
-
-
-def fields(message):
-    """Yield (number, value) of each field of a protocol buffer: 8 * number + kind, a varint; then a
-    varint (kind 0), four bytes (5), or a size and so many bytes (2)."""
-    at = 0
-    while at < len(message):
-        tag, at = varints(message, at, 1)
-        value, at = (4, at) if tag & 7 == 5 else varints(message, at, 1)
-        if tag & 7:
-            value, at = message[at:at + value], at + value
-        yield tag >> 3, value
-
-
-def crc32c(data):
-    """The CRC-32C of bytes or an array, as TensorFlow writes it ("masked"): 4 bytes.
-
-    A register of 32 bits takes in byte by byte.  What each does to it, by the time that others have
-    followed, is in a table; and what many do is the XOR of that.
-    """
-    data, crc, table = np.frombuffer(data, np.uint8), 0xFFFFFFFF, crc_table()
-    for start in range(0, len(data), len(table)):
-        few = data[start:start + len(table)].copy()
-        few[:4] ^= np.frombuffer(crc.to_bytes(4, "little"), np.uint8)[:len(few)]
-        crc = crc >> 8 * len(few) ^ int(
-            np.bitwise_xor.reduce(table[np.arange(-len(few), 0), few]))
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, "little")
-
-
-@functools.lru_cache(maxsize=1)
-def crc_table():
-    """What a byte does to the register with so many behind it, from 4095 down to 0: (4096, 256)."""
-    alone = np.arange(256, dtype=np.uint32)
-    for _ in range(8):                    # divided by the polynomial, lowest bit first
-        alone = alone >> 1 ^ (alone & 1) * np.uint32(0x82F63B78)
-    rows = [alone]
-    for _ in range(4095):
-        rows.append(rows[-1] >> 8 ^ alone[rows[-1] & 255])
-    return np.stack(rows[::-1])
 
 
 # ---- Table 3: the networks block by block ---------------------------------------------------

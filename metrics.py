@@ -505,7 +505,7 @@ def checkpoint_run(path, args):
     """Fresh notes of a checkpoint, at pitches as often as it was trained on them; -> its setting,
     its run."""
     file = gansynth.find_checkpoint(path)
-    G, contents = gansynth.load_generator(file, args.device)
+    G, contents = gansynth.load_generator(file, args.device, nsynth.read_bundle)
     config, low = contents["config"], contents["pitch_low"]
     setting = Setting(args.data or config["data"], *(config[name] for name in Setting._fields[1:]))
     spectrum = spectral.restore(contents["spectrum"], args.mel_inverse)

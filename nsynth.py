@@ -520,20 +520,27 @@ def _number(varint):
     return sum((byte & 127) << 7 * i for i, byte in enumerate(varint))
 
 
-def _fields(message):
-    """Yield (number, value as bytes) of each field of a protocol buffer's message.
+def _varints(data, at, count):
+    """So many varints from a place on, and the place behind them."""
+    found = re.compile(VARINT * count).match(data, at)
+    if not found:
+        raise ValueError("its contents break off, or are not as TensorFlow writes them")
+    return *map(_number, found.groups()), found.end()
 
-    That is a row of tag, value, tag, value. A tag is 8 * the field's number + its wire type; all of
-    an Example's are of type 2: a length, and that many bytes.
-    """
-    end = 0
-    while end < len(message):
-        head = re.compile(VARINT * 2).match(message, end)
-        tag, size = map(_number, head.groups()) if head else (0, 0)
-        if tag & 7 != 2 or size > len(message) - head.end():
-            raise ValueError("its contents are no tf.train.Example")
-        end = head.end() + size
-        yield tag >> 3, message[head.end():end]
+
+def _fields(message, kinds=(2,)):
+    """Yield (number, value) of each field of a protocol buffer's message: a row of tag, value, tag,
+    value. A tag is 8 * the field's number + its kind: 0, a varint, 5, four bytes, or 2, a length
+    and that many bytes, which are all that an Example has."""
+    at = 0
+    while at < len(message):
+        tag, at = _varints(message, at, 1)
+        value, at = (4, at) if tag & 7 == 5 else _varints(message, at, 1)
+        if tag & 7 not in kinds or tag & 7 and value > len(message) - at:
+            raise ValueError("its contents break off, or are not as TensorFlow writes them")
+        if tag & 7:
+            value, at = message[at:at + value], at + value
+        yield tag >> 3, value
 
 
 def _features(payload):
@@ -615,6 +622,56 @@ def _a_note_and_its_split(row, cells):
     one headed split, else all are train."""
     name, part = cells.get("id", cells.get("note_str", row[0])), cells.get("split", "train")
     return name, part if part and re.fullmatch(r"[^/]+-\d{3}-\d{3}", name) else None
+
+
+# ---- A tensor bundle: where TensorFlow keeps a model's variables ----------------------------
+#
+# Their numbers are in model.ckpt-N.data-00000-of-00001, where each is in model.ckpt-N.index, a
+# table: blocks of entries, sorted by name; a block of their handles (offset and size); and 48
+# bytes: a handle of no use, that of the block of handles, zeros and a mark. A variable's entry is a
+# message: 1 type, 2 shape, 3 which data file, 4 offset, 5 size, 6 CRC. Of the first, which has no
+# name, 1 is how many data files.
+
+def read_bundle(index):
+    """A tensor bundle's .index, a Path -> a function from a variable's name to its array. Both
+    raise OSError, ValueError or KeyError for what is damaged or missing."""
+    data = index.read_bytes()
+    if data[-8:] != bytes.fromhex("57fb808b247547db"):
+        raise ValueError(f"{index.name} is cut off, or no table")
+    *_, offset, size, _ = _varints(data, len(data) - 48, 4)
+    table = {name.decode(): dict(_fields(value, (0, 2, 5)))
+             for _, handle in _entries(data, offset, size)
+             for name, value in _entries(data, *_varints(handle, 0, 2)[:2])}
+
+    def variable(name):
+        kind, shape, shard, offset, _, crc = (table[name].get(i, 0) for i in range(1, 7))
+        shape = [dict(_fields(size, (0,))).get(1, 0) for _, size in _fields(shape or b"")]
+        path = index.with_suffix(f".data-{shard:05}-of-{table[''][1]:05}")
+        array = np.fromfile(path, {1: "<f4", 9: "<i8"}[kind], math.prod(shape), offset=offset)
+        if _crc32c(array.tobytes()) != crc:
+            raise ValueError(f"{path.name}: the checksum of {name} does not match")
+        return array.reshape(shape)
+
+    return variable
+
+
+def _entries(data, offset, size):
+    """Yield (name, value), bytes, of each entry of a block.
+
+    An entry: three varints (how many letters of its name are those of the name before, how many
+    others follow, the size of its value), those letters, the value. Behind the last: places of
+    whole names, and their number, uint32 each. Then, not in the block's size, a byte, which is 0
+    unless it is compressed, and a CRC of it all.
+    """
+    block = data[offset:offset + size + 5]
+    if _crc32c(block[:-4]) != block[-4:] or block[-5]:
+        raise ValueError("a block of its .index is damaged, or compressed, as TensorFlow's are not")
+    at, name, end = 0, b"", size - 4 - 4 * int.from_bytes(block[size - 4:size], "little")
+    while at < end:
+        shared, fresh, length, at = _varints(block, at, 3)
+        name = name[:shared] + block[at:at + fresh]
+        at += fresh + length
+        yield name, block[at - length:at]
 
 
 # ---- Your own recordings: a folder of WAV files ---------------------------------------------

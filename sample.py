@@ -135,7 +135,7 @@ def choose(args, latent, counts, low):
 def sample(args):
     """Make and write what the command line asks for -> the page's path."""
     path = gansynth.find_checkpoint(args.checkpoint)
-    G, contents = gansynth.load_generator(path, args.device)
+    G, contents = gansynth.load_generator(path, args.device, nsynth.read_bundle)
     spectrum = spectral.restore(contents["spectrum"], args.mel_inverse)
     if contents["model"] == "wavenet" and (args.interpolate or args.latents):
         raise SampleError(f"{path}: is a WaveNet, which has no latents for --interpolate and "
@@ -172,7 +172,8 @@ def save(args):
     """Write a checkpoint, which may be Magenta's, to a file of ours."""
     if args.save.exists():
         raise SampleError(f"{args.save} is there already: name a new file")
-    _, contents = gansynth.load_generator(gansynth.find_checkpoint(args.checkpoint))
+    path = gansynth.find_checkpoint(args.checkpoint)
+    _, contents = gansynth.load_generator(path, read_bundle=nsynth.read_bundle)
     gansynth.save_checkpoint(args.save, contents)
     print(f"{args.save}: python sample.py plays it, python train.py --init starts from it")
 

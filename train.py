@@ -1153,7 +1153,7 @@ def initial(path, model, preset, given):
     """A new run from a checkpoint, ours or Magenta's -> settings, a line that tells of them, and
     weights.  Networks and notes' form are the checkpoint's, and all blocks there from the start."""
     path = gansynth.find_checkpoint(path)
-    contents = gansynth.load_generator(path)[1]
+    contents = gansynth.load_generator(path, read_bundle=nsynth.read_bundle)[1]
     known = {**contents["architecture"], **contents["config"], "progressive": False}
     known = {name: known[name] for name in INHERITED if name in known}
     cfg, line = new_settings(model, preset, {**known, **given})
