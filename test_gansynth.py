@@ -977,9 +977,11 @@ def test_conditioning_equals_that_of_every_sample_of_the_note(hold):
         y = F.conv1d(x, conv.weight, conv.bias, dilation=d).relu()
         x = y + x[..., d:-d] if i else y  # the middle of what it saw
     for offset, length in ((0, L), (0, 3), (5, 60), (60, 1), (70, 80), (100, 200), (400, 100)):
-        columns = net.condition(pitch, offset, length)
-        torch.testing.assert_close(columns.expand(-1, -1, length), x[..., offset:offset + length])
-    assert columns.shape[2] == 1          # long after it
+        found = net.condition(pitch, offset, length)
+        for gates, to_gates in zip(found, net.to_gates, strict=True):
+            torch.testing.assert_close(gates.expand(-1, -1, length),
+                                       to_gates(x[..., offset:offset + length]))
+    assert found[0].shape[2] == 1         # long after it
 
 
 @pytest.mark.parametrize("offset", [1, 40, 240])
