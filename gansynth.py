@@ -951,7 +951,7 @@ class WaveGANDiscriminator(nn.Module):
     def forward(self, wave, shifts=()):
         """wave (N, length), shifts by -2..2 after the first layers -> scores (N,), logits (N, P).
         Phase shuffle moves features later, reflected at the ends: transposed convolutions leave
-        artefacts of one phase, by which D would know fakes too easily."""
+        artefacts of one phase, by which D would know fakes too easily.  code: at most four."""
         x = wave[:, None]                                           # (N, 1, L)
         for i, down in enumerate(self.down):
             x = F.leaky_relu(down(F.pad(x, (10, 11))), LEAK)        # TensorFlow's SAME padding
