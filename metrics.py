@@ -365,8 +365,8 @@ def train_classifier(notes, width, examples=0, seed=0, device="cpu", batch=32):
 
 
 def find_classifier(setting, notes, args):
-    """The classifier of a setting's training notes, and which it is: the one named, or kept from
-    before, or trained now.  MetricError where it was trained on notes of another form."""
+    """The classifier of a setting's training notes, named, kept or trained now, and which it is;
+    MetricError where it was trained on notes of another form."""
     names = sorted(zip(notes.name.tolist(), notes.pitch.tolist()))
     mark = zlib.crc32(f"{setting[1:5]} {names}".encode())           # tells training sets apart
     name = re.sub(r"[^\w.-]", "_", Path(setting.data).resolve().name)
@@ -397,8 +397,7 @@ def find_classifier(setting, notes, args):
 
 
 # =============================================================================================
-# The measures end here.  The rest brings notes to them, and them to people: runs, rows, the table
-# and its page, the command line.
+# The measures end here.  The rest brings notes to them, and them to people.
 
 
 class Setting(NamedTuple):
@@ -622,15 +621,12 @@ def paper_name(config):
 
 def table_texts(rows):
     """The rows of a table (see `measure`) as texts, a heading first; the paper's beneath ours."""
-    texts = [["", *COLUMNS]]
-    for entry in rows:
-        for name, values in ((entry["name"], entry["values"]),
-                             (f"  paper: {entry['paper']}", PAPER.get(entry["paper"]))):
-            if values:
-                texts.append([name] + [
-                    "-" if values.get(column) is None else form.format(values[column])
-                    for column, form in COLUMNS.items()])
-    return texts
+    pairs = [pair for entry in rows for pair in (
+        (entry["name"], entry["values"]),
+        (f"  paper: {entry['paper']}", PAPER.get(entry["paper"]))) if pair[1]]
+    return [["", *COLUMNS]] + [
+        [name] + ["-" if values.get(column) is None else form.format(values[column])
+                  for column, form in COLUMNS.items()] for name, values in pairs]
 
 
 def aligned(texts):
@@ -739,16 +735,18 @@ streak of one colour); and NDB's {cells} cells, the fullest first, with the shar
 """
 
 FIGURE = """\
-<figure><figcaption>{name}</figcaption><audio src="{file}.wav" controls preload="none" onplay="
+<figure><figcaption>{name} <audio src="{file}.wav" controls preload="none" onplay="
 document.querySelectorAll('audio').forEach(audio => audio === this || audio.pause())"></audio>
-<img src="{file}.png" alt="">{ndb}</figure>
+</figcaption><img src="{file}.png" alt="">{ndb}</figure>
 """
 
 PAGE_STYLE = """\
 td { padding: .2rem .4rem; font-size: .85rem; }
+tr:first-child { font-weight: bold; }
 td:first-child { min-width: 9rem; white-space: normal; overflow-wrap: anywhere; }
 figure { display: flex; flex-wrap: wrap; gap: 1rem; align-items: end; }
-figcaption, audio { width: 100%; }
+figcaption { width: 100%; }
+audio { width: 16rem; max-width: 100%; height: 2rem; vertical-align: middle; }
 svg { width: 40rem; max-width: 100%; font-size: 12px; fill: var(--soft); text-anchor: end; }
 path { stroke: var(--line); }
 .real { color: #77777f; fill: currentColor; }
@@ -792,8 +790,8 @@ def parse(argv):
     args = parser.parse_args(argv)
     args.width = WIDTHS[args.width or ("full" if args.device.type == "cuda" else "thin")]
     if not (args.runs or args.data or args.train_classifier):
-        parser.error("name a run: a folder that train.py wrote, a checkpoint, or a folder of WAVs; "
-                     "or --data alone, for the row of real notes")
+        parser.error("name a run: a run folder, a checkpoint or a folder of WAVs; or give "
+                     "--data alone, for the row of real notes")
     if args.classifier and args.train_classifier or args.examples and not args.train_classifier:
         parser.error("--examples goes with --train-classifier, and --classifier does not")
     if (args.length or args.sample_rate or args.pitches) and any(map(is_run, args.runs)):
