@@ -990,9 +990,7 @@ def layer_table(arch):
 
 
 # ---- Baseline: WaveGAN (Donahue et al. 2018, tables 3 and 4), with a pitch ------------------
-# paper: that, and no more settings.  Here as in WaveGAN's own code, but that z is normal, and that
-# the pitch is beside z and named by D, as in GANSynth.
-
+# As in WaveGAN's own code, but z is normal, and the pitch beside it and named by D, as in GANSynth.
 
 @dataclass(frozen=True)
 class WaveGANArchitecture:
@@ -1047,10 +1045,8 @@ class WaveGANDiscriminator(nn.Module):
 
     def forward(self, wave, shifts=()):
         """wave (N, length), shifts by -2..2 after the first layers -> scores (N,), logits (N, P).
-
-        Phase shuffle moves features later, and fills the gap by reflection: transposed convolutions
-        leave artefacts of one phase, by which D would know fakes too easily.  code: at most four.
-        """
+        Phase shuffle moves features later, reflected at the ends: transposed convolutions leave
+        artefacts of one phase, by which D would know fakes too easily.  code: at most four."""
         x = wave[:, None]                                           # (N, 1, L)
         for i, down in enumerate(self.down):
             x = F.leaky_relu(down(F.pad(x, (10, 11))), LEAK)        # TensorFlow's SAME padding
@@ -1111,8 +1107,8 @@ class WaveNet(nn.Module):
             for wide, first in ((2 * C, 0), (C, 1), (C, 0)))
         self.skip_bias = nn.Parameter(torch.zeros(C))
         self.head = nn.ModuleList([nn.Conv1d(C, C, 1), nn.Conv1d(C, outputs, 1)])
-        # He's start (one of the P inputs is not zero), small beside what each layer adds to: with
-        # nothing to add to, eight layers in a row, a short run never learnt to heed the pitch.
+        # He's start (one of the P inputs is not zero), small beside what each layer adds to: eight
+        # layers in a row, with nothing to add to, never learnt to heed the pitch in a short run.
         for i, conv in enumerate(self.conditioning):
             nn.init.normal_(conv.weight, std=math.sqrt(2 / 3 / (8 * C if i else 1)))
             nn.init.zeros_(conv.bias)
@@ -1122,26 +1118,28 @@ class WaveNet(nn.Module):
         return mu_law_encode(x).to(x.dtype) / 127.5 - 1 if self.mulaw8 else to_16_bits(x)
 
     def condition(self, pitch, offset, L):
-        """pitch (N,) -> conditioning (N, C, L) of the note's times from `offset` on; or one column,
-        (N, C, 1), where all that they see is a pitch that is on, or off, and they are equal."""
+        """pitch (N,) -> what the gates of each layer are given at the note's L times from `offset`
+        on, a list of (N, 2 C, L); or of (N, 2 C, 1), equal at all that see no edge of the pitch."""
         reach = sum(CONDITIONING)                                   # samples, to either side
         t = torch.arange(offset - reach, offset + L + reach)
         on = (0 <= t) & (t < self.arch.hold)
-        if on.all() or not on.any():
-            on = on[:2 * reach + 1]
-        x = F.one_hot(pitch, self.arch.pitches)[..., None] * on.to(self.skip_bias)  # (N, P, times)
+        edges = on.diff().nonzero().flatten().tolist()              # columns far off are equal
+        sides = (max(edges[0] - 2 * reach, 0), max(L - 2 - edges[-1], 0)) if edges else (L - 1, 0)
+        on = on[sides[0]:len(on) - sides[1]].to(self.skip_bias)
+        x = F.one_hot(pitch, self.arch.pitches)[..., None] * on     # (N, P, times)
         for i, conv in enumerate(self.conditioning):
             x = F.relu(conv(x)) + (x if i else 0)
-        return x[..., reach:-reach]
+        gates = [to_gates(x[..., reach:-reach]) for to_gates in self.to_gates]
+        return [F.pad(g, sides, mode="replicate") for g in gates] if edges else gates
 
     def forward(self, x, pitch, offset=0):
         """x (N, L) in [-1, 1], a crop that begins at `offset` in the note (what was before counts
         as zero), pitch (N,) -> (N, outputs, L), of which those at t depend on x before t only."""
-        L, conditioning = x.shape[1], self.condition(pitch, offset, x.shape[1])
+        L = x.shape[1]
         u = F.pad(self.compress(x)[:, None, :-1], (1, 0))           # (N, 1, L)  one sample late
         h, skip = self.input(u)[..., :L], self.skip_bias[:, None]   # (N, C, L)
-        for i, (dilated, to_gates) in enumerate(zip(self.dilated, self.to_gates)):
-            a, b = (dilated(h)[..., :L] + to_gates(conditioning)).chunk(2, dim=1)
+        for i, (dilated, gates) in enumerate(zip(self.dilated, self.condition(pitch, offset, L))):
+            a, b = (dilated(h)[..., :L] + gates).chunk(2, dim=1)
             y = torch.tanh(a) * torch.sigmoid(b)                    # (N, C, L)
             skip = skip + self.skip[i](y)
             if i < len(self.residual):
@@ -1179,12 +1177,10 @@ def to_16_bits(x):
 
 
 def mol_log_likelihood(parameters, x):
-    """Discretised mixture of logistics (PixelCNN++, Salimans et al. 2017) on 16-bit values.
-
-    parameters (N, 3 M, L), x (N, L) in [-1, 1] -> log probabilities (N, L): the mass within half a
-    step of x's value, and of all beyond the least and the greatest.  With s the logistic function,
-    s(a) - s(b) = s(a) s(-b) (1 - e^(b - a)): in its logarithm nothing cancels far from the mean.
-    """
+    """Discretised mixture of logistics (PixelCNN++, Salimans 2017), (N, 3 M, L), of x (N, L) in
+    [-1, 1] -> log probabilities (N, L): the mass within half a 16-bit step, or of all beyond the
+    least and the greatest.  With s the logistic function, s(a) - s(b) = s(a) s(-b) (1 - e^(b - a)):
+    in its logarithm nothing cancels far from the mean."""
     logits, mean, log_scale = parameters.chunk(3, dim=1)            # (N, M, L) each
     x, half = to_16_bits(x)[:, None], 2.0 ** -16
     sharp = torch.exp(-log_scale.clamp(-14, 14))                    # beyond, nothing changes
@@ -1197,8 +1193,8 @@ def mol_log_likelihood(parameters, x):
 
 @torch.no_grad()
 def wavenet_generate(net, pitch, generator=None, show=lambda done: None):
-    """Notes from their first sample on: pitch (N,) labels -> waves (N, L) in [-1, 1].
-    `show(samples done)` now and then; a generator of the CPU, whatever the network's device."""
+    """Notes, sample by sample: pitch (N,) labels -> waves (N, L) in [-1, 1].  `show(samples done)`
+    now and then; a generator of the CPU, whatever the network's device."""
     length, cache = net.arch.length, CachedWaveNet(net, pitch)
     u = net.skip_bias.new_zeros(len(pitch), length + 1)             # u[:, 0]: silence before
     random = torch.rand(length, 2, len(pitch), generator=generator).to(u.device)
@@ -1237,9 +1233,8 @@ class CachedWaveNet:
         """u (N,): the sample before, as `compress` gives it, at first 0 -> (N, outputs)."""
         net, now, ys = self.net, self.t % self.BLOCK, []
         if now == 0:
-            conditioning = net.condition(self.pitch, self.t, self.BLOCK)
-            self.gates = torch.stack([to_gates(conditioning) + dilated.bias[:, None]
-                                      for to_gates, dilated in zip(net.to_gates, net.dilated)])
+            self.gates = torch.stack([gates + dilated.bias[:, None] for gates, dilated in zip(
+                net.condition(self.pitch, self.t, self.BLOCK), net.dilated)])
             self.gates = self.gates.expand(-1, -1, -1, self.BLOCK)  # (layers, N, 2 C, times)
         h = self.convolve(0, net.input.bias, u[:, None])            # (N, C)
         for i, gates in enumerate(self.gates[..., now]):

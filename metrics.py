@@ -1,14 +1,12 @@
-"""Every measure of the paper's tables, and its rows beside ours (paper 4; PAPER's Tables 1 and 2).
+"""Every measure of the paper's tables, and its rows beside ours (paper 4, Tables 1 and 2).
 
     python metrics.py runs/0001                    a run's fresh notes beside real ones, as a table
     python metrics.py runs/0001 notes/             any folder of WAVs counts as a run too
     python metrics.py --data DATA --controls       real notes, and three ways to fail
     python metrics.py --train-classifier --data DATA      the pitch classifier behind the measures
 
-The paper's human evaluation is notebooks/listening_test.py.
-The paper's measures, from a classifier that was trained on the real notes: NDB, FID, IS, and PA and
-PE (pitch accuracy, and the entropy of the predicted pitch: does it know the note?).  And ours,
-which know nothing of networks:
+The paper's, from a classifier that was trained on real notes: NDB, FID, IS, and PA and PE (pitch
+accuracy, and the entropy of the predicted pitch: is it sure?).  And ours, without a network:
 
     in tune   share of notes whose fundamental, by autocorrelation, is within a quarter tone (50
               cents) of the pitch asked for
@@ -16,8 +14,9 @@ which know nothing of networks:
     variety   log-spectral distance between two notes of one pitch, in dB: low when all sound alike
     steady    phase coherence (paper Fig. 3): do its harmonics' phases advance evenly?
 
-Each measure is a function of arrays.  Shapes: N notes, L samples, F frequency bins, T frames, D
-features, K classes or cells.  Waves are (N, L), pitches (N,) MIDI numbers, logits (N, K).
+Each is a function of arrays.  Shapes: N notes, L samples, F frequency bins, T frames, D features, K
+classes or cells.  Waves are (N, L), pitches (N,) MIDI numbers, logits (N, K).  The paper's human
+evaluation is notebooks/listening_test.py.
 """
 
 import signal
@@ -28,14 +27,12 @@ if __name__ == "__main__":                # Ctrl-C while the packages load: no t
 
 import argparse
 import html
-import itertools
 import json
 import math
 import re
 import warnings
 import zlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -64,12 +61,10 @@ class MetricError(ValueError):
 # ---- The paper's measures, on arrays --------------------------------------------------------
 
 def frechet_distance(features_real, features_fake):
-    """Frechet distance between the Gaussians fitted to two sets of features (N, D), (M, D).
+    """FID (Heusel et al. 2017) of features: |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)).
 
-    |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)), "FID" (Heusel et al. 2017).  The trace of the root is
-    the sum of the roots of the eigenvalues of C C', which are real and positive.  Over all rows
-    (code: only the first 128, by mistake).  It is too large for few rows, the more so where they
-    are no more than the features; compare sets of one size.
+    The trace of the root is the sum of the roots of the eigenvalues of C C'.  Over all rows (code:
+    only the first 128, by mistake).  It is too large for few rows: compare sets of one size.
     """
     a, b = np.asarray(features_real, np.float64), np.asarray(features_fake, np.float64)
     cov_a, cov_b = np.atleast_2d(np.cov(a.T)), np.atleast_2d(np.cov(b.T))
@@ -79,20 +74,15 @@ def frechet_distance(features_real, features_fake):
 
 
 def inception_score(logits):
-    """exp(mean KL(p(y|x) || p(y))), from logits (N, K) over pitches; in one split.
-
-    From 1 (all notes alike, or nothing recognised) to exp(entropy of the pitches played), which is
-    58.9 for the release's pitch counts.  Salimans et al. 2016.
-    """
+    """exp(mean KL(p(y|x) || p(y))), from logits (N, K), in one split (Salimans et al. 2016): from 1
+    (all notes alike, or nothing recognised) to exp(entropy of the pitches played)."""
     p = softmax(np.asarray(logits, np.float64), axis=1)             # (N, K)  p(y|x)
     return float(np.exp(entropy(p, p.mean(0), axis=1).mean()))
 
 
 def pitch_accuracy(logits, pitch, within=0):
-    """Share of notes whose likeliest pitch is the one asked for, (N,), to `within` semitones.
-
-    paper: exact.  code: counts a semitone's error as right (within=1).  Class k is MIDI pitch k.
-    """
+    """Share of notes whose likeliest pitch, k of class k, is the one asked for, (N,), to `within`
+    semitones.  paper: exact.  code: to one."""
     return float(np.mean(np.abs(logits.argmax(1) - pitch) <= within))
 
 
@@ -106,12 +96,8 @@ NDB_LEVEL = 0.05                          # of significance in each cell
 
 
 def cell_centres(train, k=CELLS, seed=0):
-    """The cells of NDB: k-means of training notes, (N, D) -> their centres, (K, D); K is k, or less
-    where some were left without notes.
-
-    As its authors do, clusters are sought in a random sixth of the dimensions where there are more
-    than 1000, and centred in all of them.
-    """
+    """K-means of training notes, (N, D) -> the centres of NDB's cells, those that hold any, (K, D);
+    sought in a random sixth of more than 1000 dimensions, centred in all, as its authors do."""
     random, dims = np.random.default_rng(seed), train.shape[1]
     some = random.permutation(dims)[:dims // 6] if dims > 1000 else slice(None)
     with warnings.catch_warnings():       # k-means tells of cells without notes
@@ -123,15 +109,13 @@ def cell_centres(train, k=CELLS, seed=0):
 def ndb(train, samples, centres):
     """Number of statistically different bins (Richardson and Weiss 2018), (N, D) and (M, D) rows.
 
-    In each cell of the space a z-test of two proportions (pooled) asks whether samples fall there
-    as often as training notes do.  Of one kind, 2.5 of 50 are expected to differ by chance (paper's
-    real notes: 2.2); as the cells are fitted to `train` it can be more in many dimensions (36 of 50
-    for 500 of pure noise), so that real notes are the yardstick.  The authors sort samples in by
-    the dimensions that k-means saw, and leave the training notes where it put them; here both sets
-    go to the nearest centre in all dimensions: one rule for both.
+    In each cell a z-test of two proportions (pooled) asks whether samples fall there as often as
+    training notes do.  2.5 of 50 differ by chance; more in many dimensions, as the cells are fitted
+    to `train` (36 for 500 of pure noise): real notes are the yardstick.  Both sets go to the centre
+    nearest in all dimensions (the authors' training notes stay where k-means put them).
 
-    -> number of such cells; js, the Jensen-Shannon divergence of the two sets of shares in nats;
-    and of each cell, the fullest of training notes first, (K,): train and samples, the shares, p.
+    -> number of such cells; js, the Jensen-Shannon divergence of the shares, in nats; and, (K,), of
+    each cell, the fullest first: the shares `train` and `samples`, and p of the test.
     """
     n, m = (np.bincount(vq(rows, centres)[0], minlength=len(centres)) for rows in (train, samples))
     order = np.argsort(-n, kind="stable")
@@ -190,28 +174,20 @@ def fundamental(wave, sample_rate, low=25.0, high=2000.0):
     return fine * sample_rate / (first - 1 + peak + 0.5 * (a - c) / (a - 2 * b + c))
 
 
-def tuning(waves, pitches, sample_rate):
-    """How far each note is from its pitch, in cents; (N,)."""
-    found = [fundamental(wave, sample_rate, low=min(25.0, f0 / 1.5), high=max(2000.0, 2.2 * f0))
-             for wave, f0 in zip(waves, frequency(pitches))]
-    return cents(np.array(found), frequency(pitches))
+def tuning(wave, pitch, sample_rate):
+    """How far a note is from its pitch, in cents; beyond 12,000 where it has no fundamental."""
+    f0 = frequency(pitch)
+    return cents(fundamental(wave, sample_rate, min(25.0, f0 / 1.5), max(2000.0, 2.2 * f0)), f0)
 
 
-def harmonic_share(waves, pitches, sample_rate):
-    """Share of each note's energy within a quarter tone of a harmonic of its pitch; (N,).
-
-    To be read beside that of real notes: the bands of high harmonics meet, so that even white noise
-    has 0.7 at middle C (16 kHz), and more at lower pitches.
-    """
-    waves = np.asarray(waves, dtype=np.float64)
-    power = np.abs(np.fft.rfft(waves * np.hanning(waves.shape[1]))) ** 2        # (N, bins)
-    f = np.fft.rfftfreq(waves.shape[1], 1 / sample_rate)
-    shares = []
-    for row, f0 in zip(power, frequency(pitches)):
-        harmonic = np.maximum(np.rint(f / f0), 1) * f0
-        near = np.abs(cents(f, harmonic)) <= QUARTER_TONE
-        shares.append(row[near].sum() / max(row.sum(), 1e-12))
-    return np.array(shares)
+def harmonic_share(wave, pitch, sample_rate):
+    """Share of a note's energy within a quarter tone of a harmonic of its pitch.  As the bands of
+    high harmonics meet, even white noise has 0.7 at middle C (16 kHz), and more below."""
+    wave, f0 = np.asarray(wave, dtype=np.float64), frequency(pitch)
+    power = np.abs(np.fft.rfft(wave * np.hanning(len(wave)))) ** 2              # (bins,)
+    f = np.fft.rfftfreq(len(wave), 1 / sample_rate)
+    near = np.abs(cents(f, np.maximum(np.rint(f / f0), 1) * f0)) <= QUARTER_TONE
+    return power[near].sum() / max(power.sum(), 1e-12)
 
 
 VARIETY_NOTES = 8                         # of a pitch: every further one adds little
@@ -235,67 +211,53 @@ PERIODS = 4                               # in a window: its neighbours are then
 LAG = 0.032                               # seconds an advance spans: a hop of the paper's "+ H"
 
 
-def advances(wave, f0, sample_rate):
-    """The phase advances of a note's harmonics, (A, K) complex, and their amplitudes, (K,).
+def phase_coherence(wave, pitch, sample_rate):
+    """How steadily the harmonics of a note turn: 1 at constant speeds, 0 at random ones.
 
-    Each harmonic is demodulated at k f0 in Hann windows of four periods, short enough to hold one
-    that is detuned, and its phase compared with that LAG later (rounded up to hops of three
-    quarters of a window, so that the two share next to nothing).  The span is in seconds, not in
-    periods: phases drawn anew in every frame of an STFT hardly turn in a few periods of a high
-    note.  An advance d stands there as g exp(i d), where g is the product of the two magnitudes:
-    once a harmonic has died away, its phase says nothing.  A note too short has no advances.
+    Each is demodulated at k f0 in Hann windows of four periods, short enough to hold a detuned one,
+    and its phase compared with that LAG later (in hops of three quarters of a window, which share
+    next to nothing; in seconds, as random phases of an STFT's frames hardly turn in a few periods
+    of a high note).  R_k = |mean exp(i d)| over these advances d: detuning costs nothing, Gaussian
+    jitter of deviation s gives exp(-s^2 / 2).  R_k^2 is the mean of cos(d - d') over all pairs;
+    those of an advance with itself are left out, so that white noise has 0 but for chance (0.02 in
+    4 s at 16 kHz, 0.05 in 0.5 s at 8 kHz).  The root of the mean R_k^2, weighted by amplitude.
+
+    To be read beside real notes: vibrato and string sections lower it, and overlapping windows of
+    an STFT lend some even to random phases (of 64 and 128 ms: 0.1 and 0.4 in notes of 4 s).
+    Silence has 0; nan is a note too short, or too near Nyquist, for advances.
     """
-    x, window = middle(wave), round(PERIODS * sample_rate / f0)
+    x, f0 = middle(wave), frequency(pitch)
+    window = round(PERIODS * sample_rate / f0)
     hop = max(1, 3 * window // 4)
     lag = int(np.ceil(LAG * sample_rate / hop))                     # in hops
     k = np.arange(1, 1 + min(HARMONICS, int(sample_rate / 2 / f0 - 0.25)))      # below Nyquist
-    if len(x) < window + (lag + 1) * hop:                           # two advances
-        return np.zeros((0, len(k))), np.zeros(len(k))
+    if len(x) < window + (lag + 1) * hop or len(k) == 0:            # two advances
+        return np.nan
     frames = np.lib.stride_tricks.sliding_window_view(x, window)[::hop]         # (T, window)
     carrier = np.exp(-2j * np.pi * f0 / sample_rate * np.outer(np.arange(window), k))
     harmonics = (frames * np.hanning(window + 1)[:-1]) @ carrier    # (T, K)
-    return harmonics[:-lag].conj() * harmonics[lag:], np.abs(harmonics).mean(0)
-
-
-def phase_coherence(waves, pitches, sample_rate):
-    """How steadily the harmonics of each note turn, (N,): 1 at constant speeds, 0 at random ones.
-
-    R_k, the mean resultant length of harmonic k's advances d, is |mean exp(i d)|: a constant
-    advance costs nothing, so neither does detuning; Gaussian jitter of standard deviation s gives
-    exp(-s^2 / 2).  Its square is the mean of cos(d - d') over all pairs of advances; those of an
-    advance with itself are left out, so that white noise has 0 but for chance (0.02 in notes of
-    4 s at 16 kHz, 0.05 in 0.5 s at 8 kHz).  A note has the root of the mean R_k^2, weighted by
-    amplitude: a harmonic counts as far as it is heard.
-
-    To be read beside that of real notes: vibrato and string sections lower it, and an STFT's
-    overlapping windows lend some even to random phases (windows of 64 and 128 ms: 0.1 and 0.4 in
-    notes of 4 s).  Silence has 0; nan is a note too short, or too near Nyquist, for advances.
-    """
-    coherence = []
-    for wave, f0 in zip(waves, frequency(pitches)):
-        turns, amplitude = advances(wave, f0, sample_rate)
-        weight = np.abs(turns)
-        itself = (weight ** 2).sum(0)                               # (K,)
-        others = weight.sum(0) ** 2 - itself
-        R_squared = (np.abs(turns.sum(0)) ** 2 - itself) / np.maximum(others, 1e-300)
-        mean = (amplitude * R_squared).sum() / max(amplitude.sum(), 1e-300)
-        coherence.append(np.sqrt(np.clip(mean, 0, 1)) if turns.size else np.nan)
-    return np.array(coherence)
+    amplitude = np.abs(harmonics).mean(0)
+    turns = harmonics[:-lag].conj() * harmonics[lag:]               # exp(i d) by both magnitudes:
+    weight = np.abs(turns)                                          # what has died away is silent
+    itself = (weight ** 2).sum(0)                                   # (K,)
+    others = weight.sum(0) ** 2 - itself
+    R_squared = (np.abs(turns.sum(0)) ** 2 - itself) / np.maximum(others, 1e-300)
+    return np.sqrt(np.clip((amplitude * R_squared).sum() / max(amplitude.sum(), 1e-300), 0, 1))
 
 
 def phase_picture(wave, pitch, sample_rate, samples=1028, height=192):
     """The waveform modulo its period, above its rainbowgram (paper, Fig. 3): (H, W, 3) uint8.
 
-    One period runs from left to right; the cycles in the middle of the note, as many as cover
-    `samples`, are drawn over each other: coherent ones meet in one bright line, others blur.  The
-    period is the one measured around them, or the pitch's if that is over a quarter tone away.
+    Cycles in the middle of the note, as many as cover `samples`, lie over each other: coherent ones
+    meet in a bright line.  The period is the one measured there, or if that is over a quarter tone
+    away, the pitch's.
     """
     wave = np.asarray(wave, dtype=np.float64)
     rainbow = spectral.rainbowgram(wave, sample_rate, height)       # (height, frames, 3)
     width, centre, period = rainbow.shape[1], len(wave) / 2, sample_rate / frequency(pitch)
     reach = max(samples, 4 * period) * 2 / 3                        # `middle` leaves out a quarter
     around = wave[max(0, int(centre - reach)):int(centre + reach)]
-    off = tuning([around], [pitch], sample_rate)[0]
+    off = tuning(around, pitch, sample_rate)
     if abs(off) <= QUARTER_TONE:
         period /= 2 ** (off / 1200)
     cycles = max(1, int(min(np.ceil(samples / period), len(wave) / period)))
@@ -317,12 +279,9 @@ RANGE = 80                                # dB below a note's loudest bin that t
 
 
 def log_spectrogram(waves, sample_rate):
-    """Log magnitude as the classifier sees it, (N, L) -> (N, 1, F, T), from 0 to 1.
-
-    Windows of about 64 ms, a quarter apart: 512 frequencies x 256 frames of the paper's notes, the
-    frames zero-padded to a power of two.  1 is the note's loudest bin and 0 is 80 dB below it or
-    less, so that neither a model's level nor digital silence, which no network makes, tells.
-    """
+    """Log magnitude as the classifier sees it, (N, L) -> (N, 1, F, T), in windows of about 64 ms, a
+    quarter apart: 512 x 256 of the paper's notes.  1 is a note's loudest bin and 0 is 80 dB or more
+    below it: neither a model's level nor digital silence, which no network makes, tells."""
     bins = 2 ** round(math.log2(sample_rate * spectral.WINDOW_SECONDS[False])) // 2
     frames = 2 ** math.ceil(math.log2(max(1, waves.shape[1] * 2 / bins)))
     magnitude = spectral.stft(waves, frames, bins).abs().clamp(min=1e-7)        # (N, T, F)
@@ -334,10 +293,9 @@ def log_spectrogram(waves, sample_rate):
 class Classifier(nn.Module):
     """Log spectrogram -> features, and logits over pitch, qualities, family and source.
 
-    paper (appendix; the classifier of the NSynth paper): nine strided convolutions, the first 5x5
-    and the others 4x4, of stride 2 but for the last, which has it along frequency only; then 1x1
-    to 1024.  512 x 256 becomes 1 x 1.  Fewer frequencies take as many convolutions less; what
-    remains of other sizes is averaged.
+    paper (appendix; the NSynth paper's): nine strided convolutions, the first 5x5 and the others
+    4x4, of stride 2 but for the last, which has it along frequency only; then 1x1 to 1024.  512 x
+    256 becomes 1 x 1; of other sizes there are fewer convolutions, and what remains is averaged.
     """
 
     def __init__(self, sample_rate, width):
@@ -355,10 +313,8 @@ class Classifier(nn.Module):
                                     for name, classes in HEADS.items()})
 
     def forward(self, spectrogram):
-        """(N, 1, F, T) -> features (N, 4 width), a dict of logits (N, classes).
-
-        The features, for FID, are the last strided convolution's, normed, before its leaky ReLU.
-        """
+        """(N, 1, F, T) -> features for FID (N, 4 width), the last strided convolution's before its
+        leaky ReLU; a dict of logits (N, classes)."""
         x = spectrogram.contiguous(memory_format=torch.channels_last)
         for conv in self.convs:
             features = conv(x)                                      # (N, C, F/2, T/2)
@@ -371,29 +327,26 @@ def classifier_loss(logits, notes, indices):
     """The four cross-entropies of notes at indices, summed (paper: trained jointly); what the data
     do not tell, -1, counts for nothing."""
     def labels(words, known):
-        return torch.tensor([known.index(word) if word in known else -1 for word in words])
+        return [known.index(word) if word in known else -1 for word in words[indices]]
 
-    device = logits["pitch"].device
-    quality = torch.from_numpy(notes.qualities[indices]).to(device)             # (n, 10)  yes or no
-    told = quality.ge(0).float()
-    loss = F.binary_cross_entropy_with_logits(
-        logits["qualities"], quality.clamp(min=0).float(), told, reduction="sum"
-        ) / told.sum().clamp(min=1)
-    for name, label in (("pitch", torch.from_numpy(notes.pitch[indices])),      # (n,)
-                        ("family", labels(notes.family[indices], nsynth.FAMILIES)),
-                        ("source", labels(notes.source[indices], nsynth.SOURCES))):
-        label = label.to(device)
-        loss = loss + F.cross_entropy(logits[name], label, ignore_index=-1, reduction="sum"
-                                      ) / label.ge(0).sum().clamp(min=1)
+    loss = 0
+    for name, label in {"pitch": notes.pitch[indices], "qualities": notes.qualities[indices],
+                        "family": labels(notes.family, nsynth.FAMILIES),
+                        "source": labels(notes.source, nsynth.SOURCES)}.items():
+        label = torch.as_tensor(label, device=logits[name].device)  # (n,), of qualities (n, 10)
+        told = label >= 0
+        own, label = logits[name][told], label[told]
+        if len(label):
+            loss = loss + (F.binary_cross_entropy_with_logits(own, label.float())
+                           if name == "qualities" else F.cross_entropy(own, label))
     return loss
 
 
 def train_classifier(notes, width, examples=0, seed=0, device="cpu", batch=32):
-    """A classifier of `notes`, after so many examples, all in turn (0: each 8 times, 16,000 at
-    least).
+    """A classifier of `notes`, after so many examples (0: each 8 times, 16,000 at least).
 
     Adam as the paper's, beta1 0.5, rate 1e-4 at full width, and as much more as the layers are
-    thinner: 8e-4 for the thin one.  ours: the rate falls to 0 along a cosine.
+    thinner.  ours: the rate falls to 0 along a cosine.
     """
     torch.manual_seed(seed)
     rate = notes.sample_rate
@@ -412,8 +365,8 @@ def train_classifier(notes, width, examples=0, seed=0, device="cpu", batch=32):
 
 
 def find_classifier(setting, notes, args):
-    """The classifier of a setting's training notes, and which it is: the one named, or kept from
-    before, or trained now.  MetricError where it was trained on notes of another form."""
+    """The classifier of a setting's training notes, named, kept or trained now, and which it is;
+    MetricError where it was trained on notes of another form."""
     names = sorted(zip(notes.name.tolist(), notes.pitch.tolist()))
     mark = zlib.crc32(f"{setting[1:5]} {names}".encode())           # tells training sets apart
     name = re.sub(r"[^\w.-]", "_", Path(setting.data).resolve().name)
@@ -444,8 +397,7 @@ def find_classifier(setting, notes, args):
 
 
 # =============================================================================================
-# The measures end here.  The rest brings notes to them, and them to people: runs, rows, the table
-# and its page, the command line.
+# The measures end here.  The rest brings notes to them, and them to people.
 
 
 class Setting(NamedTuple):
@@ -460,6 +412,10 @@ class Setting(NamedTuple):
     split: str = "random"
     skip_damaged: bool = False
     seed: int = 0                         # of the split
+
+    def count(self, asked):
+        """Notes a row, where none are asked for.  paper: 12,800, of 4 s; here 1,000 of shorter."""
+        return asked or (12_800 if self.length >= 64_000 else 1_000)
 
     def notes(self, pack):
         """(training notes, held-out ones); pack: where those of read-only data may be packed."""
@@ -502,8 +458,7 @@ def real_run(name, notes, indices, paper=""):
 
 
 def checkpoint_run(path, args):
-    """Fresh notes of a checkpoint, at pitches as often as it was trained on them; -> its setting,
-    its run."""
+    """Fresh notes of a checkpoint, at pitches as often as trained -> its setting, its run."""
     file = gansynth.find_checkpoint(path)
     G, contents = gansynth.load_generator(file, args.device, nsynth.read_bundle)
     config, low = contents["config"], contents["pitch_low"]
@@ -511,8 +466,8 @@ def checkpoint_run(path, args):
     spectrum = spectral.restore(contents["spectrum"], args.mel_inverse)
     if args.mel_inverse and spectrum.rep != "if-mel":
         raise MetricError(f"{file}: has no mel scale, but {spectrum.rep}: leave --mel-inverse out")
-    z, pitch = sample.draw(args.samples or default_samples(setting), G.arch.latent,
-                           contents["counts"].cpu(), low, args.seed)
+    z, pitch = sample.draw(setting.count(args.samples), G.arch.latent, contents["counts"].cpu(),
+                           low, args.seed)
     random = torch.Generator().manual_seed(args.seed)               # a WaveNet draws its samples
     return setting, Run(
         f"{path}, {contents['images']:,} examples", np.array(pitch),
@@ -523,36 +478,35 @@ def checkpoint_run(path, args):
 
 def folder_run(folder, setting, args):
     """The WAVs of a folder, whoever made them, in the form of `setting`; names tell pitches."""
-    pitch = {file: nsynth.pitch_of(file.stem) for file in sorted(folder.iterdir())
-             if file.suffix.lower() == ".wav"}
-    inside = [file for file, p in pitch.items()
-              if p is not None and setting.pitch_low <= p <= setting.pitch_high]
+    wavs = [file for file in sorted(folder.iterdir()) if file.suffix.lower() == ".wav"]
+    wanted = range(setting.pitch_low, setting.pitch_high + 1)
+    inside = [file for file in wavs if nsynth.pitch_of(file.stem) in wanted]
     if len(inside) < 2:
-        raise MetricError(f"{folder}: no run, and {len(inside)} of its {len(pitch):,} WAVs tell a "
+        raise MetricError(f"{folder}: no run, and {len(inside)} of its {len(wavs):,} WAVs tell a "
                           f"pitch in {setting.pitch_low}-{setting.pitch_high}: expected two or "
                           "more, with names such as note-060.wav, note_C4.wav or note-060-100.wav")
     sound, rate = nsynth.read_sound(inside[0])
-    name = f"{folder}" + f", {len(inside):,} of its {len(pitch):,} WAVs" * (inside != list(pitch))
+    name = f"{folder}" + f", {len(inside):,} of its {len(wavs):,} WAVs" * (inside != wavs)
     if (len(sound), rate) != setting[1:3]:
         name += f", from {len(sound):,} samples at {rate:,} Hz"
     order = np.random.default_rng(args.seed).permutation(len(inside))
-    files = [inside[i] for i in order[:args.samples or default_samples(setting)]]
+    files = [inside[i] for i in order[:setting.count(args.samples)]]
     wish = nsynth.Wish(setting.length, setting.sample_rate)
-    return Run(name, np.array([pitch[file] for file in files]), lambda some: torch.from_numpy(
-        np.stack([wish.fit(*nsynth.read_sound(file)) for file in files[some]]) / np.float32(32768)
-        ), files=True)
+    return Run(name, np.array([nsynth.pitch_of(file.stem) for file in files]),
+               lambda some: torch.from_numpy(np.stack(
+                   [wish.fit(*nsynth.read_sound(file)) for file in files[some]])) / 32768,
+               files=True)
 
 
 def controls(train, held_out, length, count, seed):
     """Three deliberate failures, to see which measure catches what."""
     rng = np.random.default_rng(seed)
     real = rng.permutation(len(held_out))[:count]
-    shuffled = replace(held_out.subset(real), pitch=rng.permutation(held_out.pitch[real]))
-    pitch = rng.choice(train.pitch, count)
+    shuffled, pitch = rng.permutation(held_out.pitch[real]), rng.choice(train.pitch, count)
     return [Run("control: white noise", pitch, lambda some: torch.from_numpy(
                 rng.normal(0, 0.1, (len(pitch[some]), length)).astype(np.float32))),
             real_run("control: one note repeated", train, np.zeros(count, np.int64)),
-            real_run("control: shuffled pitches", shuffled, np.arange(len(real)))]
+            real_run("control: shuffled pitches", held_out, real)._replace(pitch=shuffled)]
 
 
 # ---- Rows -----------------------------------------------------------------------------------
@@ -562,11 +516,8 @@ SILENT = 1e-3                             # a peak below it: -60 dB of full scal
 
 
 def hear(run, classifier, rate, device, alone=True):
-    """Go through a run's notes in batches, so that any length and 12,800 of them fit in memory.
-
-    alone: whether the run is measured for itself, and not only there to be compared with.
-    -> what is kept of N notes; off is in cents; waves are the first few of each pitch.
-    """
+    """Go through a run's notes, 12,800 of any length -> what is kept: off in cents, waves of the
+    first few of each pitch.  alone: not only to be compared with, but measured itself."""
     few, columns, pictures = np.zeros(len(run.pitch), bool), [], None
     for pitch in np.unique(run.pitch):
         few[np.flatnonzero(run.pitch == pitch)[:VARIETY_NOTES]] = alone
@@ -578,22 +529,19 @@ def hear(run, classifier, rate, device, alone=True):
         if pictures is None:              # one large array: many small ones would keep apart, and
             pictures = np.empty((len(few), small.shape[1]), np.float32)     # in memory, the gaps
         pictures[some], waves, pitch = small, waves.numpy(), run.pitch[some]
-        own = [measure(waves, pitch, rate) if alone else pitch
+        own = [[measure(*note, rate) for note in zip(waves, pitch)] if alone else pitch
                for measure in (tuning, harmonic_share, phase_coherence)]
         columns.append([features.cpu(), logits["pitch"].cpu(), np.abs(waves).max(1), *own,
                         waves[few[some]]])
     features, logits, peak, off, clean, steady, waves = map(np.concatenate, zip(*columns))
     return SimpleNamespace(
         features=features, logits=logits, pictures=pictures, pitch=run.pitch, peak=peak, off=off,
-        clean=clean, steady=steady, waves=waves, waves_pitch=run.pitch[few])
+        clean=clean, steady=steady, few=few, waves=waves)
 
 
 def row(heard, reference):
-    """The measures of notes beside `reference`, training notes; -> a dict, and what `ndb` found.
-
-    None where it cannot be measured: NDB of fewer notes than cells, variety where no two have one
-    pitch, steadiness of notes too short for it.
-    """
+    """The measures of notes beside `reference`, training notes -> a dict, None where they are too
+    few or too short for one, and what `ndb` found."""
     enough = reference.centres is not None and len(heard.pitch) >= CELLS
     cells = ndb(reference.pictures, heard.pictures, reference.centres) if enough else None
     steady = heard.steady[np.isfinite(heard.steady)]
@@ -606,7 +554,7 @@ def row(heard, reference):
               "PE": pitch_entropy(heard.logits),
               "in tune": float(np.mean(np.abs(heard.off) <= QUARTER_TONE)),
               "clean": float(heard.clean.mean()),
-              "variety": variety(heard.waves, heard.waves_pitch),
+              "variety": variety(heard.waves, heard.pitch[heard.few]),
               "steady": float(steady.mean()) if len(steady) else None}
     return {name: None if value != value else value for name, value in values.items()}, cells
 
@@ -662,10 +610,9 @@ COLUMNS = {"notes": "{:,}", "NDB": "{:.3g}", "JS": "{:.3f}", "FID": "{:.1f}", "I
 
 def paper_name(config):
     """The row of the paper's tables that a run's settings belong to."""
-    if config["model"] == "wavenet":
-        return f"WaveNet {'8' if config['output'] == 'mulaw8' else '16'}-bit"
-    if config["model"] == "wavegan":
-        return "WaveGAN"
+    if config["model"] != "gansynth":
+        return {"mulaw8": "WaveNet 8-bit", "mol16": "WaveNet 16-bit"}.get(config.get("output"),
+                                                                          "WaveGAN")
     if config["rep"] == spectral.WAVEFORM:
         return "Waveform GAN" + ", not grown" * (not config["progressive"])
     names = {"phase": "Phase", "if": "IF", "if-mel": "IF-Mel"}
@@ -674,14 +621,12 @@ def paper_name(config):
 
 def table_texts(rows):
     """The rows of a table (see `measure`) as texts, a heading first; the paper's beneath ours."""
-    texts = [["", *COLUMNS]]
-    for entry in rows:
-        pairs = [(entry["name"], entry["values"])]
-        if entry["paper"]:
-            pairs.append((f"  paper: {entry['paper']}", PAPER[entry["paper"]]))
-        texts += [[name] + [form.format(values[column]) if values.get(column) is not None else "-"
-                            for column, form in COLUMNS.items()] for name, values in pairs]
-    return texts
+    pairs = [pair for entry in rows for pair in (
+        (entry["name"], entry["values"]),
+        (f"  paper: {entry['paper']}", PAPER.get(entry["paper"]))) if pair[1]]
+    return [["", *COLUMNS]] + [
+        [name] + ["-" if values.get(column) is None else form.format(values[column])
+                  for column, form in COLUMNS.items()] for name, values in pairs]
 
 
 def aligned(texts):
@@ -703,9 +648,16 @@ def print_table(setting, runs, args):
     out = sample.out_folder(args.out, Path("runs"), "metrics")
     with sample.whole_folder(out) as part:              # fails now, or after minutes of work
         table, figures = measure(setting, runs, args, part)
+        texts = table_texts(table["rows"])
+        rows = [f"<tr{' class=soft' * cells[0].startswith('  paper')}><td>"
+                + "<td>".join(map(html.escape, cells)) for cells in texts]
+        page = PAGE.format(title=html.escape(table["title"]), rows="\n".join(rows), cells=CELLS,
+                           remarks="<br>".join(map(html.escape, table["remarks"])),
+                           figures="".join(figures))
         (part / "table.json").write_text(json.dumps(table, indent=1), "utf-8")
-        (part / "index.html").write_text(measures_page(table, figures), "utf-8", "replace")
-    lines = (markdown if args.markdown else aligned)(table_texts(table["rows"]))
+        (part / "index.html").write_text(sample.page("Measures", page, PAGE_STYLE), "utf-8",
+                                         "replace")
+    lines = (markdown if args.markdown else aligned)(texts)
     print(json.dumps(table, indent=1) if args.json else
           "\n".join(["", table["title"], "", *lines, "", *table["remarks"]]))
     print(f"\nlook at {out / 'index.html'}", file=sys.stderr)
@@ -716,21 +668,21 @@ def measure(setting, runs, args, folder):
     with pictures and sounds in `folder`."""
     train, held_out = setting.notes(args.pack)
     classifier, which = find_classifier(setting, train, args)
-    most, rate = args.samples or default_samples(setting), setting.sample_rate
-    some, real = (np.sort(np.random.default_rng(args.seed).permutation(len(notes))[:most])
+    count, rate = setting.count(args.samples), setting.sample_rate
+    some, real = (np.sort(np.random.default_rng(args.seed).permutation(len(notes))[:count])
                   for notes in (train, held_out))
     reference = hear(real_run("training notes", train, some), classifier, rate, args.device, False)
     reference.centres = cell_centres(reference.pictures) if len(some) >= CELLS else None
     runs = [real_run(f"real: held out of {setting.data}", held_out, real, "Real data"), *runs]
     if args.controls:
-        runs += controls(train, held_out, setting.length, most, args.seed)
+        runs += controls(train, held_out, setting.length, count, args.seed)
     rows, told, figures = [], {}, []
-    for run in runs:
+    for number, run in enumerate(runs):
         heard = hear(run, classifier, rate, args.device)
         values, cells = row(heard, reference)
         for sentence in remarks(run, heard, values, reference):
             told.setdefault(sentence, []).append(run.name)
-        figures.append(figure(folder / f"{len(rows):02}", run.name, heard, cells, rate))
+        figures.append(figure(folder / f"{number:02}", run.name, heard, cells, rate))
         rows.append({"name": run.name, "paper": run.paper, "values": values})
     title = (f"{setting}; NDB and FID beside {len(some):,} training notes of {setting.data}; "
              f"classifier: {which}")
@@ -740,17 +692,17 @@ def measure(setting, runs, args, folder):
 
 
 def figure(file, name, heard, cells, rate):
-    """A run for the page: the paper's Fig. 3 of a note near middle C that is as steady as most,
-    and NDB's cells.  Writes FILE.png, and some notes in turn as FILE.wav; -> HTML."""
-    off = np.abs(heard.waves_pitch - 60)
-    waves, pitch = heard.waves[off == off.min()], heard.waves_pitch[off == off.min()]
-    i = np.argsort(phase_coherence(waves, pitch, rate))[len(pitch) // 2]
-    spectral.write_png(f"{file}.png", phase_picture(waves[i], pitch[i], rate))
-    first = np.unique(heard.waves_pitch, return_index=True)[1]
+    """A run for the page: some notes in turn, FILE.wav; FILE.png, the paper's Fig. 3 of a note near
+    middle C that is as steady as most; and NDB's cells.  -> HTML."""
+    pitch, steady = heard.pitch[heard.few], heard.steady[heard.few]
+    near = np.flatnonzero(np.abs(pitch - 60) == np.abs(pitch - 60).min())
+    i = near[np.argsort(steady[near])[len(near) // 2]]
+    spectral.write_png(f"{file}.png", phase_picture(heard.waves[i], pitch[i], rate))
+    first = np.unique(pitch, return_index=True)[1]
     few = heard.waves[first[np.linspace(0, len(first) - 1, 4).astype(int)]]
     nsynth.write_wav(f"{file}.wav", torch.from_numpy(few.ravel() / max(1, np.abs(few).max())), rate)
-    return (f"<figure><figcaption>{html.escape(name)}</figcaption>"
-            f'<img src="{file.name}.png" alt="">{ndb_picture(cells) if cells else ""}</figure>')
+    return FIGURE.format(name=html.escape(name), file=file.name,
+                         ndb=ndb_picture(cells) if cells else "")
 
 
 def ndb_picture(cells):
@@ -767,23 +719,6 @@ def ndb_picture(cells):
     return f'<svg viewBox="0 0 650 190">{"".join(parts)}</svg>'
 
 
-def measures_page(table, figures):
-    """A table and its figures as a page; beside each row of ours its WAV to play."""
-    (_, *heading), *rows = table_texts(table["rows"])
-    lines, sounds = ["<tr><th>" + "".join(f"<th>{column}" for column in heading)], itertools.count()
-    for name, *cells in rows:
-        start = "<tr class=soft><td>" if name.startswith("  paper: ") else (
-            f'<tr><td>{PLAY.format(next(sounds))} ')
-        lines.append(start + html.escape(name) + "".join(f"<td>{cell}" for cell in cells))
-    return sample.page("Measures", PAGE.format(
-        title=html.escape(table["title"]), rows="\n".join(lines), cells=CELLS,
-        remarks="<br>".join(map(html.escape, table["remarks"])), figures="\n".join(figures)
-        ), PAGE_STYLE, PAGE_SCRIPT)
-
-
-PLAY = ('<button onclick="const a = this.lastChild; a.paused ? a.play() : a.load()">&#9654;&#xFE0E;'
-        '<audio src="{:02}.wav" preload="none"></audio></button>')
-
 PAGE = """\
 <h1>Measures</h1>
 <p>{title}</p>
@@ -791,26 +726,27 @@ PAGE = """\
 {rows}
 </table></div>
 <p class="soft">{remarks}</p>
-<p class="soft">The sounds are four notes from low to high. Below, of each run: a note near middle
-C, its cycles drawn over each other (a steady note draws one line) above its rainbowgram (a steady
-overtone is a streak of one colour); and NDB's {cells} cells, the fullest first, with the share of
+<p class="soft">Below, of each run: four notes from low to high; a note near middle C, its cycles
+drawn over each other (a steady note draws one line) above its rainbowgram (a steady overtone is a
+streak of one colour); and NDB's {cells} cells, the fullest first, with the share of
 <b class="real">training notes</b> beside that of the run, <b class="alike">alike</b> or
 <b class="differs">further apart than by chance</b>.</p>
 {figures}
 """
 
-PAGE_SCRIPT = """\
-document.addEventListener("play", event => {            // one at a time
-  for (const audio of document.querySelectorAll("audio")) if (audio !== event.target) audio.load();
-}, true);
+FIGURE = """\
+<figure><figcaption>{name} <audio src="{file}.wav" controls preload="none" onplay="
+document.querySelectorAll('audio').forEach(audio => audio === this || audio.pause())"></audio>
+</figcaption><img src="{file}.png" alt="">{ndb}</figure>
 """
 
 PAGE_STYLE = """\
-th, td { padding: .2rem .4rem; font-size: .85rem; }
+td { padding: .2rem .4rem; font-size: .85rem; }
+tr:first-child { font-weight: bold; }
 td:first-child { min-width: 9rem; white-space: normal; overflow-wrap: anywhere; }
-td button { padding: 0 .5rem; }
 figure { display: flex; flex-wrap: wrap; gap: 1rem; align-items: end; }
 figcaption { width: 100%; }
+audio { width: 16rem; max-width: 100%; height: 2rem; vertical-align: middle; }
 svg { width: 40rem; max-width: 100%; font-size: 12px; fill: var(--soft); text-anchor: end; }
 path { stroke: var(--line); }
 .real { color: #77777f; fill: currentColor; }
@@ -821,22 +757,16 @@ path { stroke: var(--line); }
 
 # ---- Command line ---------------------------------------------------------------------------
 
-def default_samples(setting):
-    """paper: 12,800 a measure; 1,000 of notes shorter than its 4 s at 16 kHz."""
-    return 12_800 if setting.length >= 64_000 else 1_000
-
-
 def parse(argv):
-    parser = argparse.ArgumentParser(description="Measure runs as the paper does, beside real "
-                                     "notes and the paper's own rows.")
-    add = parser.add_argument
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add, at_least = parser.add_argument, sample.at_least
     add("runs", nargs="*", type=Path, metavar="RUN",
         help="run folders, checkpoints, or folders of WAVs with the pitch in each name")
     add("--data", help="real notes to compare with (default: the first run's own)")
     add("--pack", default="", metavar="DIR", help="where to pack them (default: beside them)")
-    add("--samples", type=sample.at_least(2), metavar="N",
+    add("--samples", type=at_least(2), metavar="N",
         help="notes a row (default: 12,800 of 4 s, the paper's; 1,000 of shorter ones)")
-    add("--seed", type=sample.at_least(0), default=1, help="of latents and choices (default 1)")
+    add("--seed", type=at_least(0), default=1, help="of latents and choices (default 1)")
     add("--mel-inverse", choices=spectral.MEL_INVERSES, help="for if-mel (default: the run's own)")
     add("--device", type=sample.device, default="cuda" if torch.cuda.is_available() else "cpu",
         help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
@@ -846,23 +776,22 @@ def parse(argv):
     add("--out", type=Path, metavar="DIR", help="new, for the page (default: runs/metrics-0001)")
 
     add = parser.add_argument_group("what notes are like, where no run says it").add_argument
-    add("--length", type=sample.at_least(1000), metavar="N", help="samples (default 64,000)")
-    add("--sample-rate", type=sample.at_least(1000), metavar="HZ", help="default 16,000")
+    add("--length", type=at_least(1000), metavar="N", help="samples (default 64,000)")
+    add("--sample-rate", type=at_least(1000), metavar="HZ", help="default 16,000")
     add("--pitches", type=nsynth.span, metavar="LOW-HIGH", help="MIDI numbers (default 24-84)")
 
     add = parser.add_argument_group("the classifier (trained on first use, and kept)").add_argument
     add("--train-classifier", action="store_true", help="train it anew, even if one was kept")
-    add("--width", choices=WIDTHS, help="full: the paper's, 128 channels (default with a GPU), "
-        "or thin: 16 (default without)")
-    add("--examples", type=sample.at_least(1), default=0, metavar="N",
+    add("--width", choices=WIDTHS, help="full: the paper's (default with a GPU), or thin (without)")
+    add("--examples", type=at_least(1), default=0, metavar="N",
         help="to train it on (default: each note 8 times, but at least 16,000)")
     add("--classifier", type=Path, metavar="FILE", help="use this one, trained before")
 
     args = parser.parse_args(argv)
     args.width = WIDTHS[args.width or ("full" if args.device.type == "cuda" else "thin")]
     if not (args.runs or args.data or args.train_classifier):
-        parser.error("name a run: a folder that train.py wrote, a checkpoint, or a folder of WAVs; "
-                     "or --data alone, for the row of real notes")
+        parser.error("name a run: a run folder, a checkpoint or a folder of WAVs; or give "
+                     "--data alone, for the row of real notes")
     if args.classifier and args.train_classifier or args.examples and not args.train_classifier:
         parser.error("--examples goes with --train-classifier, and --classifier does not")
     if (args.length or args.sample_rate or args.pitches) and any(map(is_run, args.runs)):
@@ -879,19 +808,20 @@ def is_run(path):
 
 def gather(args):
     """The setting of the runs named, the first one's or the flags', and the runs, each once."""
-    paths = list(dict.fromkeys(args.runs))
-    own = {path: checkpoint_run(path, args) for path in paths if is_run(path)}
-    setting = next((setting for setting, _ in own.values()), Setting(
+    loaded = {path: checkpoint_run(path, args) for path in args.runs if is_run(path)}
+    setting = next((setting for setting, _ in loaded.values()), Setting(
         args.data or "orchestra", args.length or 64_000, args.sample_rate or 16_000,
         *args.pitches or (24, 84)))
-    for path, (other, _) in own.items():
+    runs = []
+    for path in dict.fromkeys(args.runs):
+        other, run = loaded.get(path) or (setting, folder_run(path, setting, args))
         if other[1:5] != setting[1:5]:
             raise MetricError(f"{path} makes notes of {other}, and the first run of {setting}: "
                               "measure them apart")
         if other != setting:              # what is held out here, it may have been trained on
-            own[path] = other, own[path][1]._replace(name=f"{own[path][1].name}, another split")
-    return setting, [own[path][1] if path in own else folder_run(path, setting, args)
-                     for path in paths]
+            run = run._replace(name=f"{run.name}, another split")
+        runs.append(run)
+    return setting, runs
 
 
 def main(argv=None):

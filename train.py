@@ -744,8 +744,7 @@ def interruptible():
 
 @dataclass
 class BaselineConfig(Config):
-    """What the baselines' settings have in common: notes are waves, and nothing grows.  Defaults
-    are GANSynth's: for those of a paper's run see PRESETS."""
+    """What the baselines have in common: notes are waves, and nothing grows.  See PRESETS."""
 
     resolutions: int = setting(1, "none")
     progressive: bool = setting(False, "never")
@@ -778,8 +777,8 @@ class WaveNetConfig(BaselineConfig):
     channels: int = setting(512, "of every layer", low=1)
     stacks: int = setting(3, "stacks of dilated layers", low=1)
     layers: int = setting(10, "layers a stack, with dilations 1, 2, 4, ...", low=1, high=16)
-    crop: int = setting(12288, "samples of a note in an example; the first half of them is past "
-                        "that the others are foretold from", low=1)
+    crop: int = setting(12288, "samples of a note in an example, of which half may be mere past",
+                        low=1)
 
     model = "wavenet"
     unused = (*BaselineConfig.unused, "latent", "penalty", "pitch_weight")
@@ -793,9 +792,7 @@ class WaveNetConfig(BaselineConfig):
 
 def wavegan_discriminator_loss(D, x_real, pitch_real, x_fake, mix, shifts, weights):
     """D's loss (WGAN-GP, Gulrajani et al. 2017, and the pitch of real notes): (loss, named terms).
-
-    x_real, x_fake (N, length), mix (N, 1) uniform in [0, 1], shifts for real, fake and mixed.
-    """
+    x_real, x_fake (N, length), mix (N, 1) uniform in [0, 1], shifts for real, fake and mixed."""
     real, logits = D(x_real, shifts[0])
     fake, _ = D(x_fake, shifts[1])
     x_hat = (x_real + mix * (x_fake - x_real)).detach().requires_grad_()
@@ -819,17 +816,14 @@ def wavenet_loss(net, x, pitch, offset=0):
 
 
 class BaselineState(State):
-    """A run of a baseline: networks from `NETS`, by name, and one pair of Adam's betas.  What is
-    heard is G: so a WaveNet is called, too."""
+    """A run of a baseline: networks from `NETS` by name, G the one heard, and Adam's betas."""
 
     def build(self):
-        arch, nets, self.terms = self.cfg.architecture(), SimpleNamespace(), {}
+        self.terms, parts = {}, {}
         for name, network in self.NETS.items():
-            net = network(arch).to(self.device)
-            adam = torch.optim.Adam(net.parameters(), betas=self.BETAS, fused=True)
-            vars(nets).update({name: net, f"adam_{name}": adam})
-        nets.G_ema = copy.deepcopy(nets.G).requires_grad_(False)
-        return nets
+            net = parts[name] = network(self.cfg.architecture()).to(self.device)
+            parts[f"adam_{name}"] = torch.optim.Adam(net.parameters(), betas=self.BETAS, fused=True)
+        return SimpleNamespace(**parts, G_ema=copy.deepcopy(parts["G"]).requires_grad_(False))
 
     def start_stage(self):
         self.stage = 0
@@ -880,15 +874,13 @@ class WaveNetState(BaselineState):
     BETAS = (0.9, 0.999)
 
     def learn(self, waves, pitch):
-        """One step on crops of notes, all from one random place.
-
-        Places half a crop beyond either end are moved to it: else the beginning, from which every
-        sampled note sets out, would hardly ever be learnt.
-        """
+        """One step on crops of notes, all from one random place.  Places half a crop beyond either
+        end are moved to it: else the beginning, where every sampled note sets out, would hardly
+        ever be learnt."""
         cfg, crop = self.cfg, min(self.cfg.crop, self.cfg.length)
         last, random = cfg.length - crop, random_at(cfg.seed, self.images)
-        offset = torch.randint(-(crop // 2), last + crop // 2 + 1, (), generator=random)
-        offset = int(offset.clamp(0, last))
+        place = torch.randint(-(crop // 2), last + crop // 2 + 1, (), generator=random)
+        offset = int(place.clamp(0, last))
         self.update(self.nets.adam_G, *wavenet_loss(
             self.nets.G, waves[:, offset:offset + crop], pitch, offset))
 
