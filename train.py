@@ -1087,22 +1087,34 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
-def parse_arguments(argv, model, first):
-    """The flags given, and only those; a flag that this model has no use for is an error.
+def flags_of_all_models():
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    add = first.add_argument
+    add("--model", choices=MODELS, help="gansynth, or a baseline of the paper, with flags of its "
+        "own: add -h (default: gansynth)")
+    add("--preset", choices=PRESETS, help="paper, or workshop: 15 minutes on a laptop (default: "
+        "paper where there is a GPU, else workshop)")
+    add("--resume", metavar="RUN", help="go on with a run (folder or checkpoint); settings come "
+        "from its checkpoint")
+    add("--init", metavar="PATH", help="start from weights: a run's, a checkpoint's or Magenta's; "
+        "all blocks at once")
+    add("--out", metavar="RUN", default=argparse.SUPPRESS, help="the run's folder, new or empty "
+        "(default: a fresh numbered one under runs/); torchrun needs it, and goes on with what is "
+        "there")
+    add("--bench", action="store_true", help="time each stage's step, and stop")
+    add("--plan", action="store_true", help="what the run will cost, and stop")
+    add("--json", action="store_true", help="--bench or --plan, a JSON line a row")
+    return first
 
-    first: a parser whose flags are known already.
-    """
+
+def settings_given(argv, model, first):
+    """The settings given, and only those; a flag that this model has no use for is an error."""
     kind, changes = MODELS[model][0], PRESETS["workshop"][model].items()
     parser = argparse.ArgumentParser(
         description="Train GANSynth, or a baseline of its paper.", allow_abbrev=False,
         parents=[first], formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"These are the flags of --model {model}.  In them the preset workshop changes:\n"
                + "\n".join(f"  {name} {value}" for name, value in changes))
-    parser.add_argument("--preset", choices=PRESETS, help="paper, or workshop: 15 minutes on a "
-                        "laptop (default: paper where there is a GPU, else workshop)")
-    parser.add_argument("--bench", action="store_true", help="time each stage's step, and stop")
-    parser.add_argument("--plan", action="store_true", help="what the run will cost, and stop")
-    parser.add_argument("--json", action="store_true", help="--bench or --plan, a JSON line a row")
     for f in fields(kind):
         if f.name in ("out", *getattr(kind, "unused", ())):
             continue
@@ -1125,7 +1137,7 @@ def parse_arguments(argv, model, first):
                      "leave one of the two out")
     if given.json and not (given.bench or given.plan):
         parser.error("--json is for --bench and --plan: add one of them")
-    return vars(given)
+    return {f.name: getattr(given, f.name) for f in fields(kind) if f.name in given}
 
 
 def new_settings(model, preset, given):
@@ -1186,16 +1198,7 @@ def resumed_settings(path, contents, given):
 
 def start(argv):
     """Do what the command line asks for."""
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    first.add_argument("--model", choices=MODELS, help="gansynth, or a baseline of the paper, "
-                       "with flags of its own: add -h (default: gansynth)")
-    first.add_argument("--resume", metavar="RUN", help="go on with a run (folder or checkpoint); "
-                       "settings come from its checkpoint")
-    first.add_argument("--init", metavar="PATH", help="start from weights: a run's, a checkpoint's "
-                       "or Magenta's; all blocks at once")
-    first.add_argument("--out", metavar="RUN", default=argparse.SUPPRESS, help="the run's folder, "
-                       "new or empty (default: a fresh numbered one under runs/); torchrun needs "
-                       "it, and goes on with what is there")
+    first = flags_of_all_models()
     asked, _ = first.parse_known_args(argv)
     ranks, model, path, contents = Ranks.join(), asked.model or "gansynth", asked.resume, None
     if ranks.elastic and path is None:
@@ -1210,11 +1213,8 @@ def start(argv):
                               "one, from Magenta's weights as well: use one of the two")
         contents = gansynth.load_checkpoint(path, parts=RESUME_PARTS)
         model = contents["model"]
-    given = parse_arguments(argv, model, first)
-    preset, as_json, benchmark, planned = (given.pop(name) for name in (
-        "preset", "json", "bench", "plan"))
-    del given["resume"], given["model"], given["init"]
-    if asked.resume is not None and (preset or asked.model not in (None, model)):
+    given = settings_given(argv, model, first)
+    if asked.resume is not None and (asked.preset or asked.model not in (None, model)):
         raise ConfigError(f"--preset and --model contradict --resume, which has the settings of "
                           f"{path}: leave them out")
     if ranks.size > 1 and model != "gansynth":
@@ -1223,12 +1223,12 @@ def start(argv):
     if path:
         cfg, line = resumed_settings(path, contents, given), f"resuming {path} with its settings"
     elif asked.init is not None:
-        cfg, line, init = initial(asked.init, model, preset, given)
+        cfg, line, init = initial(asked.init, model, asked.preset, given)
     else:
-        cfg, line = new_settings(model, preset, given)
-    print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
-    if benchmark or planned:
-        measure(cfg, planned, as_json, 2 if planned else 20)
+        cfg, line = new_settings(model, asked.preset, given)
+    print(line, file=sys.stderr if asked.json else sys.stdout, flush=True)
+    if asked.bench or asked.plan:
+        measure(cfg, asked.plan, asked.json, 2 if asked.plan else 20)
     else:
         train(cfg, path, ranks, init)
         ranks.leave()
