@@ -1,4 +1,4 @@
-"""GANSynth's networks, tricks and losses (paper 2.1, 3 and appendix; Karras et al. 2018).
+"""GANSynth's networks, tricks and losses (paper 2.2 and appendix; Karras et al. 2018).
 
 A generator G turns a latent vector and a pitch into a picture of two channels, log magnitude and
 instantaneous frequency; a discriminator D scores pictures and names their pitch.  Both grow: a
@@ -46,7 +46,7 @@ RELU_GAIN = math.sqrt(2)                  # He's: of layers that a leaky ReLU fo
 
 @dataclass(frozen=True)
 class Architecture:
-    """Everything that determines the networks; the defaults are the paper's, IF-Mel + H.
+    """Everything that determines the networks; defaults: IF-Mel + H (paper, Table 3).
 
     Spectra are scaled into tanh's range by fixed numbers, as released, for every representation.
     paper: by the ranges of 100 notes, to +-0.8.
@@ -87,10 +87,10 @@ class Architecture:
         return self.frames // shrink[0], self.bins // shrink[1]
 
 
-# ---- Growing (paper 3; Karras et al. 2018, 2) -----------------------------------------------
+# ---- Growing (paper 2.2; Karras et al. 2018, 2) ---------------------------------------------
 
 def progress_at(images, resolutions, stable_images, fade_images):
-    """Where training stands after so many examples (paper: 800k stable, 800k fade).
+    """Where training stands after so many examples (paper, appendix: 800k stable, 800k fade).
 
     -> (progress, stage, blocks).  Stages alternate stable, fade, stable, ...; the last one is
     stable and has no end.  Stage 2k trains blocks 1..k + 1 at progress k; stage 2k + 1 trains one
@@ -108,8 +108,8 @@ def progress_at(images, resolutions, stable_images, fade_images):
 def grown(progress):
     """Progress -> (blocks in use, alpha): 0 -> (1, None), 0.37 -> (2, 0.37), 1 -> (2, None), ...
 
-    alpha is the weight of the newest block's picture while it fades in, between 0 and 1; None: it
-    has.  Training passes such a pair itself, with alpha as a tensor; a pair is what it is.
+    alpha is the weight of the newest block's picture while it fades in, between 0 and 1 (Karras et
+    al. 2018, Fig. 2); None: it has.  Training passes a pair, with alpha as a tensor: it stays so.
     """
     if isinstance(progress, tuple):
         return progress
@@ -140,7 +140,7 @@ class Equalised(nn.Module):
 
 
 class EqualConv2d(Equalised):
-    """Convolution of stride 1 with zero padding to the same size, at an equalised rate."""
+    """Zero-padded convolution of stride 1 at an equalised rate (Karras et al. 2018, 4.1)."""
 
     def __init__(self, inputs, outputs, kernel=(3, 3), gain=RELU_GAIN):
         super().__init__((outputs, inputs, *kernel), inputs * math.prod(kernel), gain, outputs)
@@ -150,7 +150,7 @@ class EqualConv2d(Equalised):
 
 
 class EqualLinear(Equalised):
-    """Dense layer at an equalised rate."""
+    """Dense layer at an equalised rate (Karras et al. 2018, 4.1)."""
 
     def __init__(self, inputs, outputs, gain=1.0):
         super().__init__((outputs, inputs), inputs, gain, outputs)
@@ -163,7 +163,7 @@ class StartConv(Equalised):
     """A vector -> the first, smallest features, (N, inputs) -> (N, outputs, h, w).
 
     The release pads its 1 x 1 input with zeros and convolves it to this size, which is one dense
-    layer.  He's constant counts all h w taps of that convolution although one is active.
+    layer.  He's constant (He et al. 2015) counts all its h w taps, although one is active.
     """
 
     def __init__(self, inputs, outputs, size):
@@ -177,20 +177,20 @@ class StartConv(Equalised):
 
 
 def leaky(x):
-    """Leaky ReLU, in place: x is gone afterwards."""
+    """Leaky ReLU (paper, Table 3), in place: x is gone afterwards."""
     return F.leaky_relu_(x, LEAK)
 
 
 def pixel_norm(x):
-    """Pixel norm: every place's channel vector to mean square 1, so that G's activations cannot
-    escalate in the contest with D.  (N, C, ...) -> the same."""
+    """Pixel norm (Karras et al. 2018, 4.2): every place's channel vector to mean square 1, so that
+    G's activations cannot escalate in the contest with D.  (N, C, ...) -> the same."""
     return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
 
 
 def minibatch_stddev(x):
     """Minibatch standard deviation: lets D see that a batch of fakes lacks variety.
 
-    (N, C, h, w) -> (N, C + 1, h, w).  Progressive GAN takes groups of 4; code: the whole batch.
+    (N, C, h, w) -> (N, C + 1, h, w).  Karras et al. 2018, 3: groups of 4; code: the whole batch.
     code: the batch mean counts as a constant (tf.nn.moments stops its gradient).  That changes no
     first derivative, as deviations sum to zero, but it does change the gradient of the penalty.
     """
@@ -201,35 +201,35 @@ def minibatch_stddev(x):
 
 
 def upsample(picture, factor):
-    """Box (nearest-neighbour) upsampling by whole factors, a pair for T and F."""
+    """Box (nearest-neighbour) upsampling, factors for T and F (Karras et al. 2018, 2)."""
     return picture if factor == (1, 1) else F.interpolate(picture, scale_factor=factor)
 
 
 def downsample(picture, factor):
-    """Box downsampling by a pair of factors: the mean of so many pixels, in one step.  Step by
-    step from upsampled copies would drift by 2.6e-4 in float32."""
+    """Box downsampling by a pair of factors: the mean of so many pixels (Karras et al. 2018, 2), in
+    one step.  Step by step from upsampled copies would drift by 2.6e-4 in float32."""
     return picture if factor == (1, 1) else F.avg_pool2d(picture, factor)
 
 
 def downsample_to(picture, size):
-    """Box downsampling to the given frames and bins."""
+    """Box downsampling (Karras et al. 2018, 2) to the given frames and bins."""
     return downsample(picture, (picture.shape[2] // size[0], picture.shape[3] // size[1]))
 
 
 @functools.lru_cache
 def scaling(arch, device):
-    """Scale and shift of both channels on a device, (2, 1, 1) each."""
+    """Scale and shift (paper 2.2) of both channels on a device, (2, 1, 1) each."""
     return [torch.tensor(pair, device=device).view(2, 1, 1) for pair in (arch.scale, arch.shift)]
 
 
 def scale_picture(picture, arch):
-    """Spectrum units -> the networks' [-1, 1], clipped.  D begins with it."""
+    """Spectrum units -> the networks' [-1, 1] (paper 2.2), clipped.  D begins with it."""
     scale, shift = scaling(arch, picture.device)
     return (picture * scale + shift).clamp(-1, 1)
 
 
 def unscale_picture(picture, arch):
-    """The networks' [-1, 1] -> spectrum units.  G ends with it."""
+    """The networks' [-1, 1] (paper 2.2) -> spectrum units.  G ends with it."""
     scale, shift = scaling(arch, picture.device)
     return (picture - shift) / scale
 
@@ -237,7 +237,7 @@ def unscale_picture(picture, arch):
 # ---- Networks (paper appendix, Table 3) -----------------------------------------------------
 
 class Blocks(nn.ModuleDict):
-    """Blocks by the paper's numbers: blocks[b], b = 1..B."""
+    """Blocks by their numbers in the paper's Table 3: blocks[b], b = 1..B."""
 
     def __init__(self, kind, arch):
         super().__init__({str(b): kind(arch, b) for b in range(1, arch.resolutions + 1)})
@@ -247,8 +247,8 @@ class Blocks(nn.ModuleDict):
 
 
 class GeneratorBlock(nn.Module):
-    """Block b of G: features of the block before -> features of twice their size, and a layer that
-    draws them as a picture."""
+    """Block b of G (paper, Table 3): features of the block before -> features of twice their size,
+    and a layer that draws them as a picture."""
 
     def __init__(self, arch, b):
         super().__init__()
@@ -271,7 +271,7 @@ class GeneratorBlock(nn.Module):
 
 
 class Generator(nn.Module):
-    """Latent and pitch -> picture in spectrum units, at the stage's own size."""
+    """Latent and pitch -> picture in spectrum units, at the stage's own size (paper 2.2)."""
 
     def __init__(self, arch):
         super().__init__()
@@ -298,8 +298,8 @@ class Generator(nn.Module):
 
 
 class DiscriminatorBlock(nn.Module):
-    """Block b of D: a layer that reads pictures into features, and features -> features of half
-    their size; the last block to be passed, b = 1, ends in a vector."""
+    """Block b of D (paper, Table 3): a layer that reads pictures into features, and features ->
+    features of half their size; the last block to be passed, b = 1, ends in a vector."""
 
     def __init__(self, arch, b):
         super().__init__()
@@ -325,7 +325,7 @@ class DiscriminatorBlock(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Picture in spectrum units -> a Wasserstein score and logits over pitches."""
+    """Picture in spectrum units -> a Wasserstein score and logits over pitches (paper 2.2)."""
 
     def __init__(self, arch):
         super().__init__()
@@ -366,10 +366,10 @@ class Discriminator(nn.Module):
 
 
 def blend(picture, progress, arch):
-    """Real notes as G could draw them now: of the stage's size, faded like G's output.
+    """Real notes as G could draw them now: of the stage's size, faded like G's output (Karras et
+    al. 2018, Fig. 2).  One port forgot it, and D told real from fake by sharpness alone.
 
-    One port forgot it, and D told real from fake by sharpness alone.  picture: of the stage's size
-    or larger.
+    picture: of the stage's size or larger.
     """
     blocks, alpha = grown(progress)
     picture = downsample_to(picture, arch.size(blocks))
@@ -385,7 +385,7 @@ def blend(picture, progress, arch):
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the losses' terms (paper 3 and appendix) and the penalty's units."""
+    """Weights of the losses' terms (paper 2.2 and appendix) and the penalty's units."""
 
     penalty: float = 10.0                 # gradient penalty
     drift: float = 0.001                  # mean square of real scores
@@ -394,14 +394,14 @@ class LossWeights:
 
 
 def generator_loss(G, D, z, pitch, progress, weights):
-    """G's loss on fresh fakes: (loss, named terms).  code: G's pitch term is on fakes only."""
+    """G's loss (paper 2.2): (loss, named terms).  code: its pitch term is on fakes only."""
     score, logits = D(G(z, pitch, progress), progress)
     terms = {"G_score": -score.mean(), "G_pitch": F.cross_entropy(logits, pitch)}
     return terms["G_score"] + weights.pitch * terms["G_pitch"], terms
 
 
 def discriminator_losses(D, x_real, pitch_real, x_fake, mix, progress, weights):
-    """D's loss as three parts, yielded one after another: (loss, named terms) each.
+    """D's loss (paper 2.2) as three parts, yielded one by one: (loss, named terms) each.
 
     Real, fake and mixed batches go through D separately (minibatch statistics).  The caller
     sends each part backward before the next is computed, so only one graph is ever in memory.
@@ -443,7 +443,7 @@ def penalty_slopes(D, x_real, x_fake, mix, progress, units="raw"):
 # ---- Optimisation ---------------------------------------------------------------------------
 
 class Adam:
-    """Adam with the paper's beta1 = 0, so without a first moment, in TensorFlow's form:
+    """Adam (Kingma and Ba 2015), beta1 = 0: without a first moment, in TensorFlow's form:
 
         v <- beta2 v + (1 - beta2) g^2        p <- p - lr sqrt(1 - beta2^t) g / (sqrt(v) + 1e-8)
 
@@ -485,8 +485,8 @@ class Adam:
 
 @torch.no_grad()
 def ema_update(averages, parameters, decay):
-    """Exponential moving average of G's weights: we listen to it, not to the last step.
-    code: a fixed decay per *step*, whatever the batch size, with no warm-up."""
+    """Moving average of G's weights (Karras et al. 2018, A.1): we listen to it, not to the last
+    step.  code: a fixed decay per *step*, whatever the batch size, with no warm-up."""
     torch._foreach_lerp_(averages, parameters, 1 - decay)
 
 

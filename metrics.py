@@ -1,4 +1,4 @@
-"""Every measure of the paper's tables, and its rows beside ours (paper 4, Tables 1 and 2).
+"""Every measure of the paper's tables, and its rows beside ours (paper 3 and 4, Tables 1 and 2).
 
     python metrics.py runs/0001                    a run's fresh notes beside real ones, as a table
     python metrics.py runs/0001 notes/             any folder of WAVs counts as a run too

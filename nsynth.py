@@ -1,4 +1,4 @@
-"""Notes: where they come from, which are kept, and in what order training reads them (paper 3.1).
+"""Notes: where they come from, which are kept, and in what order training reads them (paper 2.1).
 
 A note is what NSynth calls one: an instrument playing one pitch at one velocity, held for three
 seconds and released for one. GANSynth learns from the 70,379 of them that are acoustic and lie

@@ -1,4 +1,4 @@
-"""Spectra: a note's waveform as a picture of two channels, and back (paper 2.2 and 2.3).
+"""Spectra: a note's waveform as a picture of two channels, and back (paper 2.2).
 
     wave -> STFT -> log magnitude                                  channel 0
                  -> phase -> unwrap -> instantaneous frequency     channel 1
@@ -49,13 +49,13 @@ MEL_INVERSES = ("pseudo", "transpose")    # ours, and the release's: see mel_inv
 # ---- Short-time Fourier transform -----------------------------------------------------------
 
 def hann(n, device=None):
-    """Periodic Hann window of n samples, (n,)."""
+    """Periodic Hann window of n samples, (n,) (Harris 1978)."""
     angle = 2 * math.pi / n * torch.arange(n, dtype=torch.float64)
     return (0.5 - 0.5 * torch.cos(angle)).to(device, torch.float32)
 
 
 def stft(wave, frames, bins):
-    """Short-time Fourier transform with 75 % overlap: (N, L) -> (N, T, F) complex.
+    """Short-time Fourier transform, 75 % overlap (paper 2.2): (N, L) -> (N, T, F) complex.
 
     The window is 2 F samples long and the hop F / 2.  Of a window's F + 1 bins one goes to leave a
     power of two.  paper: drops Nyquist.  code: drops DC, which sound lacks anyway.  The zeros that
@@ -71,9 +71,9 @@ def stft(wave, frames, bins):
 def istft(S, length):
     """Inverse of `stft`: (N, T, F) complex -> (N, L).  The dropped DC bin comes back as zero.
 
-    Each frame is windowed once more and overlap-added.  Squared Hann windows sum to 1.5 wherever
-    four of them overlap; as released, the last three hops, where fewer do, are not compensated:
-    they fade out, which ends every note without a click.
+    Each frame is windowed once more and overlap-added (Griffin and Lim 1984).  Squared Hann windows
+    sum to 1.5 wherever four of them overlap; as released, the last three hops, where fewer do, are
+    not compensated: they fade out, which ends every note without a click.
     """
     N, T, F = S.shape
     hop = 2 * F // OVERLAP
@@ -88,7 +88,7 @@ def istft(S, length):
 # ---- Phase and instantaneous frequency ------------------------------------------------------
 
 def wrap(phase):
-    """The same angle in [-1, 1]: whole turns, which are 2 in units of pi, are taken off."""
+    """The same angle in [-1, 1]: whole turns, 2 in units of pi, come off (paper, Fig. 1)."""
     return phase - 2 * torch.round(phase / 2)
 
 
@@ -103,7 +103,7 @@ def instantaneous_frequency(phase):
 
 
 def integrate(frequency):
-    """Inverse of `instantaneous_frequency`, up to whole turns: the unwrapped phase."""
+    """Inverse of `instantaneous_frequency`, up to whole turns: unwrapped phase (paper 2.2)."""
     return torch.cumsum(frequency, dim=1)
 
 
@@ -111,7 +111,7 @@ def integrate(frequency):
 
 @lru_cache(maxsize=8)
 def mel_matrix(bins, sample_rate):
-    """Linear-to-mel matrix M, (F, F) float64: linear bins in rows, mel bins in columns.
+    """Linear-to-mel matrix M (paper 2.2), (F, F) float64: linear bins in rows, mel in columns.
 
     HTK's scale, mel(f) = 1127 ln(1 + f / 700), with as many mel bins as linear ones, so that low
     bands would be far narrower than one linear bin.  The release widens bands narrower than 1.5
@@ -144,7 +144,7 @@ def mel_matrix(bins, sample_rate):
 
 @lru_cache(maxsize=8)
 def mel_inverse_matrix(bins, sample_rate, kind):
-    """Mel-to-linear matrix, (F, F) float64, of the kind "pseudo" or "transpose".
+    """Mel-to-linear matrix (paper 2.2), (F, F) float64, of the kind "pseudo" or "transpose".
 
     transpose: the release's, M^T with each column divided by the column sums of M M^T.  It smears:
     every linear bin comes back as an average over its neighbours.
@@ -161,7 +161,7 @@ def mel_inverse_matrix(bins, sample_rate, kind):
 
 
 def linear_to_mel(log_magnitude, frequency, sample_rate):
-    """Log magnitude and IF, (N, T, F) each -> log mel power and mel IF, (N, T, M) each.
+    """Log magnitude, IF (N, T, F) -> log mel power, mel IF (N, T, M) each (paper 2.2).
 
     The release projects the *unwrapped* phase and then differences it along time.  Both steps are
     linear, so the difference may be projected instead, to the same end; what must not be projected
@@ -176,7 +176,7 @@ def linear_to_mel(log_magnitude, frequency, sample_rate):
 
 
 def mel_to_linear(log_power, frequency, sample_rate, kind="pseudo"):
-    """Inverse of `linear_to_mel`, with an inverse of MEL_INVERSES; shapes as there.
+    """Inverse of `linear_to_mel`, by one of MEL_INVERSES; shapes as there (paper 2.2).
 
     The release floors the power a second time; ours takes the floor of `linear_to_mel` off again
     (silence comes back as silence) and clamps the least-squares power where it is negative.
@@ -193,7 +193,8 @@ def mel_to_linear(log_power, frequency, sample_rate, kind="pseudo"):
 
 @dataclass(frozen=True)
 class Spectrum:
-    """One representation of notes of one length; `derive` finds the frames and bins for them."""
+    """A representation (paper 2.2) of notes of one length; `derive` finds frames and bins."""
+
     rep: str = "if-mel"                   # one of FORMS
     frames: int = 128                     # T
     bins: int = 1024                      # F; the window is 2 F samples, the hop F / 2

@@ -26,6 +26,7 @@ measured, it is how far the release's float32 arrays lie from the same in float6
 is asked leaves some five to ten times as much.
 """
 
+import ast
 import base64
 import contextlib
 import copy
@@ -37,6 +38,7 @@ import io
 import itertools
 import json
 import math
+import operator
 import os
 import re
 import shutil
@@ -45,6 +47,7 @@ import struct
 import subprocess
 import sys
 import time
+import tokenize
 import tracemalloc
 import zlib
 from dataclasses import asdict, replace
@@ -3720,3 +3723,41 @@ def test_a_rater_answers_by_keys_and_is_scored(tmp_path):
     assert saved["rater"] == "Zoë B."
     assert [(*a.values(),) for a in saved["answers"]] == [
         (i, *pair, rating) for i, (pair, rating) in enumerate(zip(key, (2, 5, 4, 3)), 1)]
+
+
+# ---------------------------------------------------------------------------------------------
+# notebooks: the paper map
+
+
+def mapped(text):
+    """Names in backticks, as `gansynth.Adam`; `.step` is a method of the name before."""
+    names = [""]
+    for name in re.findall(r"`([a-z_]*\.(?!py`|md`)\w[\w.]*)`", text):
+        names.append(re.match(r"\w+\.\w+", names[-1])[0] + name if name[0] == "." else name)
+    return set(names[1:])
+
+
+def test_the_paper_map_has_the_reading_paths_whole_and_every_difference_that_is_marked():
+    text = (HERE / "notebooks" / "paper.md").read_text("utf-8")
+    names, told = mapped(text), mapped(text.split("\n## 3.")[1])
+    for name in names:
+        operator.attrgetter(name.partition(".")[2])(globals()[name.partition(".")[0]])
+    for module in (spectral, gansynth, train, nsynth, sample, metrics):
+        script = Path(module.__file__).read_text("utf-8")
+        end = script.find("\n# ====") if module in (spectral, gansynth, train) else 0
+        nodes, ends = ast.parse(script[:end]).body, ast.parse(script).body
+        for node in (n for n in nodes if isinstance(n, (ast.FunctionDef, ast.ClassDef))):
+            inside = node.body * isinstance(node, ast.ClassDef)     # methods, no inner functions
+            public = [f".{node.name}.{f.name}" for f in inside if isinstance(f, ast.FunctionDef)]
+            assert names >= {module.__name__ + name for name in (f".{node.name}", *public)
+                             if "._" not in name}
+            assert re.search(r"aper(,|'s)? (\d\.\d|appendix|Table \d|Fig\. \d)|\b(19|20)\d\d\b",
+                             ast.get_docstring(node)), f"{node.name} names no section or article"
+        for token in tokenize.generate_tokens(io.StringIO(script).readline):
+            if token.type == tokenize.COMMENT or token.string.startswith('"""'):
+                for i, line in enumerate(token.string.split("\n"), token.start[0]):
+                    if re.search(r"(?<!-)\b(paper|code|ours): ", line):
+                        node = next(node for node in ends if i <= node.end_lineno)
+                        at = re.match(r"(class |def )?(\w+)", script.split("\n")[node.lineno - 1])
+                        assert any(f"{name}.".startswith(f"{module.__name__}.{at[2]}.")
+                                   for name in told), line

@@ -53,13 +53,13 @@ import spectral
 # ---- Settings: a field, its default and its help; each is a flag of the command line --------
 
 def setting(default, help, choices=None, low=0, high=math.inf):
-    """A field of settings: one of the choices, or a number from low to high."""
+    """A field of settings (paper, appendix): one of choices, or a number from low to high."""
     return field(default=default, metadata=dict(help=help, choices=choices, low=low, high=high))
 
 
 @dataclass
 class Config:
-    """All settings of a run.  The defaults are the paper's best model, IF-Mel + H, progressive."""
+    """All settings of a run; the defaults: IF-Mel + H, progressive (paper 2.2 and appendix)."""
 
     # what is learnt
     rep: str = setting("if-mel", "representation", spectral.FORMS)
@@ -142,7 +142,7 @@ class Config:
 # ---- One step -------------------------------------------------------------------------------
 
 class Draws(NamedTuple):
-    """All that is random in one step: for G's part, then afresh for D's."""
+    """All that is random in one step (paper 2.2): for G's part, then afresh for D's."""
 
     z_G: torch.Tensor                     # (N, latent) standard normal
     pitch_G: torch.Tensor                 # (N,) labels, as often as real notes have them
@@ -152,7 +152,7 @@ class Draws(NamedTuple):
 
 
 def draw(cfg, counts, position, device="cpu"):
-    """The draws of a step whose first example is at this position of the training.
+    """The draws (paper 2.2) of a step whose first example is at this position of training.
 
     Made on the CPU from (seed, position) alone, so that every device draws the same numbers, and a
     resumed run those that it would have drawn.
@@ -168,7 +168,7 @@ def draw(cfg, counts, position, device="cpu"):
 
 
 class Nets:
-    """What a step changes: the networks, the average of G that is heard, and their optimisers."""
+    """What a step changes (paper 2.2): networks, the average of G we hear, their optimisers."""
 
     def __init__(self, arch, device="cpu"):
         self.G = gansynth.Generator(arch).to(device)
@@ -184,7 +184,7 @@ class Nets:
 def train_step(nets, draws, x_real, pitch_real, progress, weights=gansynth.LossWeights(), lr=8e-4,
                ema=0.999, meet=lambda gradients: None):
     """The algorithm: G once, then D once with fresh latents and the just-updated G (code's order;
-    Progressive GAN has D first).
+    Gulrajani et al. 2017 and Progressive GAN have D first).
 
     nets: Nets with a stage begun; draws: Draws; x_real (N, 2, t, f): pictures of the stage's size
     or larger; pitch_real (N,): labels; progress: see gansynth.grown.  -> named loss terms, before
@@ -218,7 +218,7 @@ def train_step(nets, draws, x_real, pitch_real, progress, weights=gansynth.LossW
 # ---- The run --------------------------------------------------------------------------------
 
 class State:
-    """A run in progress: its networks, its notes, and how many examples they have seen."""
+    """A run (paper, appendix): its networks, its notes, how many examples they have seen."""
 
     def __init__(self, cfg, notes, device="cpu", ranks=None):
         torch.manual_seed(cfg.seed)
@@ -281,8 +281,8 @@ class State:
 
 
 def train(cfg, resume=None, ranks=None, init=None):
-    """Train as `cfg` says, from weights `init` (G, D and G_ema's) if they are given, or go on from
-    the checkpoint file `resume`; returns the run's folder."""
+    """Train as `cfg` says (paper, appendix), from weights `init` (G, D and G_ema's) if given, or go
+    on from the checkpoint file `resume`; -> the run's folder."""
     ranks = ranks or Ranks()
     device = prepare(cfg, ranks)
     with contextlib.nullcontext(resume.parent) if resume else claim_run(cfg, ranks) as run:

@@ -1,4 +1,4 @@
-"""People compare runs by ear: the paper's human evaluation (paper 4.1), as a page of blind pairs.
+"""People compare runs by ear: the paper's human evaluation (paper 3), as a page of blind pairs.
 
     python notebooks/listening_test.py RUN RUN --out runs/test        a page that opens from disk
     python notebooks/listening_test.py --score answers*.json          what people said
