@@ -157,42 +157,9 @@ def cents(f, reference):
     return 1200 * np.log2(np.maximum(f, 1e-9) / reference)
 
 
-def middle(wave):
-    """A note without its onset and release, as float64."""
-    return np.asarray(wave, dtype=np.float64)[len(wave) // 10: len(wave) * 17 // 20]
-
-
-def fundamental(wave, sample_rate, low=25.0, high=2000.0):
-    """Fundamental frequency in Hz of one note (L,), by normalised autocorrelation; 0 if none.
-
-    McLeod and Wyvill, "A smarter way to find pitch" (2005): the autocorrelation at each lag,
-    divided by the energy of the two stretches it compares; the first peak that reaches nine tenths
-    of the highest is the period.  Four lags a sample (the spectrum padded with zeros) and a
-    parabola through the peak make it exact to a cent or two.
-    """
-    fine, x = 4, middle(wave)
-    x, n = x - x.mean(), len(x)
-    power = np.abs(np.fft.rfft(x, 4 * n)) ** 2
-    correlation = fine * np.fft.irfft(power, 4 * n * fine)[:n * fine]
-    energy = np.concatenate([[0.0], np.cumsum(x ** 2)])
-    lags = np.arange(n)
-    both = energy[n - lags] + energy[n] - energy[lags]
-    both = np.interp(np.arange(n * fine) / fine, lags, both)
-    similarity = 2 * correlation / np.maximum(both, 1e-12)
-
-    first, last = int(fine * sample_rate / high), min(int(fine * sample_rate / low), n * fine - 2)
-    s = similarity[first - 1:last + 1]
-    peaks = 1 + np.flatnonzero((s[1:-1] > s[:-2]) & (s[1:-1] >= s[2:]) & (s[1:-1] > 0))
-    if len(peaks) == 0:
-        return 0.0
-    peak = peaks[s[peaks] >= 0.9 * s[peaks].max()][0]
-    a, b, c = s[peak - 1:peak + 2]
-    return fine * sample_rate / (first - 1 + peak + 0.5 * (a - c) / (a - 2 * b + c))
-
-
 def tuning(waves, pitches, sample_rate):
     """How far each note is from its pitch, in cents; (N,)."""
-    found = [fundamental(wave, sample_rate, low=min(25.0, f0 / 1.5), high=max(2000.0, 2.2 * f0))
+    found = [spectral.fundamental(wave, sample_rate, low=min(25.0, f0 / 1.5), high=max(2000.0, 2.2 * f0))
              for wave, f0 in zip(waves, frequency(pitches))]
     return cents(np.array(found), frequency(pitches))
 
@@ -245,7 +212,7 @@ def advances(wave, f0, sample_rate):
     note.  An advance d stands there as g exp(i d), where g is the product of the two magnitudes:
     once a harmonic has died away, its phase says nothing.  A note too short has no advances.
     """
-    x, window = middle(wave), round(PERIODS * sample_rate / f0)
+    x, window = spectral.middle(wave), round(PERIODS * sample_rate / f0)
     hop = max(1, 3 * window // 4)
     lag = int(np.ceil(LAG * sample_rate / hop))                     # in hops
     k = np.arange(1, 1 + min(HARMONICS, int(sample_rate / 2 / f0 - 0.25)))      # below Nyquist

@@ -681,7 +681,7 @@ def _read_recordings(files, fault, dropped):
             name = _printable("-".join(place.with_suffix("").parts))
             family = next((f for f in FAMILIES if f in place.as_posix().lower()), "other")
             yield Entry(name, pitch, family, "acoustic", "", [-1] * 10, str(file),
-                        functools.partial(_read_recording, file))
+                        functools.partial(read_recording, file))
 
 
 def _read_pitches(path, sounds):
@@ -723,7 +723,7 @@ def pitch_of(name):
     return told.pop() if len(told) == 1 and min(told) in range(128) else None
 
 
-def _read_recording(path, seconds):
+def read_recording(path, seconds):
     """A recording as `read_sound` reads it, without the silence before the note, which may begin in
     its first minute: at the first 2 ms within 40 dB of the loudest, less 5 ms."""
     x, rate = read_sound(path, None, 60 + seconds)
