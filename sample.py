@@ -32,10 +32,9 @@ import os
 import re
 import shutil
 import struct
-from collections import deque
+from collections import namedtuple
 from itertools import cycle, islice
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -103,7 +102,8 @@ def read_latents(path, latent):
             z, pitch = torch.from_numpy(file["z"].astype(np.float32)), file["pitch"]
     except Exception as error:            # numpy raises many kinds for a damaged file
         fault = getattr(error, "strerror", None) or "not an .npz file with numbers z and pitch"
-        raise SampleError(f"{path}: {fault}: give the latents.npz of an earlier run") from None
+        raise SampleError(f"{path}: {fault}: give the latents.npz of an earlier run, such "
+                          "as --timbres 12 makes") from None
     if z.ndim != 2 or len(z) == 0 or z.shape[1] != latent or not z.isfinite().all():
         raise SampleError(f"{path}: z has shape {tuple(z.shape)}: this checkpoint takes "
                           f"(n, {latent}), finite numbers")
@@ -128,99 +128,90 @@ class Player:
         self.latent, self.rate = self.G.arch.latent, self.spectrum.sample_rate
         self.low, self.counts = self.contents["pitch_low"], self.contents["counts"].cpu()
         self.high = self.low + len(self.counts) - 1
-        self.random = torch.Generator().manual_seed(args.seed)      # a WaveNet's samples
+        self.three = [self.low + (self.high - self.low) * n // 6 for n in (1, 3, 5)]
+        self.seed, self.random = args.seed, torch.Generator().manual_seed(args.seed)
 
-    def play(self, z, pitch, before=0, total=None):
-        """Latents (N, latent) and MIDI pitches, a list of N -> waves (N, L).  A terminal shows how
-        many are done, of a `total` of which there were so many `before`."""
+    def draw(self, n):
+        """n random latents (n, latent), and as many MIDI pitches."""
+        return draw(n, self.latent, self.counts, self.low, self.seed)
+
+    def each(self, z, pitch):
+        """Yield the notes (L,) of latents (N, latent) at MIDI pitches, a list of N, made 16 at a
+        time; a terminal shows how many are done."""
         for p in pitch:
             if not self.low <= p <= self.high:
                 raise SampleError(
                     f"pitch {p} was never trained: this checkpoint plays {self.low} to {self.high} "
                     f"({note_name(self.low)} to {note_name(self.high)})")
-        waves = gansynth.synthesise(
-            self.G, self.spectrum, z, torch.tensor(pitch) - self.low, self.contents["progress"],
-            show=lambda done: sys.stderr.isatty() and print(        # each over the one before
-                f"{round(before + done, 2):,} of {total or len(z):,} notes", end="\r",
-                file=sys.stderr, flush=True),
-            generator=self.random)
-        if not waves.isfinite().all():
-            raise SampleError(f"{self.path}: makes NaN or infinity: use an earlier checkpoint")
-        return waves
+        show = sys.stderr.isatty() and not z.requires_grad
+        label = torch.tensor(pitch) - self.low
+        for i in range(0, len(z), 16):
+            waves = gansynth.synthesise(
+                self.G, self.spectrum, z[i:i + 16], label[i:i + 16], self.contents["progress"],
+                show=lambda done: show and print(       # each over the one before
+                    f"{round(i + done, 2):,} of {len(z):,} notes", end="\r", file=sys.stderr,
+                    flush=True),
+                generator=self.random)
+            if not waves.isfinite().all():
+                raise SampleError(f"{self.path}: makes NaN or infinity: use an earlier checkpoint")
+            yield from waves
+
+    def play(self, z, pitch):
+        """The same at once: (N, L)."""
+        return torch.stack(list(self.each(z, pitch)))
+
+    def grid(self, title, z, pitch, *more):
+        """Each timbre, a row of z, at each pitch, as a Result."""
+        names = [f"t{k:02}" for k in range(len(z)) for _ in pitch]
+        z, pitch = z.repeat_interleave(len(pitch), 0), [*pitch] * len(z)
+        return Result(title, z, pitch, self.play(z, pitch), names, *more)
 
 
 OF_LATENTS = "interpolate", "latents", "timbre", "timbres", "like", "seconds_per_timbre"
 
 
-class Result(NamedTuple):
-    """What a command made, to be written and shown in one way."""
-
-    title: str
-    z: torch.Tensor                       # (N, latent)
-    pitch: list                           # N MIDI pitches
-    waves: torch.Tensor                   # (N, L)
-    timbre: list = []                     # which of its timbres a note has, where they repeat
-    more: dict = {}                       # sounds that are no notes of the model: name -> (L',)
-    facts: list = []                      # phrases about it
+# What a command made: a title, latents z (N, latent), N MIDI pitches, waves (N, L), which of its
+# timbres a note has where they repeat, more sounds by their names, and phrases about it all.
+Result = namedtuple("Result", "title z pitch waves timbre more facts", defaults=((), {}, ()))
 
 
-def timbres_of(z):
-    """Where each timbre is first met among latents z (n, latent): those are t00, t01, and so on."""
-    first = {}
-    for i, row in enumerate(z.tolist()):
-        first.setdefault(tuple(row), i)
-    return list(first.values())
-
-
-def find_latents(args, player, n, needed):
-    """The latents that the command line means, `needed` at least, and n where a seed draws them:
-    z (N, latent), and a list of N MIDI pitches."""
+def choose(args, player, n):
+    """The latents that the command line means, or n that its seed draws: z (N, latent), and a list
+    of N MIDI pitches.  But for plain notes they are timbres, each only once."""
     file = args.latents
     if args.timbre and not file:
-        file = max(player.path.parent.glob("timbres-[0-9]*/latents.npz"), default=None)
-        if not file:
-            raise SampleError(f"{player.path.parent} has no timbres to choose from: make some "
-                              "(--timbres 12), or name a latents.npz (--latents)")
+        run = player.path.parent
+        file = max(run.glob("timbres-[0-9]*/latents.npz"), default=run / "timbres-0001/latents.npz")
     if not file:
-        return draw(max(2, n), player.latent, player.counts, player.low, args.seed)
+        return player.draw(max(2, n))
     z, pitch = read_latents(file, player.latent)
-    if args.timbre:
-        first = timbres_of(z)
-        if max(args.timbre) >= len(first):
-            raise SampleError(f"{file} has no timbre t{max(args.timbre):02}: it holds t00 to "
-                              f"t{len(first) - 1:02}")
-        rows = [first[k] for k in args.timbre]
+    if args.timbre or args.scale or args.interpolate or args.midi:
+        rows = sorted(np.unique(z, axis=0, return_index=True)[1])
+        if max(args.timbre or [0]) >= len(rows):
+            raise SampleError(f"{file} has {len(rows)} timbres from t00 on, and no "
+                              f"t{max(args.timbre):02}")
+        rows = [rows[k] for k in args.timbre or range(len(rows))]
         z, pitch = z[rows], [pitch[i] for i in rows]
+    needed = 2 if args.interpolate else 1 if args.timbre else args.count or 1
     if len(z) < needed:
         raise SampleError(f"{file} holds {len(z)} latents, and this needs {needed}")
     return z, pitch
 
 
-def grid(z, pitch):
-    """Each timbre, a row of z (n, latent), at each pitch: latents (N, latent), N pitches, and N
-    numbers of timbres."""
-    pitch = list(pitch)
-    return (z.repeat_interleave(len(pitch), 0), pitch * len(z),
-            [k for k in range(len(z)) for _ in pitch])
-
-
 def notes(args, player):
     """Random notes, timbres over all pitches, or an arc from one timbre to another."""
-    needed = 2 if args.interpolate else 1 if args.timbre else args.count or 1
-    z, pitch = find_latents(args, player, args.count or 16, needed)
+    z, pitch = choose(args, player, args.count or 16)
     if args.scale:
-        z = z[timbres_of(z)][:args.count or (len(z) if args.latents or args.timbre else 1)]
-        z, pitch, timbre = grid(z, args.pitch or range(player.low, player.high + 1))
-        return Result("A page to play on", z, pitch, player.play(z, pitch), timbre)
+        many = args.count or (len(z) if args.latents or args.timbre else 1)
+        return player.grid("A page to play on", z[:many],
+                           args.pitch or range(player.low, player.high + 1))
     title, pitch = "Notes, each of its own timbre", args.pitch or pitch
     if args.interpolate:
-        title, pitch = "From one timbre to another", args.pitch or [(player.low + player.high) // 2]
+        title, pitch = "From one timbre to another", args.pitch or [player.three[1]]
         z = slerp(z[0], z[1], args.count or 9)
-    elif args.timbre:                     # in turn, as pitches are
-        z = z[torch.arange(args.count or max(len(z), len(pitch))) % len(z)]
-    z = z[:args.count]
-    pitch = list(islice(cycle(pitch), len(z)))
-    return Result(title, z, pitch, player.play(z, pitch))
+    many = args.count or (max(len(z), len(pitch)) if args.timbre else len(z))
+    z, pitch = (list(islice(cycle(some), many)) for some in (z, pitch))
+    return Result(title, torch.stack(z), pitch, player.play(torch.stack(z), pitch))
 
 
 def sample(args):
@@ -303,65 +294,59 @@ def like(args, player):
     if not (f or args.pitch):
         raise SampleError(f"{args.like}: its {len(x) / rate:.2g} s have no pitch: name it, as by "
                           "--pitch C4, or give a longer and steady note")
-    pitch = args.pitch[0] if args.pitch else round(69 + 12 * math.log2(f / 440))
+    pitch = args.pitch[:1] if args.pitch else [round(69 + 12 * math.log2(f / 440))]
     target = nsynth.Wish(player.spectrum.length, player.rate).fit(x, rate)
-    target = torch.from_numpy(target / np.float32(32768))[None]     # (1, L)
-    magnitude, frequency = heard(target, player.rate)
-    weight = magnitude.exp() / magnitude.exp().sum()                # loud bins' IF counts
+    target = torch.from_numpy(target / np.float32(32768))           # (L,)
+    magnitude, frequency = heard(target[None], player.rate)
+    weight = magnitude.exp() / magnitude.exp().sum()                # IF counts where it is loud
 
     def distance(waves):                  # (N, L) -> (N,)
         ours, turns = heard(waves, player.rate)
         turns = spectral.wrap(turns - frequency)
         return (ours - magnitude).square().mean((1, 2)) + (weight * turns ** 2).sum((1, 2))
 
-    z, _ = draw(CANDIDATES, player.latent, player.counts, player.low, args.seed)
-    waves = player.play(z, [pitch] * len(z))
+    z, _ = player.draw(CANDIDATES)
+    waves = player.play(z, pitch * CANDIDATES)
     away = torch.cat([distance(few) for few in waves.split(64)])
     z, least = z[away.argsort()[:STARTS]].requires_grad_(), math.inf
-    optimiser = torch.optim.Adam([z], lr=0.05)
-    for _ in nsynth.progress_bar(range(STEPS), "steps"):
-        away = distance(player.play(z, [pitch] * STARTS))           # (STARTS,)
+    optimiser = torch.optim.Adam([z])
+    for step in nsynth.progress_bar(range(STEPS), "steps"):
+        optimiser.param_groups[0]["lr"] = 0.05 * (1 - step / STEPS)
+        away = distance(player.play(z, pitch * STARTS))             # (STARTS,)
         if away.min() < least:
             nearest, least = z[away.argmin()][None].detach().clone(), away.min().item()
         optimiser.zero_grad()
         away.sum().backward()
         optimiser.step()
-    z, pitch, timbre = grid(nearest, [pitch, *three_pitches(player)])
-    played = player.play(z, pitch)
-    target = target[0] * (played[0].norm() / target.norm())         # as loud
+    result = player.grid(f"Like {args.like.stem}", nearest, pitch + player.three)
+    match = result.waves[0]
+    target *= match.norm() / target.norm()              # as loud
     lsd, others = (spectral.log_spectral_distance(*pair).mean() for pair in (
-        (target[None], played[:1]), (waves[:16], waves[16:32])))
-    return Result(f"Like {args.like.stem}", z, pitch, played, timbre,
-                  {"target": target, "match": played[0]},
-                  [f"log-spectral distance {lsd:.1f} dB, of random notes {others:.1f} dB"])
+        (target[None], match[None]), (waves[:16], waves[16:32])))
+    return result._replace(more={"target": target, "match": match}, facts=[
+        f"log-spectral distance {lsd:.1f} dB, of random notes {others:.1f} dB"])
 
 
 def heard(waves, rate):
     """Log magnitude and IF, (N, T, F) each, of notes (N, L) made equally loud."""
     waves = waves / waves.square().mean(1, keepdim=True).sqrt().clamp(min=1e-5)
-    hop = 2 ** round(math.log2(rate * spectral.WINDOW_SECONDS[False])) // spectral.OVERLAP
-    S = spectral.stft(waves, math.ceil(waves.shape[1] / hop), 2 * hop)
-    frequency = spectral.instantaneous_frequency(S.angle() / math.pi)
-    return torch.log(S.abs() + 0.1), frequency          # a loud overtone has some 100
+    spectrum = spectral.derive("if", False, waves.shape[1], rate, resolutions=1)
+    magnitude, frequency = spectrum.encode(waves).unbind(1)
+    return magnitude.clamp(min=-3), frequency           # a loud overtone has some +5
 
 
 def timbres(args, player):
     """So many timbres that sound different, at three pitches: of many random ones each is the one
     whose log magnitudes are farthest from all before it."""
-    many = max(CANDIDATES // 4, 4 * args.timbres)
-    z, _ = draw(many, player.latent, player.counts, player.low, args.seed)
-    waves = player.play(z, [(player.low + player.high) // 2] * many)
+    z, _ = player.draw(max(CANDIDATES // 4, 4 * args.timbres))
+    waves = player.play(z, [player.three[1]] * len(z))
     sounds = torch.cat([adaptive_avg_pool2d(heard(few, player.rate)[0], (16, 64)).flatten(1)
-                        for few in waves.split(64)])
+                        for few in waves.split(64)])                # (n, 1024)
     chosen = [0]
     while len(chosen) < args.timbres:
         chosen.append(torch.cdist(sounds, sounds[chosen]).amin(1).argmax().item())
-    z, pitch, timbre = grid(z[chosen], args.pitch or three_pitches(player))
-    return Result(f"{len(chosen)} timbres, far apart", z, pitch, player.play(z, pitch), timbre)
-
-
-def three_pitches(player):
-    return [player.low + (player.high - player.low) * sixths // 6 for sixths in (1, 3, 5)]
+    return player.grid(f"{len(chosen)} timbres, far apart", z[chosen],
+                       args.pitch or player.three)
 
 
 # ---- MIDI -----------------------------------------------------------------------------------
@@ -382,34 +367,28 @@ def midi(args, player):
                           f"{length:,.0f} s: expected some, over {LONGEST:,} s at most")
     channels, every = sorted({channel for *_, channel in strokes}), args.seconds_per_timbre
     count = int(length / every) + 2 if every else len(channels)
-    z = find_latents(args, player, count, 1)[0][:count]
+    z = choose(args, player, count)[0][:count]
     turns = z[torch.arange(count) % len(z)]                         # (count, latent)
     if every:
         turns = torch.cat([slerp(*pair, ARC + 1)[:-1] for pair in zip(turns, turns[1:])])
-    uses, moved = {}, 0                   # (number among `turns`, pitch) -> where it is played
+    uses, moved, late = {}, 0, 0          # (number among `turns`, pitch) -> where it is played
     for start, end, asked, velocity, channel in strokes:
         turn = int(start / every * ARC) if every else channels.index(channel)
         octaves = range(player.low + (asked - player.low) % 12, player.high + 1, 12)
         pitch = min(octaves, key=lambda p: abs(p - asked), default=asked)
         uses.setdefault((turn, pitch), []).append((start, end - start, velocity))
         moved += pitch != asked
+        late += end - start > player.spectrum.length / player.rate
     wave = torch.zeros(math.ceil((length + RELEASE) * player.rate))
-    for i in range(0, len(uses), 64):     # a long piece's notes do not fit into memory
-        keys = list(uses)[i:i + 64]
-        numbers, pitch = map(list, zip(*keys))
-        for key, note in zip(keys, player.play(turns[numbers], pitch, i, len(uses))):
-            for start, seconds, velocity in uses[key]:
-                part = shaped(note, seconds, player.rate)
-                at = round(start * player.rate)
-                wave[at:at + len(part)] += (velocity / 127) ** 2 * part
-    known = player.spectrum.length / player.rate
+    numbers, pitch = map(list, zip(*uses))
+    for where, note in zip(uses.values(), player.each(turns[numbers], pitch)):
+        for start, seconds, velocity in where:
+            part, at = shaped(note, seconds, player.rate), round(start * player.rate)
+            wave[at:at + len(part)] += (velocity / 127) ** 2 * part
     facts = [f"{number:,} {what}" for number, what in (
-        (len(strokes), "notes"), (len(uses), "of them made"), (moved, "moved by octaves"),
-        (len(piece) - len(strokes), "drum beats left out"),
-        (sum(end - start > known for start, end, *_ in strokes),
-         f"longer than the model's {known:g} s, faded there")) if number]
-    z, pitch, timbre = grid(z, [(player.low + player.high) // 2])
-    return Result(args.midi.stem, z, pitch, player.play(z, pitch), timbre, {"piece": wave}, facts)
+        (len(strokes), "notes"), (moved, "moved by octaves"), (late, "end with the model's note"),
+        (len(piece) - len(strokes), "drum beats left out")) if number]
+    return player.grid(args.midi.stem, z, [player.three[1]], {"piece": wave}, facts)
 
 
 def shaped(wave, seconds, rate):
@@ -426,50 +405,40 @@ def read_midi(path):
     """The notes of a standard MIDI file, of format 0 or 1, in order of their ends: a list of
     (start, end, pitch, velocity, channel), in seconds and as the file counts.
 
-    A note ends when its key is let go and the pedal (controller 64) is up, when the key is struck
-    again under the pedal, or with the file.  Of two strokes of a key the first ends first.
+    A note ends when its key is let go and the pedal (controller 64) is up, when its key is struck
+    again, or with the file.
     """
     try:
         with open(path, "rb") as file:
-            data = file.read(1 << 24)
-        tag, size, form, tracks, division = struct.unpack_from(">4sIHHH", data)
-        if tag != b"MThd" or form > 1 or not 0 < division < 0x8000:
-            raise ValueError("it is none, or counts no ticks of a quarter note")
-        at, events = 8 + size, []
-        while tracks:
-            tag, size = struct.unpack_from(">4sI", data, at)
-            at += 8 + size
-            if tag == b"MTrk":            # there may be others
-                events += track_events(data[at - size:at], size)
-                tracks -= 1
+            division, events = midi_events(file.read(1 << 24))
     except (ValueError, IndexError, struct.error) as error:
         raise SampleError(f"{path}: expected a MIDI file, of format 0 or 1 ({error})") from None
-    strokes, down, held, pedals = [], {}, {}, set()
-    seconds, last, tempo = 0.0, 0, 500_000                          # microseconds a quarter note
+    strokes, sounding, pedals = [], {}, set()           # sounding: starts and velocities
+    let_go = [set() for _ in range(16)]                 # pitches that a pedal may hold, by channel
+    seconds, last, tempo = 0.0, 0, 500_000              # microseconds a quarter note
 
-    def end(channel, pitches, *those):
-        for key in ((channel, pitch) for pitch in pitches):
-            for start, velocity in (begun for each in those for begun in each.pop(key, ())):
-                strokes.append((start, seconds, key[1], velocity, channel))
+    def end(channel, pitch):
+        let_go[channel].discard(pitch)
+        if (channel, pitch) in sounding:
+            start, velocity = sounding.pop((channel, pitch))
+            strokes.append((start, seconds, pitch, velocity, channel))
 
-    for tick, status, (first, *rest) in sorted(events, key=lambda event: event[0]):
+    for tick, status, data in sorted(events, key=lambda event: event[0]):
         seconds += (tick - last) * tempo / 1e6 / division
         last, kind, channel = tick, status & 0xF0, status & 0x0F
         if status == META:                # of which there is only tempo
-            tempo = int.from_bytes((first, *rest), "big")
-        elif kind == NOTE_ON and rest[0]:
-            end(channel, [first], held)
-            down.setdefault((channel, first), deque()).append((seconds, rest[0]))
-        elif kind in (NOTE_ON, NOTE_OFF) and down.get((channel, first)):
-            held.setdefault((channel, first), []).append(down[channel, first].popleft())
-            if channel not in pedals:
-                end(channel, [first], held)
-        elif kind == CONTROL and first == 64:
-            (pedals.add if rest[0] >= 64 else pedals.discard)(channel)
-            if channel not in pedals:
-                end(channel, range(128), held)
-    for channel in range(16):
-        end(channel, range(128), held, down)
+            tempo = int.from_bytes(data, "big")
+        elif kind == NOTE_ON and data[1]:
+            end(channel, data[0])
+            sounding[channel, data[0]] = seconds, data[1]
+        elif kind in (NOTE_ON, NOTE_OFF):
+            let_go[channel].add(data[0])
+        elif kind == CONTROL and data[0] == 64:
+            (pedals.add if data[1] >= 64 else pedals.discard)(channel)
+        while let_go[channel] and channel not in pedals:
+            end(channel, min(let_go[channel]))
+    for channel, pitch in list(sounding):
+        end(channel, pitch)
     return strokes
 
 
@@ -477,38 +446,48 @@ NOTE_OFF, NOTE_ON, CONTROL, META = 0x80, 0x90, 0xB0, 0xFF
 TEMPO, END = 0x51, 0x2F                   # kinds of META
 
 
-def track_events(track, size):
-    """(tick, status, data) of each message to a channel, and of each tempo, in a track that should
-    have `size` bytes."""
-    events, at, tick, running = [], 0, 0, 0
+def midi_events(file):
+    """A MIDI file's bytes -> its ticks a quarter note, and (tick, status, data) of each message to
+    a channel and each tempo, track by track."""
+    tag, size, form, tracks, division = struct.unpack_from(">4sIHHH", file)
+    if tag != b"MThd" or form > 1 or not 0 < division < 0x8000:
+        raise ValueError("it is none, or counts no ticks of a quarter note")
+    at, events = 8 + size, []
 
     def number():                         # seven bits a byte; the last is below 128
         nonlocal at
         value = 0
-        for byte in track[at:at + 4]:
+        for byte in file[at:at + 4]:
             at, value = at + 1, value << 7 | byte & 0x7F
             if byte < 0x80:
                 return value
         raise ValueError("a number in it has no end")
 
-    while at < size:
-        tick += number()
-        status, at = (track[at], at + 1) if track[at] >= 0x80 else (running, at)
-        if 0x80 <= status < 0xF0:
-            running, kind, length = status, None, 1 if status & 0xE0 == 0xC0 else 2
-        elif status in (0xF0, 0xF7, META):              # SysEx, and what is no message
-            kind, at = (track[at], at + 1) if status == META else (0, at)
-            length = number()
-        else:
-            raise ValueError(f"a message has the status {status}")
-        data, at = track[at:at + length], at + length
-        if kind == END:
-            break
-        if at > len(track) or (max(data) > 127 if kind is None else kind == TEMPO and length != 3):
-            raise ValueError("a message is cut short")
-        if kind in (None, TEMPO):
-            events.append((tick, status, data))
-    return events
+    while tracks:
+        tag, size = struct.unpack_from(">4sI", file, at)
+        at, tick, running, kind = at + 8, 0, 0, None
+        end = at + size
+        tracks -= tag == b"MTrk"          # there may be others
+        while tag == b"MTrk" and at < end and kind != END:
+            tick += number()
+            status, at = (file[at], at + 1) if file[at] >= 0x80 else (running, at)
+            if 0x80 <= status < 0xF0:
+                running, kind, length = status, None, 1 if status & 0xE0 == 0xC0 else 2
+            elif status in (0xF0, 0xF7, META):          # SysEx, and what is no message
+                kind, at = (file[at], at + 1) if status == META else (0, at)
+                length = number()
+            else:
+                raise ValueError(f"a message has the status {status}")
+            data, at = file[at:at + length], at + length
+            if len(data) < length or kind is None and max(data) > 127 or (
+                    kind == TEMPO and length != 3):
+                raise ValueError("a message is cut short")
+            if kind in (None, TEMPO):
+                events.append((tick, status, data))
+        if len(file) < max(at, end):
+            raise ValueError("a track is cut short")
+        at = end
+    return division, events
 
 
 PRELUDE = """\
@@ -580,20 +559,23 @@ def notes_page(folder, names, result, args, player):
     def data(kind, name):
         return f"data:{kind};base64,{base64.b64encode((folder / name).read_bytes()).decode()}"
 
-    most, every, low = PAGE_NOTES, 1, min(result.pitch)
+    timbres, most, every = list(dict.fromkeys(result.timbre)), PAGE_NOTES, 1
     if args.scale:
-        most = sum(k < PAGE_TIMBRES for k in result.timbre)
-        every = math.ceil(most * (folder / f"{names[0]}.wav").stat().st_size / PAGE_BYTES)
+        of_each = len(names) // len(timbres)
+        timbres, most = timbres[:PAGE_TIMBRES], of_each * PAGE_TIMBRES
+        size = (folder / f"{names[0]}.wav").stat().st_size * len(names[:most])
+        every = math.ceil(size / PAGE_BYTES)
     cards = []
     for i, (name, p) in enumerate(zip(names[:most], result.pitch)):
-        timbre = f"t{result.timbre[i]:02}" if result.timbre else ""
-        sound = "" if (p - low) % every else data("audio/wav", f"{name}.wav")
+        timbre = result.timbre[i] if result.timbre else ""
+        sound = "" if every > 1 and i % of_each % every else data("audio/wav", f"{name}.wav")
         picture = f"{name}.png" if args.scale else data("image/png", f"{name}.png")
         place = f"grid-area: {11 - p // 12} / {p % 12 + 1}" if args.scale else ""
         cards.append(f"""\
 <button class="card" aria-pressed="false" data-pitch="{p}" data-timbre="{timbre}" style="{place}"
-data-wav="{sound}"><img alt="" loading="lazy" src="{picture}">
-<b>{note_name(p)}</b> <small>{timbre} {name}</small></button>""")
+data-wav="{sound}"><img alt="" loading="lazy" src="{picture}"><b>{note_name(p)}</b>
+<small>{timbre} {name}</small></button>
+""")
     figures = [f"""\
 <figure><figcaption>{name}</figcaption><img alt="" src="{name}.png">
 <audio controls src="{name}.wav"></audio></figure>""" for name in result.more]
@@ -610,29 +592,22 @@ data-wav="{sound}"><img alt="" loading="lazy" src="{picture}">
         facts.append(f"the first {most} of {len(names):,} notes")
     if every > 1:
         facts.append(f"one note in {every} is inside this page, and lent to those between")
-    options = "".join(f"<option>t{k:02}</option>" for k in range(max(result.timbre, default=0) + 1))
+    options = "".join(f"<option>{timbre}</option>" for timbre in timbres)
     return page(result.title, f"""\
 <h1>{html.escape(result.title)}</h1>
 <p class="soft">{html.escape(" · ".join(facts))}</p>
 <div class="more">{"".join(figures)}</div>
-{KEYBOARD.format(options) if args.scale else ONWARD}
-<main class="{"keyboard" if args.scale else ""}" data-rate="{player.rate}"
-style="--seconds: {seconds:g}s">
-{"".join(cards)}
-</main>
-<p class="soft">The pictures are rainbowgrams: time runs to the right and pitch upwards, bright is
-loud, and a steady overtone is a streak of one colour.</p>
+<p>Click a note to hear it. The pictures are rainbowgrams: time runs to the right and pitch upwards,
+bright is loud, and a steady overtone is a streak of one colour.</p>
+<p{" hidden" * args.scale}><label><input type="checkbox" id="onward"> After a note, play the next
+</label></p>
+<p{" hidden" * (not args.scale)}>Or play A W S E D F ... as a piano; Z and X move an octave.
+<label>Timbre <select id="timbre">{options}</select></label>
+<button id="midi">Use a MIDI keyboard</button></p>
+<main class="{"keyboard" * args.scale}" data-rate="{player.rate}" style="--seconds: {seconds:g}s">
+{"".join(cards)}</main>
 """, NOTES_STYLE, NOTES_SCRIPT)
 
-
-ONWARD = """\
-<p>Click a note to hear it. <label><input type="checkbox" id="onward"> After a note, play the
-next</label></p>"""
-
-KEYBOARD = """\
-<p>Play with the mouse, with fingers, or with the keys A W S E D F ... as a piano: Z and X move an
-octave. <label>Timbre <select id="timbre">{}</select></label>
-<button id="midi">Use a MIDI keyboard</button></p>"""
 
 NOTES_STYLE = """\
 .more { display: flex; flex-wrap: wrap; gap: 1rem; }
@@ -655,16 +630,9 @@ main { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax
 NOTES_SCRIPT = """\
 const main = document.querySelector("main"), keyboard = main.classList.contains("keyboard");
 const cards = [...document.querySelectorAll(".card")], voices = new Map();
-const [onward, choice, midi] = ["onward", "timbre", "midi"].map(id => document.getElementById(id));
+const [onward, timbre, midi] = ["onward", "timbre", "midi"].map(id => document.getElementById(id));
 const level = keyboard ? 0.3 : 1;         // several notes at once are not to clip
 let context;                              // begins with the first touch, as browsers ask
-
-function soundOf(card) {                  // its own, or of the nearest key of its timbre
-  const away = other => Math.abs(other.dataset.pitch - card.dataset.pitch);
-  return card.dataset.wav ? card : cards.filter(
-    other => other.dataset.wav && other.dataset.timbre === card.dataset.timbre
-  ).reduce((a, b) => away(b) < away(a) ? b : a);
-}
 
 function bufferOf(card) {                 // a WAV file of 16 bits, behind its head of 44 bytes
   const bytes = Uint8Array.from(atob(card.dataset.wav.split(",")[1]), c => c.charCodeAt(0));
@@ -679,7 +647,9 @@ function press(by, card, loudness = level) {            // by: a pointer, a key,
   if (!card) return;
   context ??= new AudioContext({sampleRate: main.dataset.rate});
   context.resume();
-  const sound = soundOf(card), gain = new GainNode(context, {gain: 0});
+  let sound = card;                       // a key without one has that of the nearest below
+  while (!sound.dataset.wav) sound = sound.previousElementSibling;
+  const gain = new GainNode(context, {gain: 0});
   const source = new AudioBufferSourceNode(context, {
     buffer: sound.buffer ??= bufferOf(sound),
     playbackRate: 2 ** ((card.dataset.pitch - sound.dataset.pitch) / 12)});
@@ -689,7 +659,7 @@ function press(by, card, loudness = level) {            // by: a pointer, a key,
   source.onended = () => {
     if (voices.get(by)?.source !== source) return;      // it was let go before
     release(by);
-    if (onward?.checked) press(by, cards[cards.indexOf(card) + 1]);
+    if (onward.checked) press(by, cards[cards.indexOf(card) + 1]);
   };
   voices.set(by, {card, source, gain});
   show();
@@ -733,16 +703,16 @@ if (keyboard) {
     context?.resume();                    // a touch allows sound once it ends
   };
   window.onblur = () => [...voices.keys()].forEach(release);
-  choice.onchange = () => {
-    cards.forEach(card => card.hidden = card.dataset.timbre !== choice.value);
-    choice.blur();                        // its letters are keys
+  timbre.onchange = () => {
+    cards.forEach(card => card.hidden = card.dataset.timbre !== timbre.value);
+    timbre.blur();                        // its letters are keys
   };
-  choice.onchange();
+  timbre.onchange();
   midi.hidden = !navigator.requestMIDIAccess;
   midi.onclick = () => navigator.requestMIDIAccess().then(access => {
     access.inputs.forEach(input => input.onmidimessage = ({data: [status, note, velocity]}) => {
-      const on = status >> 4 === 9 && velocity;
-      if (on) press("midi" + note, cardAt(note), level * (velocity / 127) ** 2);
+      const loudness = status >> 4 === 9 ? level * (velocity / 127) ** 2 : 0;
+      if (loudness) press("midi" + note, cardAt(note), loudness);
       else if (status >> 4 === 8 || status >> 4 === 9) release("midi" + note);
     });
   }).catch(error => midi.textContent = error.message);
@@ -816,10 +786,6 @@ def parse_timbres(text):
     return [int(name[1:]) for name in text.split(",")]
 
 
-MEANINGLESS = {"midi": {"pitch", "count"}, "like": {"count", "latents", "timbre"},
-               "timbres": {"count", "latents", "timbre"}}
-
-
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add, what = parser.add_argument, parser.add_mutually_exclusive_group()
@@ -849,11 +815,10 @@ def parse(argv):
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     if not given & {"checkpoint", "bench"} or args.bench and given - {"bench", "device"}:
         parser.error("expected a checkpoint to listen to, or --bench, with --device at most")
-    for mode, no in MEANINGLESS.items():
-        if mode in given and given & no:
-            parser.error(f"--{mode} goes without --{'--'.join(given & no)}")
-    if args.seconds_per_timbre and not args.midi:
-        parser.error("--seconds-per-timbre goes with --midi")
+    idle = given & ({"pitch", "count"} if args.midi else {"seconds_per_timbre"} | (
+        {"count", "latents", "timbre"} if args.like or args.timbres else set()))
+    if idle:
+        parser.error(f"--{idle.pop().replace('_', '-')} means nothing beside the other flags")
     return args
 
 
