@@ -159,7 +159,7 @@ def cents(f, reference):
 
 def tuning(waves, pitches, sample_rate):
     """How far each note is from its pitch, in cents; (N,)."""
-    found = [spectral.fundamental(wave, sample_rate, low=min(25.0, f0 / 1.5), high=max(2000.0, 2.2 * f0))
+    found = [spectral.fundamental(wave, sample_rate, min(25.0, f0 / 1.5), max(2000.0, 2.2 * f0))
              for wave, f0 in zip(waves, frequency(pitches))]
     return cents(np.array(found), frequency(pitches))
 

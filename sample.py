@@ -2,13 +2,17 @@
 
     python sample.py runs/0001                    16 random notes of a run's newest checkpoint
     python sample.py runs/0001 --pitch C4,Eb4,G4  the same timbres at chosen pitches, in turn
-    python sample.py runs/0001 --scale            one timbre over all pitches
+    python sample.py runs/0001 --scale            one timbre over all pitches, as a page to play on
     python sample.py runs/0001 --interpolate      from one timbre to another (paper Fig. 4)
+    python sample.py runs/0001 --timbres 12       timbres far apart: --timbre t03 then picks one
+    python sample.py runs/0001 --midi demo        a piece of music, or that of a MIDI file
+    python sample.py runs/0001 --like note.wav    the timbre that is nearest to a recording
     python sample.py runs/0001 --latents runs/0001/samples-0001/latents.npz      the same again
     python sample.py --bench                      seconds a note, of each of the paper's models
 
 The notes of a seed never change: more of them begin with the same ones, --scale plays the timbre
-of the first, --interpolate goes from the first to the second.  The averaged generator is heard, at
+of the first, --interpolate goes from the first to the second.  Timbres are the different latents
+of a latents.npz: t00, t01, ... in their order, all of which --scale plays.  The averaged generator is heard, at
 the size it has grown to by then.  A WaveNet has no latents, but draws every sample: there is
 nothing to interpolate, and a seed means the same notes only where as many are asked for.
 
@@ -31,7 +35,6 @@ import math
 import os
 import re
 import shutil
-import struct
 from collections import namedtuple
 from itertools import cycle, islice
 from pathlib import Path
@@ -221,6 +224,8 @@ def sample(args):
     out = out_folder(args.out, player.path.parent, "timbres" if args.timbres else "samples")
     with whole_folder(out) as part:       # before the notes, as a WaveNet takes hours
         result = make(args, player)
+        for fact in result.facts:
+            print(f"{result.title}: {fact}")
         names = write_sounds(part, result, player)
         np.savez(part / "latents.npz", z=result.z.numpy(), pitch=np.array(result.pitch),
                  seed=args.seed)
@@ -321,10 +326,10 @@ def like(args, player):
     result = player.grid(f"Like {args.like.stem}", nearest, pitch + player.three)
     match = result.waves[0]
     target *= match.norm() / target.norm()              # as loud
-    lsd, others = (spectral.log_spectral_distance(*pair).mean() for pair in (
+    lsd, random = (spectral.log_spectral_distance(*pair).mean() for pair in (
         (target[None], match[None]), (waves[:16], waves[16:32])))
     return result._replace(more={"target": target, "match": match}, facts=[
-        f"log-spectral distance {lsd:.1f} dB, of random notes {others:.1f} dB"])
+        f"log-spectral distance {lsd:.1f} dB, of random notes {random:.1f} dB"])
 
 
 def heard(waves, rate):
@@ -359,7 +364,7 @@ ARC = 10                                  # latents on the way from one timbre t
 def midi(args, player):
     """A piece: each channel in a timbre of its own or, with --seconds-per-timbre, all in one that
     moves on an arc from each timbre to the next."""
-    piece = prelude() if str(args.midi) == "demo" else read_midi(args.midi)
+    piece = prelude() if str(args.midi) == "demo" else nsynth.read_midi(args.midi)
     strokes = [stroke for stroke in piece if stroke[-1] != 9]       # the channel of drums
     length = max((end for _, end, *_ in strokes), default=0)
     if not 0 < length < LONGEST:
@@ -399,95 +404,6 @@ def shaped(wave, seconds, rate):
     t = torch.arange(math.ceil(end))
     gain = (t / attack).clamp(max=1) * ((end - t) / release).clamp(max=1)
     return wave[:len(t)] * (gain * math.pi / 2).sin().square()
-
-
-def read_midi(path):
-    """The notes of a standard MIDI file, of format 0 or 1, in order of their ends: a list of
-    (start, end, pitch, velocity, channel), in seconds and as the file counts.
-
-    A note ends when its key is let go and the pedal (controller 64) is up, when its key is struck
-    again, or with the file.
-    """
-    try:
-        with open(path, "rb") as file:
-            division, events = midi_events(file.read(1 << 24))
-    except (ValueError, IndexError, struct.error) as error:
-        raise SampleError(f"{path}: expected a MIDI file, of format 0 or 1 ({error})") from None
-    strokes, sounding, pedals = [], {}, set()           # sounding: starts and velocities
-    let_go = [set() for _ in range(16)]                 # pitches that a pedal may hold, by channel
-    seconds, last, tempo = 0.0, 0, 500_000              # microseconds a quarter note
-
-    def end(channel, pitch):
-        let_go[channel].discard(pitch)
-        if (channel, pitch) in sounding:
-            start, velocity = sounding.pop((channel, pitch))
-            strokes.append((start, seconds, pitch, velocity, channel))
-
-    for tick, status, data in sorted(events, key=lambda event: event[0]):
-        seconds += (tick - last) * tempo / 1e6 / division
-        last, kind, channel = tick, status & 0xF0, status & 0x0F
-        if status == META:                # of which there is only tempo
-            tempo = int.from_bytes(data, "big")
-        elif kind == NOTE_ON and data[1]:
-            end(channel, data[0])
-            sounding[channel, data[0]] = seconds, data[1]
-        elif kind in (NOTE_ON, NOTE_OFF):
-            let_go[channel].add(data[0])
-        elif kind == CONTROL and data[0] == 64:
-            (pedals.add if data[1] >= 64 else pedals.discard)(channel)
-        while let_go[channel] and channel not in pedals:
-            end(channel, min(let_go[channel]))
-    for channel, pitch in list(sounding):
-        end(channel, pitch)
-    return strokes
-
-
-NOTE_OFF, NOTE_ON, CONTROL, META = 0x80, 0x90, 0xB0, 0xFF
-TEMPO, END = 0x51, 0x2F                   # kinds of META
-
-
-def midi_events(file):
-    """A MIDI file's bytes -> its ticks a quarter note, and (tick, status, data) of each message to
-    a channel and each tempo, track by track."""
-    tag, size, form, tracks, division = struct.unpack_from(">4sIHHH", file)
-    if tag != b"MThd" or form > 1 or not 0 < division < 0x8000:
-        raise ValueError("it is none, or counts no ticks of a quarter note")
-    at, events = 8 + size, []
-
-    def number():                         # seven bits a byte; the last is below 128
-        nonlocal at
-        value = 0
-        for byte in file[at:at + 4]:
-            at, value = at + 1, value << 7 | byte & 0x7F
-            if byte < 0x80:
-                return value
-        raise ValueError("a number in it has no end")
-
-    while tracks:
-        tag, size = struct.unpack_from(">4sI", file, at)
-        at, tick, running, kind = at + 8, 0, 0, None
-        end = at + size
-        tracks -= tag == b"MTrk"          # there may be others
-        while tag == b"MTrk" and at < end and kind != END:
-            tick += number()
-            status, at = (file[at], at + 1) if file[at] >= 0x80 else (running, at)
-            if 0x80 <= status < 0xF0:
-                running, kind, length = status, None, 1 if status & 0xE0 == 0xC0 else 2
-            elif status in (0xF0, 0xF7, META):          # SysEx, and what is no message
-                kind, at = (file[at], at + 1) if status == META else (0, at)
-                length = number()
-            else:
-                raise ValueError(f"a message has the status {status}")
-            data, at = file[at:at + length], at + length
-            if len(data) < length or kind is None and max(data) > 127 or (
-                    kind == TEMPO and length != 3):
-                raise ValueError("a message is cut short")
-            if kind in (None, TEMPO):
-                events.append((tick, status, data))
-        if len(file) < max(at, end):
-            raise ValueError("a track is cut short")
-        at = end
-    return division, events
 
 
 PRELUDE = """\

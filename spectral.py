@@ -375,7 +375,7 @@ def log_spectral_distance(wave, copy, window=1024):
     return (decibels(wave) - decibels(copy)).square().mean(-1).sqrt().mean(-1)
 
 
-# ---- Pitch ------------------------------------------------------------------------------------
+# ---- Pitch -----------------------------------------------------------------------------------
 
 def middle(wave):
     """A note without its onset and release, as float64."""
