@@ -1000,6 +1000,7 @@ def _midi_events(file):
                 events.append((tick, status, data))
         if not at <= end <= len(file):
             raise ValueError("a track is cut short")
+        events.append((tick, 0, b""))     # notes may last until its end
         at = end
     return division, events
 

@@ -12,9 +12,9 @@
 
 The notes of a seed never change: more of them begin with the same ones, --scale plays the timbre
 of the first, --interpolate goes from the first to the second.  Timbres are the different latents
-of a latents.npz: t00, t01, ... in their order, all of which --scale plays.  The averaged generator is heard, at
-the size it has grown to by then.  A WaveNet has no latents, but draws every sample: there is
-nothing to interpolate, and a seed means the same notes only where as many are asked for.
+of a latents.npz: t00, t01, ... in their order, all of which --scale plays.  The averaged generator
+is heard, at the size it has grown to by then.  A WaveNet has no latents, but draws every sample:
+there is nothing to interpolate, and a seed means the same notes only where as many are asked for.
 
 Shapes:  N notes, L samples.  z is (N, latent), waves are (N, L).  Pitches are MIDI numbers (60 is
 C4), apart from the labels 0..P-1 that the networks use: MIDI numbers less the lowest trained one.
@@ -558,8 +558,8 @@ function bufferOf(card) {                 // a WAV file of 16 bits, behind its h
   return buffer;
 }
 
-function press(by, card, loudness = level) {            // by: a pointer, a key, a MIDI note
-  release(by);
+function begin(by, card, loudness = level) {            // by: a pointer, a key, a MIDI note
+  end(by);
   if (!card) return;
   context ??= new AudioContext({sampleRate: main.dataset.rate});
   context.resume();
@@ -574,14 +574,14 @@ function press(by, card, loudness = level) {            // by: a pointer, a key,
   source.start();
   source.onended = () => {
     if (voices.get(by)?.source !== source) return;      // it was let go before
-    release(by);
-    if (onward.checked) press(by, cards[cards.indexOf(card) + 1]);
+    end(by);
+    if (onward.checked) begin(by, cards[cards.indexOf(card) + 1]);
   };
   voices.set(by, {card, source, gain});
   show();
 }
 
-function release(by) {                    // it fades in some 0.3 s
+function end(by) {                    // it fades in some 0.3 s
   if (!voices.has(by)) return;
   const {source, gain} = voices.get(by);
   gain.gain.setTargetAtTime(0, context.currentTime, 0.06);
@@ -597,7 +597,7 @@ function show() {
 
 cards.forEach(card => card.onclick = event => {
   if (keyboard && event.detail) return;   // a pointer has played it; Enter and Space have not
-  voices.get("click")?.card === card ? release("click") : press("click", card);
+  voices.get("click")?.card === card ? end("click") : begin("click", card);
 });
 
 if (keyboard) {
@@ -610,15 +610,15 @@ if (keyboard) {
     const key = event.key.toLowerCase(), place = keys.indexOf(key);
     if (key === "z") on = Math.max(on - 1, 0);
     if (key === "x") on = Math.min(on + 1, octaves.length - 1);
-    if (place >= 0) press(key, cardAt(12 * octaves[on] + place));
+    if (place >= 0) begin(key, cardAt(12 * octaves[on] + place));
   };
-  document.onkeyup = event => release(event.key.toLowerCase());
-  cards.forEach(card => card.onpointerdown = event => press(event.pointerId, card));
+  document.onkeyup = event => end(event.key.toLowerCase());
+  cards.forEach(card => card.onpointerdown = event => begin(event.pointerId, card));
   document.onpointerup = document.onpointercancel = event => {
-    release(event.pointerId);
+    end(event.pointerId);
     context?.resume();                    // a touch allows sound once it ends
   };
-  window.onblur = () => [...voices.keys()].forEach(release);
+  window.onblur = () => [...voices.keys()].forEach(end);
   timbre.onchange = () => {
     cards.forEach(card => card.hidden = card.dataset.timbre !== timbre.value);
     timbre.blur();                        // its letters are keys
@@ -628,8 +628,8 @@ if (keyboard) {
   midi.onclick = () => navigator.requestMIDIAccess().then(access => {
     access.inputs.forEach(input => input.onmidimessage = ({data: [status, note, velocity]}) => {
       const loudness = status >> 4 === 9 ? level * (velocity / 127) ** 2 : 0;
-      if (loudness) press("midi" + note, cardAt(note), loudness);
-      else if (status >> 4 === 8 || status >> 4 === 9) release("midi" + note);
+      if (loudness) begin("midi" + note, cardAt(note), loudness);
+      else if (status >> 4 === 8 || status >> 4 === 9) end("midi" + note);
     });
   }).catch(error => midi.textContent = error.message);
 }

@@ -2800,10 +2800,13 @@ def test_a_seed_is_the_same_notes_a_scale_its_first_and_an_interpolation_its_fir
     notes("again", *again)
     for name in few:
         assert (tmp_path / "few" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    for i, flags in enumerate(((), again)):
+    _, z, pitch, _ = notes("scales", "--scale", *again)
+    assert pitch == [60, 61, 62, 63, 64] * 5 and np.array_equal(z, z_few.repeat(5, axis=0))
+    assert np.array_equal(notes("two", "--scale", "--count", 2)[1], z[:10])
+    for i, flags in enumerate(((), (*again, "--timbre", "t00"))):
         _, z, pitch, page = notes(f"scale{i}", "--scale", *flags)
         assert pitch == [60, 61, 62, 63, 64] and (z == z_few[0]).all() and "<p>Or play A" in page
-        _, z, pitch, page = notes(f"arc{i}", "--interpolate", *flags)
+        _, z, pitch, page = notes(f"arc{i}", "--interpolate", *flags[:2])
         assert pitch == [62] * 9 and "<p hidden>Or play" in page
         np.testing.assert_allclose(z[[0, -1]], z_few[:2], rtol=1e-6)
     assert notes("some", "--scale", "--pitch", "64,C4")[2] == [64, 60]
@@ -2879,7 +2882,8 @@ def test_contradictions_are_usage_errors(capsys):
     for script, lines in (
             (sample, ("", "c.pt --bench", "--bench --seed 3", "c.pt --count 0", "c.pt --pitch H4",
                       "c.pt --scale --interpolate", "c.pt --seed 9" + 19 * "9",
-                      "c.pt --device meta")),
+                      "c.pt --device meta", "c.pt --midi demo --count 3", "c.pt --timbre t1,3",
+                      "c.pt --like a.wav --timbre t00", "c.pt --seconds-per-timbre 3")),
             (metrics, ("", "run --samples 1", "run --pitches 84-24", "run --pitches 24-84",
                        "run --examples 9", "run --train-classifier --classifier a.pt")),
             (listening_test, ("--out page", "run"))):
@@ -2899,16 +2903,228 @@ def test_bench_prints_a_row_for_every_way_to_make_a_note(capsys):
     assert rows == [(name, "1") for name in names] + [(name, "8") for name in names[:3]]
 
 
-def test_the_pages_keys_play_and_stay_at_octaves_that_hold_notes(tmp_path):
+# ---- sample.py: the page ----
+
+def sing(monkeypatch, seconds=0.5, rate=8000):
+    """Let every model sing: its notes become cosines of their pitch, at 0.5; -> a list that will
+    tell of each note made (latent, pitch)."""
+    made = []
+
+    def cosines(G, spectrum, z, label, *args, **more):
+        made.extend(zip(map(tuple, z.tolist()), (label + 60).tolist()))
+        time = torch.arange(int(seconds * rate)) / rate
+        return 0.5 * torch.cos(2 * math.pi * hertz(60 + label[:, None]) * time)
+
+    monkeypatch.setattr(gansynth, "synthesise", cosines)
+    return made
+
+
+def heard_pitches(wave, rate=8000, share=0.3):
+    """The pitches whose peaks in a wave's spectrum reach a share of the highest."""
+    power = np.abs(np.fft.rfft(wave * np.hanning(len(wave)), 16 * len(wave)))
+    peaks = scipy.signal.find_peaks(power, height=share * power.max())[0]
+    return [round(69 + 12 * math.log2(peak * rate / (16 * len(wave)) / 440), 1) for peak in peaks]
+
+
+def test_a_key_sounds_its_pitch_with_others_and_fades_without_a_click(tmp_path, monkeypatch):
+    sing(monkeypatch)
+    monkeypatch.setattr(sample, "PAGE_BYTES", 9 * 8044)             # each third note of 24
+    run_sample(tiny_checkpoint(tmp_path / "c.pt", counts=[1] * 24), tmp_path / "out", "--scale")
+    held, wave = in_browser(tmp_path / "out" / "index.html", """
+        context = new OfflineAudioContext(1, 8000, 8000);
+        press("z"), press("a"), press("g"), press("h");
+        const held = document.querySelectorAll("[aria-pressed=true]").length;
+        context.suspend(0.256).then(() => {
+          [..."agh"].forEach(key => document.dispatchEvent(new KeyboardEvent("keyup", {key})));
+          context.resume();
+        });
+        context.startRendering().then(buffer => tell([held, [...buffer.getChannelData(0)]]));""")
+    assert held == 3 and heard_pitches(np.array(wave[:2048])) == [60, 67, 68]   # two are borrowed
+    slope = 3 * 2 * math.pi * hertz(68) / 8000 * 0.15               # of three cosines at 0.15
+    assert np.abs(np.diff(wave, prepend=0)).max() < slope and np.abs(wave[4500:]).max() < 0.005
+
+
+def test_the_pages_keys_stay_at_octaves_that_hold_notes(tmp_path):
     run_sample(tiny_checkpoint(tmp_path / "c.pt", counts=[1] * 24), tmp_path / "out",
                "--scale", "--pitch", "C4,E4,C5,Eb5")
-    asked, stopped = in_browser(tmp_path / "out" / "index.html", """
-        const asked = [];
-        player.play = () => (asked.push(now), Promise.resolve());
-        [..."zzzzaedxxxxaezd"].forEach(press);
-        player.onended(), onward.click(), cards[2].click(), player.onended(), player.onended();
-        tell([asked, document.querySelector("[aria-pressed=true]") === null]);""")
-    assert asked == [0, 1, 2, 3, 1] + [2, 3] and stopped
+    asked, held, off = in_browser(tmp_path / "out" / "index.html", """
+        const asked = [], sounding = () => [...voices.values()].map(one => cards.indexOf(one.card));
+        context = new OfflineAudioContext(1, 100, 8000);
+        for (const key of "zzzzaedxxxxaezd") {
+          press(key);
+          asked.push(...sounding());
+          document.dispatchEvent(new KeyboardEvent("keyup", {key}));
+        }
+        press("a"), press("d");
+        const held = sounding();
+        window.dispatchEvent(new Event("blur"));
+        tell([asked, held, sounding()]);""")
+    assert asked == [0, 1, 2, 3, 1] and held == [0, 1] and off == []
+
+
+def test_a_page_is_played_by_pointers_and_midi_in_the_timbre_chosen(tmp_path):
+    run_sample(tiny_checkpoint(tmp_path / "c.pt"), tmp_path / "out", "--scale", "--count", "2")
+    shown, *seen = in_browser(tmp_path / "out" / "index.html", """
+        context = new OfflineAudioContext(1, 100, 8000);
+        const input = {}, seen = [], look = () => seen.push([...voices.values()].map(
+          voice => voice.card.dataset.timbre + voice.card.dataset.pitch));
+        const point = (kind, card) => card.dispatchEvent(
+          new PointerEvent(kind, {pointerId: 7, bubbles: true}));
+        navigator.requestMIDIAccess = async () => ({inputs: new Map([[0, input]])});
+        seen.push([...timbre.options].map(option => option.text));
+        point("pointerdown", cards[2]), look();
+        timbre.value = "t01";
+        timbre.onchange();
+        point("pointerdown", cards[9]), look(), point("pointerup", main), look();
+        cards[9].click(), look(), cards[9].click(), look();     // as Enter does
+        midi.click();
+        setTimeout(() => {
+          for (const data of [[144, 61, 99], [145, 63, 1], [144, 61, 0], [129, 63, 64]]) {
+            input.onmidimessage({data});
+            look();
+          }
+          tell(seen);
+        }, 500);""")
+    assert shown == ["t00", "t01"] and seen == [
+        ["t0062"], ["t0164"], [], ["t0164"], [], ["t0161"], ["t0161", "t0163"], ["t0163"], []]
+
+
+def test_a_note_plays_to_its_end_and_the_next_follows_where_asked(tmp_path):
+    run_sample(tiny_checkpoint(tmp_path / "c.pt"), tmp_path / "out", "--count", "4")
+    seen = in_browser(tmp_path / "out" / "index.html", """
+        context = new OfflineAudioContext(1, 100, 8000);
+        const seen = [], look = () => seen.push(cards.indexOf(voices.get("click")?.card));
+        const ended = () => voices.get("click").source.onended();
+        cards[2].click(), look(), cards[1].click(), look(), cards[1].click(), look();
+        cards[0].click(), ended(), look();
+        onward.click(), cards[2].click(), ended(), look(), ended(), look();
+        press("a"), look();
+        tell(seen);""")
+    assert seen == [2, 1, -1, -1, 3, -1, -1]
+
+
+def test_a_keyboard_of_the_papers_size_fits_into_its_page(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(gansynth, "synthesise", lambda G, s, z, *args, **more: (
+        torch.rand(len(z), 64_000) - 0.5))
+    monkeypatch.setattr(spectral, "rainbowgram", lambda *args: np.zeros((2, 2, 3), np.uint8))
+    checkpoint = tiny_checkpoint(tmp_path / "c.pt", counts=[1] * 61)
+    for count, first, inside in ((1, 1, 61), (3, 3, 63), (14, 12, 72)):
+        out = tmp_path / str(count)
+        wavs, _, _, page = run_sample(checkpoint, out, "--scale", "--count", count)
+        keys = re.findall(r'data-timbre="(t\d\d)" style="[^"]+"\ndata-wav="(.)?', page)
+        assert len(wavs) == 61 * count and len(keys) == 61 * first and len(page) < 15e6
+        assert len([key for key, sound in keys if sound]) == inside
+        assert all(keys[61 * k] == (f"t{k:02}", "d") for k in range(first))     # lends to others
+        shutil.rmtree(out)
+
+
+# ---- sample.py: MIDI ----
+
+def random_piece(mido, random):
+    """A MIDI file of everything that occurs in them, often at the same tick and the same key."""
+    form = int(random.integers(2))
+    file = mido.MidiFile(type=form, ticks_per_beat=int(random.choice([24, 96, 480, 1000])))
+    for _ in range(1 if form == 0 else random.integers(1, 5)):
+        track, channel, pick = mido.MidiTrack(), int(random.integers(16)), random.integers
+        for _ in range(random.integers(60)):
+            channel = channel if random.random() < 0.7 else int(pick(16))
+            pitch, time = int(pick(60, 66)), int(pick(0, 300)) * int(pick(2))
+            kind = random.choice(["on", "on", "on", "off", "off", "pedal", "tempo", "other"])
+            track.append({
+                "on": mido.Message("note_on", channel=channel, note=pitch, time=time,
+                                   velocity=int(pick(128)) * int(pick(4) > 0)),
+                "off": mido.Message("note_off", channel=channel, note=pitch, time=time),
+                "pedal": mido.Message("control_change", channel=channel, time=time,
+                                      control=int(random.choice([1, 64, 64, 64, 66])),
+                                      value=int(random.choice([0, 63, 64, 127]))),
+                "tempo": mido.MetaMessage("set_tempo", time=time, tempo=int(pick(1, 1 << 24))),
+                "other": [mido.Message("sysex", data=[7] * int(pick(200)), time=time),
+                          mido.Message("program_change", channel=channel, program=9, time=time),
+                          mido.Message("pitchwheel", channel=channel, pitch=-99, time=time),
+                          mido.Message("aftertouch", channel=channel, value=7, time=time),
+                          mido.MetaMessage("text", text="x" * int(pick(200)), time=time),
+                          mido.MetaMessage("key_signature", key="F#m", time=time),
+                          mido.MetaMessage("time_signature", time=time)][pick(7)]}[str(kind)])
+        file.tracks.append(track)
+    data = io.BytesIO()
+    file.save(file=data)
+    return data.getvalue()
+
+
+def strokes_of(mido, data):
+    """What mido reads of a file, note by note: how long each is heard is looked for in all that
+    follows it, in ticks; then ticks become seconds one tempo after another."""
+    file = mido.MidiFile(file=io.BytesIO(data))
+    assert file.type < 2 and 0 < file.ticks_per_beat < 0x8000
+    events, tick = [], 0
+    for message in mido.merge_tracks(file.tracks):
+        tick += message.time
+        events.append((tick, message))
+    tempos = [(0, 500_000)] + [(t, m.tempo) for t, m in events if m.type == "set_tempo"]
+    seconds = lambda end: sum(                                      # noqa: E731
+        (min(end, after) - t) * tempo / 1e6 / file.ticks_per_beat
+        for (t, tempo), (after, _) in zip(tempos, [*tempos[1:], (end, 0)]) if t < end)
+    strokes = []
+    for i, (start, on) in enumerate(events):
+        if on.type != "note_on" or on.velocity == 0:
+            continue
+        pedal, let_go, end = False, False, tick
+        for _, message in events[:i]:
+            if message.is_cc(64) and message.channel == on.channel:
+                pedal = message.value >= 64
+        for end, message in events[i + 1:]:
+            if message.type in ("note_on", "note_off") and (
+                    message.channel, message.note) == (on.channel, on.note):
+                if message.type == "note_on" and message.velocity:
+                    break
+                let_go = True
+            if message.is_cc(64) and message.channel == on.channel:
+                pedal = message.value >= 64
+            if let_go and not pedal:
+                break
+        else:
+            end = tick
+        strokes.append((seconds(start), seconds(end), on.note, on.velocity, on.channel))
+    return strokes
+
+
+def same_strokes(ours, theirs):
+    ours, theirs = (np.array(sorted(some, key=lambda s: (*s[2:], round(s[0], 6), round(s[1], 6)))
+                             ).reshape(-1, 5) for some in (ours, theirs))
+    return ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_midi_files_are_read_as_mido_reads_them(tmp_path):
+    mido, random, file = pytest.importorskip("mido"), np.random.default_rng(0), tmp_path / "a.mid"
+    many = 0
+    for i in range(240):
+        data = random_piece(mido, random)
+        alien = b"XYZ!\0\0\0\3abc" * (i % 4 == 0)                   # a chunk that nobody knows
+        file.write_bytes(data[:14] + alien + data[14:])
+        theirs = strokes_of(mido, data)
+        assert same_strokes(nsynth.read_midi(file), theirs), i
+        many += len(theirs)
+    assert many > 3000
+
+
+def test_no_mutation_of_a_midi_file_is_read_wrong(tmp_path):
+    mido, random, file = pytest.importorskip("mido"), np.random.default_rng(1), tmp_path / "a.mid"
+    whole, read = b"", 0
+    while not 400 < len(whole) < 1200:
+        whole = random_piece(mido, random)
+    for _ in range(2000):
+        data = mutate(whole, random)
+        file.write_bytes(data)
+        ours = theirs = None
+        with contextlib.suppress(NoteError):
+            ours = nsynth.read_midi(file)
+        with contextlib.suppress(Exception):            # mido raises many kinds
+            theirs = strokes_of(mido, data)
+        if ours is not None and theirs is not None:
+            assert same_strokes(ours, theirs)
+            read += 1
+    assert 200 < read < 1800
 
 
 # ---------------------------------------------------------------------------------------------
