@@ -957,7 +957,7 @@ def read_midi(path):
 
 
 NOTE_OFF, NOTE_ON, CONTROL, META = 0x80, 0x90, 0xB0, 0xFF
-TEMPO, END = 0x51, 0x2F                   # kinds of META
+TEMPO = 0x51                              # a kind of META
 
 
 def _midi_events(file):
@@ -979,10 +979,10 @@ def _midi_events(file):
 
     while tracks:
         tag, size = struct.unpack_from(">4sI", file, at)
-        at, tick, running, kind = at + 8, 0, 0, None
+        at, tick, running = at + 8, 0, 0
         end = at + size
         tracks -= tag == b"MTrk"          # there may be others
-        while tag == b"MTrk" and at < end and kind != END:
+        while tag == b"MTrk" and at < end:
             tick += number()
             status, at = (file[at], at + 1) if file[at] >= 0x80 else (running, at)
             if 0x80 <= status < 0xF0:

@@ -51,7 +51,7 @@ import spectral
 SHARPS = "C C# D D# E F F# G G# A A# B".split()
 FLATS = "C Db D Eb E F Gb G Ab A Bb B".split()
 PAGE_NOTES = 64                           # shown at most, but of --scale
-PAGE_BYTES = 10_500_000                   # of files inside a page: 14 MB as its text
+PAGE_BYTES = 9_500_000                    # of sounds inside that of --scale: 13 MB as text
 PAGE_TIMBRES = 12                         # of --scale
 PICTURE_SECONDS = 12                      # of a sound
 
