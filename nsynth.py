@@ -981,6 +981,8 @@ def _midi_events(file):
         tag, size = struct.unpack_from(">4sI", file, at)
         at, tick, running = at + 8, 0, 0
         end = at + size
+        if len(file) < end:
+            raise ValueError(f"it is cut short, by {end - len(file):,} bytes or more")
         tracks -= tag == b"MTrk"          # there may be others
         while tag == b"MTrk" and at < end:
             tick += number()
@@ -993,13 +995,10 @@ def _midi_events(file):
             else:
                 raise ValueError(f"a message has the status {status}")
             data, at = file[at:at + length], at + length
-            if len(data) < length or kind is None and max(data) > 127 or (
-                    kind == TEMPO and length != 3):
-                raise ValueError("a message is cut short")
+            if at > end or kind is None and max(data) > 127 or kind == TEMPO and length != 3:
+                raise ValueError("a message in it is damaged")
             if kind in (None, TEMPO):
                 events.append((tick, status, data))
-        if not at <= end <= len(file):
-            raise ValueError("a track is cut short")
         events.append((tick, 0, b""))     # notes may last until its end
         at = end
     return division, events

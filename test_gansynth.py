@@ -3128,6 +3128,232 @@ def test_no_mutation_of_a_midi_file_is_read_wrong(tmp_path):
     assert 200 < read < 1800
 
 
+def test_a_note_of_a_piece_rises_lasts_and_fades():
+    rate, ones = 8000, torch.ones(8000)
+    held = sample.shaped(ones, 0.5, rate)
+    assert held.shape == (6400,) and (held[80:4001] == 1).all()     # and 0.3 s of release
+    assert held[0] == 0 and held[-1] < 1e-5 and abs(held[40] - 0.5) < 1e-6
+    assert abs(held[5200] - 0.5) < 1e-6 and held.diff().abs().max() < 1.01 * math.pi / 2 / 80
+    for seconds in (0, 1e-4, 0.01, 0.69, 0.7, 1, 9):    # from none to longer than the model's
+        part = sample.shaped(ones, seconds, rate)
+        assert len(part) == min(math.ceil(seconds * rate + 2400), 8000)
+        assert part[0] == 0 and part[-1] < 1e-5 and part.diff().abs().max() < 1.01 * math.pi / 160
+    assert sample.shaped(torch.ones(60), 0.5, rate)[[0, -1]].max() < 0.003      # a very short one
+
+
+def write_piece(path, *strokes, ticks=1000):
+    """A MIDI file by mido of (start, end, pitch, velocity, channel), in ticks of half a ms."""
+    mido = pytest.importorskip("mido")
+    events = sorted(event for start, end, pitch, velocity, channel in strokes for event in (
+        (start, 1, "note_on", pitch, velocity, channel), (end, 0, "note_off", pitch, 0, channel)))
+    track, last = mido.MidiTrack(), 0
+    for tick, _, kind, pitch, velocity, channel in events:
+        track.append(mido.Message(kind, note=pitch, velocity=velocity, channel=channel,
+                                  time=tick - last))
+        last = tick
+    mido.MidiFile(type=0, ticks_per_beat=ticks, tracks=[track]).save(path)
+    return path
+
+
+def read_wav(path):
+    return scipy.io.wavfile.read(path)[1] / 32768
+
+
+def test_a_piece_is_arranged_as_it_is_written(tmp_path, monkeypatch, capsys):
+    made, checkpoint = sing(monkeypatch), tiny_checkpoint(tmp_path / "c.pt", counts=[1] * 12)
+    piece = write_piece(
+        tmp_path / "piece.mid", (0, 600, 60, 127, 0), (2000, 2600, 64, 64, 0),
+        (4000, 4600, 43, 127, 3), (6000, 6600, 108, 127, 3), (8000, 9000, 62, 127, 9),
+        (10000, 12000, 65, 127, 0), *[(14000, 14600, p, 127, 5) for p in (60, 64, 67, 71)],
+        (16000, 16600, 60, 127, 0), (18000, 18600, 60, 127, 3))
+    wavs, z, pitch, page = run_sample(checkpoint, tmp_path / "out", "--midi", piece)
+    wave, told = read_wav(tmp_path / "out" / "piece.wav"), capsys.readouterr().out
+    assert wavs[-1] == "piece.wav" and z.shape == (3, 4) and pitch == [65] * 3
+    assert len(wave) - 76_800 in (0, 1)                 # 9.3 s, and 0.3 of release
+    parts = [wave[8000 * i:8000 * i + 2400] for i in range(10)]     # one a second
+    for i, notes in enumerate(([60], [64], [67], [60], [], [65], [], [60, 64, 67, 71], [60], [60])):
+        assert np.abs(parts[i]).max() < 1e-3 if notes == [] else (
+            heard_pitches(parts[i][800:]) == notes)
+    loud = [np.abs(part).max() for part in parts]
+    assert abs(loud[1] / loud[0] - (64 / 127) ** 2) < 0.01 and 0.99 < max(loud) <= 1
+    assert np.abs(wave[:8000][4804:]).max() == 0        # 0.3 s, and 0.3 s of release
+    assert abs(wave[-1]) < 1e-3 and np.abs(np.diff(wave, prepend=0)).max() < 1.6
+    for words in ("11 notes", "2 moved by octaves", "1 drum beats left out",
+                  "11 end with the model's note", "divided"):       # which it says has 25 ms
+        assert words in told, words
+    asked = made[:-3]                     # without the three of the page
+    assert len(asked) == len(set(asked)) == 9 and 'src="piece.wav"' in page
+
+
+def test_a_pieces_timbres_are_channels_or_move_along_an_arc(tmp_path, monkeypatch):
+    checkpoint, flags = tiny_checkpoint(tmp_path / "c.pt", counts=[1] * 12), ("--midi", "demo")
+    _, drawn, _, _ = run_sample(checkpoint, tmp_path / "drawn", "--count", 30)
+    made = sing(monkeypatch)
+    _, z, _, _ = run_sample(checkpoint, tmp_path / "two", *flags)
+    assert np.array_equal(z, drawn[:2]) and {m[0] for m in made} == set(map(tuple, z.tolist()))
+    assert len(made[:-2]) == len(set(made)) <= 2 * 12   # once each, but for the page's
+    latents = "--latents", tmp_path / "drawn" / "latents.npz"
+    assert np.array_equal(run_sample(checkpoint, tmp_path / "b", *flags, *latents,
+                                     "--timbre", "t04,t01")[1], drawn[[4, 1]])
+    made.clear()
+    _, z, _, _ = run_sample(checkpoint, tmp_path / "arc", *flags, "--seconds-per-timbre", 5)
+    assert np.array_equal(z, drawn[:15])                # 66.88 s
+    steps = np.array(list(dict.fromkeys(m[0] for m in made[:-15])))
+    assert len(steps) > 100 and np.abs(np.diff(steps, axis=0)).max() < 0.6
+    near = np.abs(steps[:, None] - z[:14]).max(-1).min(0)
+    assert near.max() < 0.6 and near[0] == 0            # it passes all of them
+    with np.errstate(all="raise"):
+        run_sample(checkpoint, tmp_path / "one", *flags, *latents, "--timbre", "t02",
+                   "--seconds-per-timbre", 30)
+
+
+def test_the_demo_is_bachs_prelude():
+    strokes = sample.prelude(1.0)
+    assert len(strokes) == 19 * 16 and max(end for _, end, *_ in strokes) == 19 * 16
+    first = [sample.note_name(p) for _, _, p, _, _ in sorted(strokes)[:8]]
+    assert first == "C4 E4 G4 C5 E5 G4 C5 E5".split()
+    for at in range(19 * 16):             # the chord's bass is held under what moves
+        sounding = [p for start, end, p, *_ in strokes if start <= at < end]
+        assert len(sounding) <= 3 and min(sounding) in [p for *_, p, _, c in strokes if c == 0]
+
+
+@pytest.mark.parametrize("strokes", [[(0, 1, 60, 1, 0)], [(0, 0, 60, 100, 0)],
+                                     [(0, 11000, 62, 100, 1)], [(0, 24000, 24, 100, 2)]])
+def test_short_soft_and_long_pieces_are_finite(tmp_path, strokes):
+    run_sample(tiny_checkpoint(tmp_path / "c.pt", counts=[1] * 12), tmp_path / "out",
+               "--midi", write_piece(tmp_path / "a.mid", (0, 2, 61, 100, 0), *strokes))
+    wave = read_wav(tmp_path / "out" / "piece.wav")
+    assert len(wave) >= 0.3 * 8000 and 0 < np.abs(wave).max() <= 1
+
+
+def test_what_is_no_piece_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_checkpoint(Path("c.pt"))
+    Path("text.mid").write_text("MThd, not really; and long enough to look like one")
+    write_piece("drums.mid", (0, 9, 60, 100, 9))
+    write_piece("none.mid")
+    write_piece("long.mid", (0, 9_000_000, 60, 100, 0))
+    write_piece("high.mid", (0, 9, 71, 100, 0))
+    whole = write_piece("whole.mid", (0, 9, 60, 100, 0))
+    Path("short.mid").write_bytes(Path(whole).read_bytes()[:-1])
+    before = sorted(tmp_path.rglob("*"))
+    for name, words in (("gone", "No such file"), ("text.mid", "expected a MIDI file"),
+                        ("c.pt", "expected a MIDI file"), ("short.mid", "cut short"),
+                        ("drums.mid", "0 notes that are no drums"), ("none.mid", "0 notes"),
+                        ("long.mid", "3,600 s at most"), ("high.mid", "never trained")):
+        sentence = refusal(sample, "c.pt", "--midi", name)
+        assert sentence.startswith("sample.py: ") and words in sentence and "\n" not in sentence
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# ---- sample.py: a sound of one's own, timbres to choose from ----
+
+def lsd(a, b):
+    return spectral.log_spectral_distance(*torch.tensor(np.array([a, b]))[:, None].float()).item()
+
+
+def check_that_a_note_comes_back(checkpoint, folder, pitch):
+    wavs, *_ = run_sample(checkpoint, folder / "notes", "--count", 8, "--pitch", pitch)
+    notes = [read_wav(folder / "notes" / wav) for wav in wavs]
+    random = np.mean([lsd(a, b) for a, b in itertools.combinations(notes, 2)])
+    (wav, *_), z, _, _ = run_sample(checkpoint, folder / "note", "--seed", 9, "--count", 1,
+                                    "--pitch", pitch)
+    _, found, played, page = run_sample(checkpoint, folder / "out", "--pitch", pitch,
+                                        "--like", folder / "note" / wav)
+    target, match = (read_wav(folder / "out" / f"{name}.wav") for name in ("target", "match"))
+    assert lsd(target, match) < random / 4 and (found == found[0]).all()
+    note = read_wav(folder / "note" / wav)
+    np.testing.assert_allclose(target, note * np.abs(target).max() / np.abs(note).max(), atol=1e-3)
+    assert played[0] == pitch and len(played) == 4
+    name = f"000-{sample.note_name(pitch).replace('#', 's')}-{pitch:03}.wav"
+    assert np.array_equal(match, read_wav(folder / "out" / name))
+    said = float(re.search(r"log-spectral distance ([\d.]+) dB", page)[1])
+    assert abs(said - lsd(target, match)) < 0.1 and page.count("<audio") == 2
+    _, again, _, _ = run_sample(checkpoint, folder / "again", "--scale", "--latents",
+                                folder / "out" / "latents.npz")
+    assert (again == found[0]).all()
+
+
+def test_a_note_that_the_model_made_comes_back(tmp_path):
+    check_that_a_note_comes_back(tiny_checkpoint(tmp_path / "g.pt", "wavegan"), tmp_path, 62)
+
+
+@pytest.mark.slow
+def test_a_note_that_a_trained_model_made_comes_back(tmp_path):
+    train.main(["--preset", "workshop", "--images", "1000", "--out", str(tmp_path / "run")])
+    check_that_a_note_comes_back(tmp_path / "run", tmp_path, 66)
+
+
+def test_a_recordings_pitch_is_heard_or_asked_for(tmp_path, monkeypatch):
+    checkpoint = tiny_checkpoint(tmp_path / "c.pt")
+    monkeypatch.setattr(sample, "STEPS", 2)
+    recording = tmp_path / "a.wav"
+    for rate, seconds, hz, pitch in ((8000, 0.5, hertz(63.4), 63), (44100, 2, hertz(61.7), 62)):
+        sound = np.concatenate([np.zeros(rate // 4), 0.3 * harmonic_note(hz, rate, seconds)])
+        nsynth.write_wav(recording, torch.from_numpy(sound), rate)
+        out = tmp_path / str(rate)
+        assert run_sample(checkpoint, out, "--like", recording)[2][0] == pitch
+        target = read_wav(out / "target.wav")           # without the silence before it
+        assert len(target) == 200 and np.abs(target[:60]).max() > 0.1 * np.abs(target).max()
+    noise = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, 4000))
+    for sound, words in ((noise, "have no pitch"), (noise[:100] * 0 + 0.1, "have no pitch"),
+                         (noise * 0, "silent"), (noise[:1], "have no pitch"),
+                         (torch.from_numpy(harmonic_note(hertz(72))), "72 was never trained")):
+        nsynth.write_wav(recording, sound, 8000)
+        assert words in refusal(sample, checkpoint, "--like", recording, "--out", tmp_path / "x")
+    nsynth.write_wav(recording, noise, 8000)
+    assert run_sample(checkpoint, tmp_path / "asked", "--like", recording, "--pitch", "C4"
+                      )[2][0] == 60
+    for name, words in (("gone.wav", "No such file"), ("c.pt", "it is not a WAV file")):
+        assert words in refusal(sample, checkpoint, "--like", tmp_path / name)
+
+
+def test_timbres_differ_and_are_picked_in_every_command(tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    checkpoint = tiny_checkpoint(run / "checkpoint-8.pt")
+    assert "timbres-0001" in refusal(sample, run, "--timbre", "t00")
+    for number in (1, 2):
+        sample.main([str(run), "--device", "cpu", "--timbres", "6", "--seed", str(number)])
+    with np.load(run / "timbres-0002" / "latents.npz") as file:
+        z, pitch = file["z"][::3], file["pitch"].tolist()
+    page = (run / "timbres-0002" / "index.html").read_text("utf-8")
+    assert len(np.unique(z, axis=0)) == 6 and pitch == [60, 62, 63] * 6 and "t05 017-" in page
+    assert np.array_equal(z[0], run_sample(run, tmp_path / "first", "--seed", 2)[1][0])
+
+    def nearest(latents):                 # the least distance between two of their notes
+        np.savez(tmp_path / "some.npz", z=latents, pitch=[62] * 6)
+        wavs, *_ = run_sample(run, tmp_path / f"n{latents[-1, 0]}", "--latents",
+                              tmp_path / "some.npz")
+        waves = [read_wav(tmp_path / f"n{latents[-1, 0]}" / wav) for wav in wavs]
+        waves = [wave / np.sqrt(np.mean(wave ** 2)) for wave in waves]
+        return min(lsd(a, b) for a, b in itertools.combinations(waves, 2))
+
+    random = [nearest(np.random.default_rng(seed).normal(size=(6, 4))) for seed in range(8)]
+    assert nearest(z) > max(random)
+
+    def latents(out, *flags):
+        return run_sample(run, tmp_path / out, *flags)[1:3]
+
+    for name, flags, rows in (("a", "--timbre t03 --pitch C4,D4", [3, 3]),
+                              ("b", "--timbre t04", [4]),
+                              ("c", "--timbre t05,t01 --scale", [5] * 5 + [1] * 5),
+                              ("d", "--timbre t02 --midi demo", [2])):
+        flags = flags.split()
+        if "demo" in flags:               # whose notes this checkpoint lacks
+            flags[-1] = write_piece(tmp_path / "a.mid", (0, 99, 60, 99, 0), (0, 99, 60, 99, 1))
+        assert np.array_equal(latents(name, *flags)[0], z[rows]), name
+    arc, _ = latents("e", "--timbre", "t05,t00", "--interpolate")
+    np.testing.assert_allclose(arc[[0, -1]], z[[5, 0]], rtol=1e-6)
+    older = run / "timbres-0001" / "latents.npz"
+    with np.load(older) as file:
+        assert np.array_equal(latents("f", "--timbre", "t01", "--latents", older)[0],
+                              file["z"][3:4])
+    for flags, words in ((["--timbre", "t06"], "6 timbres from t00 on, and no t06"),
+                         (["--timbre", "t00", "--interpolate"], "needs 2")):
+        assert words in refusal(sample, checkpoint, *flags)
+
+
 # ---------------------------------------------------------------------------------------------
 # metrics.py
 
