@@ -294,7 +294,9 @@ CANDIDATES, STARTS, STEPS = 1024, 4, 300  # random latents, those to descend fro
 def like(args, player):
     """The timbre whose note is nearest to a recording, also at other pitches: Adam's descent by the
     difference of what is heard, from the best of many random latents."""
-    x, rate = nsynth.read_recording(args.like, player.spectrum.length / player.rate)
+    seconds = player.spectrum.length / player.rate
+    x, rate = nsynth.read_recording(args.like, seconds)
+    x = x[:math.ceil(seconds * rate)]
     f = spectral.fundamental(x, rate, high=4200.0, clear=0.7) if len(x) > rate / 20 else 0
     if not (f or args.pitch):
         raise SampleError(f"{args.like}: its {len(x) / rate:.2g} s have no pitch: name it, as by "
@@ -334,7 +336,7 @@ def like(args, player):
 
 def heard(waves, rate):
     """Log magnitude and IF, (N, T, F) each, of notes (N, L) made equally loud."""
-    waves = waves / waves.square().mean(1, keepdim=True).sqrt().clamp(min=1e-5)
+    waves = waves / waves.square().mean(1, keepdim=True).clamp(min=1e-10).sqrt()
     spectrum = spectral.derive("if", False, waves.shape[1], rate, resolutions=1)
     magnitude, frequency = spectrum.encode(waves).unbind(1)
     return magnitude.clamp(min=-3), frequency           # a loud overtone has some +5
@@ -384,11 +386,11 @@ def midi(args, player):
         uses.setdefault((turn, pitch), []).append((start, end - start, velocity))
         moved += pitch != asked
         late += end - start > player.spectrum.length / player.rate
-    wave = torch.zeros(math.ceil((length + RELEASE) * player.rate))
+    wave = torch.zeros(math.ceil((length + RELEASE) * player.rate) + 1)          # rounded
     numbers, pitch = map(list, zip(*uses))
     for where, note in zip(uses.values(), player.each(turns[numbers], pitch)):
         for start, seconds, velocity in where:
-            part, at = shaped(note, seconds, player.rate), round(start * player.rate)
+            part, at = shaped(note, seconds, player.rate), int(start * player.rate)
             wave[at:at + len(part)] += (velocity / 127) ** 2 * part
     facts = [f"{number:,} {what}" for number, what in (
         (len(strokes), "notes"), (moved, "moved by octaves"), (late, "end with the model's note"),
@@ -530,14 +532,16 @@ NOTES_STYLE = """\
 figure { flex: 1 1 18rem; }
 figure img { width: 100%; height: 10rem; background: #000; }
 audio { width: 100%; }
-main { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
-.card { position: relative; padding: 0 0 .5rem; overflow: hidden; text-align: left; }
-.card img { display: block; width: 100%; height: 8rem; margin-bottom: .4rem; background: #000; }
+main { --high: 8rem; display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
+.card { position: relative; display: flex; flex-direction: column; padding: 0 0 .5rem;
+  overflow: hidden; text-align: left; }
+.card img { width: 100%; height: var(--high); margin-bottom: .4rem; background: #000; }
 .card :is(b, small) { display: block; padding: 0 .7rem; }
 .card[aria-pressed=true]::after { content: ""; position: absolute; top: 0; width: 2px;
-  height: 8rem; background: #fff; animation: play var(--seconds) linear; }
+  height: var(--high); background: #fff; animation: play var(--seconds) linear; }
 @keyframes play { from { left: 0; } to { left: 100%; } }
-.keyboard { gap: 2px; grid-template-columns: repeat(12, 1fr); touch-action: none;
+.keyboard { --high: 4rem; gap: 2px; grid-template-columns: repeat(12, 1fr); touch-action: none;
   user-select: none; }
 .keyboard b { padding: 0; font-size: clamp(.6rem, 2vw, 1rem); text-align: center; }
 .keyboard small { display: none; }
