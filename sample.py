@@ -294,10 +294,9 @@ CANDIDATES, STARTS, STEPS = 1024, 4, 300  # random latents, those to descend fro
 def like(args, player):
     """The timbre whose note is nearest to a recording, also at other pitches: Adam's descent by the
     difference of what is heard, from the best of many random latents."""
-    seconds = player.spectrum.length / player.rate
-    x, rate = nsynth.read_recording(args.like, seconds)
-    x = x[:math.ceil(seconds * rate)]
-    f = spectral.fundamental(x, rate, high=4200.0, clear=0.7) if len(x) > rate / 20 else 0
+    x, rate = nsynth.read_recording(args.like, player.spectrum.length / player.rate)
+    start = x[:2 * rate]
+    f = spectral.fundamental(start, rate, high=4200.0, clear=0.7) if len(x) > rate / 20 else 0
     if not (f or args.pitch):
         raise SampleError(f"{args.like}: its {len(x) / rate:.2g} s have no pitch: name it, as by "
                           "--pitch C4, or give a longer and steady note")
@@ -710,12 +709,13 @@ def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add, what = parser.add_argument, parser.add_mutually_exclusive_group()
     add("checkpoint", type=Path, nargs="?", help="a file, or a run's folder (its newest one)")
-    what.add_argument("--scale", action="store_true", help="one timbre over all trained pitches")
+    what.add_argument("--scale", action="store_true", help="timbres over all pitches, to play on")
     what.add_argument("--interpolate", action="store_true", help="from one timbre to another")
     what.add_argument("--midi", type=Path, metavar="FILE",
-        help="play a piece, or demo: a channel a timbre, or see --seconds-per-timbre")
+        help="a piece of music, each channel in its own timbre; or demo, some of Bach's")
     what.add_argument("--like", type=Path, metavar="WAV", help="the timbre nearest to a recording")
-    what.add_argument("--timbres", type=at_least(1), metavar="N", help="as many, far apart")
+    what.add_argument("--timbres", type=at_least(1), metavar="N",
+        help="timbres that sound different, for --timbre")
     what.add_argument("--bench", action="store_true", help="time the paper's models, without one")
     add("--pitch", type=parse_pitches, metavar="P,...", help="of the notes in turn: 60, C4, Bb4")
     add("--count", type=at_least(1), metavar="N",
@@ -724,7 +724,8 @@ def parse(argv):
     add("--latents", type=Path, metavar="FILE", help="an earlier run's latents.npz, to hear again")
     add("--timbre", type=parse_timbres, metavar="t00,...",
         help="of --latents (default: of the run's newest --timbres)")
-    add("--seconds-per-timbre", type=at_least(1), metavar="S", help="of --midi, in all channels")
+    add("--seconds-per-timbre", type=at_least(1), metavar="S",
+        help="of --midi: all channels move from one to the next")
     add("--mel-inverse", choices=spectral.MEL_INVERSES,
         help="of if-mel: pseudo, by least squares, or transpose, the release's, which smears "
              "over neighbouring bands (default: as trained)")
