@@ -173,9 +173,9 @@ class Player:
 OF_LATENTS = "interpolate", "latents", "timbre", "timbres", "like", "seconds_per_timbre"
 
 
-# What a command made: a title, latents z (N, latent), N MIDI pitches, waves (N, L), which of its
-# timbres a note has where they repeat, more sounds by their names, and phrases about it all.
-Result = namedtuple("Result", "title z pitch waves timbre more facts", defaults=((), {}, ()))
+# What a command made: a title, latents z (N, latent), N MIDI pitches, waves (N, L), N names of
+# timbres or "", more sounds by their names, and phrases about it all.
+Result = namedtuple("Result", "title z pitch waves timbre more facts", defaults=({}, ()))
 
 
 def choose(args, player, n):
@@ -214,7 +214,7 @@ def notes(args, player):
         z = slerp(z[0], z[1], args.count or 9)
     many = args.count or (max(len(z), len(pitch)) if args.timbre else len(z))
     z, pitch = (list(islice(cycle(some), many)) for some in (z, pitch))
-    return Result(title, torch.stack(z), pitch, player.play(torch.stack(z), pitch))
+    return Result(title, torch.stack(z), pitch, player.play(torch.stack(z), pitch), [""] * many)
 
 
 def sample(args):
@@ -271,8 +271,8 @@ def write_sounds(folder, result, player):
     if peak > 1:                          # one factor for all: their balance is G's doing
         print(f"The loudest sound peaks at {peak:.3g}: all were divided by it, not to clip.")
     digits = max(3, len(str(len(result.pitch) - 1)))
-    names = [f"{i:0{digits}}-{note_name(p).replace('#', 's')}-{p:03}"
-             for i, p in enumerate(result.pitch)]
+    names = [f"{i:0{digits}}-{timbre}-{note_name(p)}-{p:03}".replace("--", "-").replace("#", "s")
+             for i, (timbre, p) in enumerate(zip(result.timbre, result.pitch))]
     for name, wave in (*zip(names, result.waves), *result.more.items()):
         wave = wave / max(1, peak)
         nsynth.write_wav(folder / f"{name}.wav", wave, player.rate)
@@ -476,22 +476,21 @@ def notes_page(folder, names, result, args, player):
     def data(kind, name):
         return f"data:{kind};base64,{base64.b64encode((folder / name).read_bytes()).decode()}"
 
-    timbres, most, every = list(dict.fromkeys(result.timbre)), PAGE_NOTES, 1
+    timbres = list(dict.fromkeys(result.timbre))
+    of_each, most, every = len(names) // len(timbres), PAGE_NOTES, 1
     if args.scale:
-        of_each = len(names) // len(timbres)
-        timbres, most = timbres[:PAGE_TIMBRES], of_each * PAGE_TIMBRES
+        most = of_each * PAGE_TIMBRES
         size = (folder / f"{names[0]}.wav").stat().st_size * len(names[:most])
         every = math.ceil(size / PAGE_BYTES)
     cards = []
-    for i, (name, p) in enumerate(zip(names[:most], result.pitch)):
-        timbre = result.timbre[i] if result.timbre else ""
-        sound = "" if every > 1 and i % of_each % every else data("audio/wav", f"{name}.wav")
+    for i, (name, p, timbre) in enumerate(zip(names[:most], result.pitch, result.timbre)):
+        sound = "" if i % of_each % every else data("audio/wav", f"{name}.wav")
         picture = f"{name}.png" if args.scale else data("image/png", f"{name}.png")
         place = f"grid-area: {11 - p // 12} / {p % 12 + 1}" if args.scale else ""
         cards.append(f"""\
 <button class="card" aria-pressed="false" data-pitch="{p}" data-timbre="{timbre}" style="{place}"
 data-wav="{sound}"><img alt="" loading="lazy" src="{picture}"><b>{note_name(p)}</b>
-<small>{timbre} {name}</small></button>
+<small>{name}</small></button>
 """)
     figures = [f"""\
 <figure><figcaption>{name}</figcaption><img alt="" src="{name}.png">
@@ -501,7 +500,8 @@ data-wav="{sound}"><img alt="" loading="lazy" src="{picture}"><b>{note_name(p)}<
     facts = [*result.facts, f"{player.path.resolve().parent.name}/{player.path.name}",
              contents["model"], f"{contents['images']:,} examples trained",
              shape.get("output", player.spectrum.rep), f"{seconds:g} s at {player.rate:,} Hz",
-             f"latents of {args.latents.name}" if args.latents else f"seed {args.seed}"]
+             f"latents of {args.latents.name}" if args.latents else
+             "timbres chosen before" if args.timbre else f"seed {args.seed}"]
     if "resolutions" in shape:
         blocks = gansynth.grown(contents["progress"])[0]
         facts.append(f"{blocks} of {shape['resolutions']} blocks")
@@ -509,7 +509,7 @@ data-wav="{sound}"><img alt="" loading="lazy" src="{picture}"><b>{note_name(p)}<
         facts.append(f"the first {most} of {len(names):,} notes")
     if every > 1:
         facts.append(f"one note in {every} is inside this page, and lent to those between")
-    options = "".join(f"<option>{timbre}</option>" for timbre in timbres)
+    options = "".join(f"<option>{timbre}</option>" for timbre in timbres[:PAGE_TIMBRES])
     return page(result.title, f"""\
 <h1>{html.escape(result.title)}</h1>
 <p class="soft">{html.escape(" · ".join(facts))}</p>

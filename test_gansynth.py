@@ -3269,7 +3269,7 @@ def check_that_a_note_comes_back(checkpoint, folder, pitch):
     note = read_wav(folder / "note" / wav)
     np.testing.assert_allclose(target, note * np.abs(target).max() / np.abs(note).max(), atol=1e-3)
     assert played[0] == pitch and len(played) == 4
-    name = f"000-{sample.note_name(pitch).replace('#', 's')}-{pitch:03}.wav"
+    name = f"000-t00-{sample.note_name(pitch).replace('#', 's')}-{pitch:03}.wav"
     assert np.array_equal(match, read_wav(folder / "out" / name))
     said = float(re.search(r"log-spectral distance ([\d.]+) dB", page)[1])
     assert abs(said - lsd(target, match)) < 0.1 and page.count("<audio") == 2
@@ -3322,7 +3322,8 @@ def test_timbres_differ_and_are_picked_in_every_command(tmp_path, capsys):
     with np.load(run / "timbres-0002" / "latents.npz") as file:
         z, pitch = file["z"][::3], file["pitch"].tolist()
     page = (run / "timbres-0002" / "index.html").read_text("utf-8")
-    assert len(np.unique(z, axis=0)) == 6 and pitch == [60, 62, 63] * 6 and "t05 017-" in page
+    assert len(np.unique(z, axis=0)) == 6 and pitch == [60, 62, 63] * 6
+    assert ">017-t05-Ds4-063<" in page
     assert np.array_equal(z[0], run_sample(run, tmp_path / "first", "--seed", 2)[1][0])
 
     def nearest(latents):                 # the least distance between two of their notes
