@@ -267,17 +267,17 @@ def whole_folder(out):
 
 def write_sounds(folder, result, player):
     """WAVs and rainbowgrams of a result, and notes.csv -> the notes' names, without .wav."""
-    peak = max(wave.abs().max().item() for wave in (result.waves, *result.more.values()))
-    if peak > 1:                          # one factor for all: their balance is G's doing
-        print(f"The loudest sound peaks at {peak:.3g}: all were divided by it, not to clip.")
     digits = max(3, len(str(len(result.pitch) - 1)))
     names = [f"{i:0{digits}}-{timbre}-{note_name(p)}-{p:03}".replace("--", "-").replace("#", "s")
              for i, (timbre, p) in enumerate(zip(result.timbre, result.pitch))]
-    for name, wave in (*zip(names, result.waves), *result.more.items()):
-        wave = wave / max(1, peak)
-        nsynth.write_wav(folder / f"{name}.wav", wave, player.rate)
-        picture = spectral.rainbowgram(wave[:PICTURE_SECONDS * player.rate], player.rate)
-        spectral.write_png(folder / f"{name}.png", picture)
+    for sounds in (dict(zip(names, result.waves)), result.more):
+        peak = max((wave.abs().max().item() for wave in sounds.values()), default=0)
+        if peak > 1:                      # one factor for all: their balance is G's doing
+            print(f"The loudest sound peaks at {peak:.3g}: all were divided by it, not to clip.")
+        for name, wave in sounds.items():
+            nsynth.write_wav(folder / f"{name}.wav", wave / max(1, peak), player.rate)
+            picture = spectral.rainbowgram(wave[:PICTURE_SECONDS * player.rate], player.rate)
+            spectral.write_png(folder / f"{name}.png", picture)
     with open(folder / "notes.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["file", "pitch", "note", *(f"z{i}" for i in range(player.latent))])

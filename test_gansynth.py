@@ -3270,7 +3270,8 @@ def check_that_a_note_comes_back(checkpoint, folder, pitch):
     np.testing.assert_allclose(target, note * np.abs(target).max() / np.abs(note).max(), atol=1e-3)
     assert played[0] == pitch and len(played) == 4
     name = f"000-t00-{sample.note_name(pitch).replace('#', 's')}-{pitch:03}.wav"
-    assert np.array_equal(match, read_wav(folder / "out" / name))
+    note = read_wav(folder / "out" / name)
+    np.testing.assert_allclose(match, note * np.abs(match).max() / np.abs(note).max(), atol=1e-3)
     said = float(re.search(r"log-spectral distance ([\d.]+) dB", page)[1])
     assert abs(said - lsd(target, match)) < 0.1 and page.count("<audio") == 2
     _, again, _, _ = run_sample(checkpoint, folder / "again", "--scale", "--latents",
