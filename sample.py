@@ -500,7 +500,7 @@ data-wav="{sound}"><img alt="" loading="lazy" src="{picture}"><b>{note_name(p)}<
     facts = [*result.facts, f"{player.path.resolve().parent.name}/{player.path.name}",
              contents["model"], f"{contents['images']:,} examples trained",
              shape.get("output", player.spectrum.rep), f"{seconds:g} s at {player.rate:,} Hz",
-             f"latents of {args.latents.name}" if args.latents else
+             f"from {args.latents.name}" if args.latents else
              "timbres chosen before" if args.timbre else f"seed {args.seed}"]
     if "resolutions" in shape:
         blocks = gansynth.grown(contents["progress"])[0]
