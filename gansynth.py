@@ -830,14 +830,14 @@ def load_generator(path, device="cpu", read_bundle=None):
 RISE = 0.002                              # seconds
 
 
-@torch.no_grad()
 def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None, generator=None):
     """Latents and pitch labels -> notes: what one does with a trained G.
 
     z (N, latent), pitch (N,) labels 0..P-1; `spectrum` decodes pictures (spectral.Spectrum).  At an
     early progress the small picture is stretched to full size first.  `batch` notes at a time, and
     `show(done)` after each.  A WaveNet, which has no latents, draws its samples from `generator`,
-    and shows parts of notes.  -> (N, L) float32 on the CPU; waves may exceed [-1, 1].
+    and shows parts of notes.  -> (N, L) float32 on the CPU; waves may exceed [-1, 1], and can be
+    differentiated by z.
     ours: notes rise over RISE seconds, as G leaves energy in the zeros before a note, which would
     be cut off in full swing, an audible tick.  code: they do not, nor with the release's inverse.
     """

@@ -141,43 +141,11 @@ def cents(f, reference):
     return 1200 * np.log2(np.maximum(f, 1e-9) / reference)
 
 
-def middle(wave):
-    """A note without its onset and release, as float64."""
-    return np.asarray(wave, dtype=np.float64)[len(wave) // 10: len(wave) * 17 // 20]
-
-
-def fundamental(wave, sample_rate, low=25.0, high=2000.0):
-    """Fundamental frequency in Hz of one note (L,), by normalised autocorrelation; 0 if none.
-
-    McLeod and Wyvill, "A smarter way to find pitch" (2005): the autocorrelation at each lag,
-    divided by the energy of the two stretches it compares; the first peak that reaches nine tenths
-    of the highest is the period.  Four lags a sample (the spectrum padded with zeros) and a
-    parabola through the peak make it exact to a cent or two.
-    """
-    fine, x = 4, middle(wave)
-    x, n = x - x.mean(), len(x)
-    power = np.abs(np.fft.rfft(x, 4 * n)) ** 2
-    correlation = fine * np.fft.irfft(power, 4 * n * fine)[:n * fine]
-    energy = np.concatenate([[0.0], np.cumsum(x ** 2)])
-    lags = np.arange(n)
-    both = energy[n - lags] + energy[n] - energy[lags]
-    both = np.interp(np.arange(n * fine) / fine, lags, both)
-    similarity = 2 * correlation / np.maximum(both, 1e-12)
-
-    first, last = int(fine * sample_rate / high), min(int(fine * sample_rate / low), n * fine - 2)
-    s = similarity[first - 1:last + 1]
-    peaks = 1 + np.flatnonzero((s[1:-1] > s[:-2]) & (s[1:-1] >= s[2:]) & (s[1:-1] > 0))
-    if len(peaks) == 0:
-        return 0.0
-    peak = peaks[s[peaks] >= 0.9 * s[peaks].max()][0]
-    a, b, c = s[peak - 1:peak + 2]
-    return fine * sample_rate / (first - 1 + peak + 0.5 * (a - c) / (a - 2 * b + c))
-
-
 def tuning(wave, pitch, sample_rate):
     """How far a note is from its pitch, in cents; beyond 12,000 where it has no fundamental."""
     f0 = frequency(pitch)
-    return cents(fundamental(wave, sample_rate, min(25.0, f0 / 1.5), max(2000.0, 2.2 * f0)), f0)
+    low, high = min(25.0, f0 / 1.5), max(2000.0, 2.2 * f0)
+    return cents(spectral.fundamental(wave, sample_rate, low, high), f0)
 
 
 def harmonic_share(wave, pitch, sample_rate):
@@ -226,7 +194,7 @@ def phase_coherence(wave, pitch, sample_rate):
     an STFT lend some even to random phases (of 64 and 128 ms: 0.1 and 0.4 in notes of 4 s).
     Silence has 0; nan is a note too short, or too near Nyquist, for advances.
     """
-    x, f0 = middle(wave), frequency(pitch)
+    x, f0 = spectral.middle(wave), frequency(pitch)
     window = round(PERIODS * sample_rate / f0)
     hop = max(1, 3 * window // 4)
     lag = int(np.ceil(LAG * sample_rate / hop))                     # in hops

@@ -3,7 +3,7 @@
 A note is what NSynth calls one: an instrument playing one pitch at one velocity, held for three
 seconds and released for one. GANSynth learns from the 70,379 of them that are acoustic and lie
 between MIDI 24 and 84, shuffled and split again 80/20. That comes first. Behind the ruled line are
-the forms that notes come in, packing, WAV files, and an orchestra that needs no download.
+the forms that notes come in, packing, WAV and MIDI files, and an orchestra that needs no download.
 
 `python nsynth.py [DATA]` says what a folder, or the orchestra, holds; `--out DIR` writes it as WAV
 files. Shapes: N notes, L samples, n notes of a batch, P pitches, K partials.
@@ -703,7 +703,7 @@ def _read_recordings(files):
             name = _printable("-".join(place.with_suffix("").parts))
             family = next((f for f in FAMILIES if f in place.as_posix().lower()), "other")
             yield Entry(name, pitch, family, "acoustic", "", UNTOLD, str(file),
-                        partial(_read_recording, file))
+                        partial(read_recording, file))
 
 
 def pitch_of(name):
@@ -728,7 +728,7 @@ def pitch_of(name):
     return told.pop() if len(told) == 1 and min(told) in range(128) else None
 
 
-def _read_recording(path, seconds):
+def read_recording(path, seconds):
     """A recording as `read_sound` reads it, without the silence before the note, which may begin in
     its first minute: at the first 2 ms within 40 dB of the loudest, less 5 ms."""
     x, rate = read_sound(path, None, 60 + seconds)
@@ -900,6 +900,99 @@ def save(notes, folder):
         (folder / "examples.json").write_text(json.dumps(examples, indent=1), encoding="utf-8")
     except OSError as error:
         raise NoteError(f"cannot write to {folder}: {error.strerror}") from None
+
+
+# ---- MIDI files ------------------------------------------------------------------------------
+
+def read_midi(path):
+    """The notes of a standard MIDI file, of format 0 or 1, in order of their ends: a list of
+    (start, end, pitch, velocity, channel), in seconds and as the file counts.
+
+    A note ends when its key is let go and the pedal (controller 64) is up, when its key is struck
+    again, or with the file.
+    """
+    try:
+        with open(path, "rb") as file:
+            division, events = _midi_events(file.read(1 << 24))
+    except OSError as error:
+        raise NoteError(f"cannot read {path}: {error.strerror}") from None
+    except (ValueError, IndexError, struct.error) as error:
+        raise NoteError(f"{path}: expected a MIDI file, of format 0 or 1 ({error})") from None
+    strokes, sounding, pedals = [], {}, set()           # sounding: starts and velocities
+    let_go = [set() for _ in range(16)]                 # pitches that a pedal may hold, by channel
+    seconds, last, tempo = 0.0, 0, 500_000              # microseconds a quarter note
+
+    def end(channel, pitch):
+        let_go[channel].discard(pitch)
+        if (channel, pitch) in sounding:
+            start, velocity = sounding.pop((channel, pitch))
+            strokes.append((start, seconds, pitch, velocity, channel))
+
+    for tick, status, data in sorted(events, key=lambda event: event[0]):
+        seconds += (tick - last) * tempo / 1e6 / division
+        last, kind, channel = tick, status & 0xF0, status & 0x0F
+        if status == META:                # of which there is only tempo
+            tempo = int.from_bytes(data, "big")
+        elif kind == NOTE_ON and data[1]:
+            end(channel, data[0])
+            sounding[channel, data[0]] = seconds, data[1]
+        elif kind in (NOTE_ON, NOTE_OFF):
+            let_go[channel].add(data[0])
+        elif kind == CONTROL and data[0] == 64:
+            (pedals.add if data[1] >= 64 else pedals.discard)(channel)
+        while let_go[channel] and channel not in pedals:
+            end(channel, min(let_go[channel]))
+    for channel, pitch in list(sounding):
+        end(channel, pitch)
+    return strokes
+
+
+NOTE_OFF, NOTE_ON, CONTROL, META = 0x80, 0x90, 0xB0, 0xFF
+TEMPO = 0x51                              # a kind of META
+
+
+def _midi_events(file):
+    """A MIDI file's bytes -> its ticks a quarter note, and (tick, status, data) of each message to
+    a channel and each tempo, track by track."""
+    tag, size, form, tracks, division = struct.unpack_from(">4sIHHH", file)
+    if tag != b"MThd" or form > 1 or not 0 < division < 0x8000:
+        raise ValueError("it is none, or counts no ticks of a quarter note")
+    at, events = 8 + size, []
+
+    def number():                         # seven bits a byte; the last is below 128
+        nonlocal at
+        value = 0
+        for byte in file[at:at + 4]:
+            at, value = at + 1, value << 7 | byte & 0x7F
+            if byte < 0x80:
+                return value
+        raise ValueError("a number in it has no end")
+
+    while tracks:
+        tag, size = struct.unpack_from(">4sI", file, at)
+        at, tick, running = at + 8, 0, 0
+        end = at + size
+        if len(file) < end:
+            raise ValueError(f"it is cut short, by {end - len(file):,} bytes or more")
+        tracks -= tag == b"MTrk"          # there may be others
+        while tag == b"MTrk" and at < end:
+            tick += number()
+            status, at = (file[at], at + 1) if file[at] >= 0x80 else (running, at)
+            if 0x80 <= status < 0xF0:
+                running, kind, length = status, None, 1 if status & 0xE0 == 0xC0 else 2
+            elif status in (0xF0, 0xF7, META):          # SysEx, and what is no message
+                kind, at = (file[at], at + 1) if status == META else (0, at)
+                length = number()
+            else:
+                raise ValueError(f"a message has the status {status}")
+            data, at = file[at:at + length], at + length
+            if at > end or kind is None and max(data) > 127 or kind == TEMPO and length != 3:
+                raise ValueError("a message in it is damaged")
+            if kind in (None, TEMPO):
+                events.append((tick, status, data))
+        events.append((tick, 0, b""))     # notes may last until its end
+        at = end
+    return division, events
 
 
 # ---- Orchestra ------------------------------------------------------------------------------

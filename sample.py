@@ -2,16 +2,20 @@
 
     python sample.py runs/0001                    16 random notes of a run's newest checkpoint
     python sample.py runs/0001 --pitch C4,Eb4,G4  the same timbres at chosen pitches, in turn
-    python sample.py runs/0001 --scale            one timbre over all pitches
+    python sample.py runs/0001 --scale            one timbre over all pitches, as a page to play on
     python sample.py runs/0001 --interpolate      from one timbre to another (paper Fig. 4)
+    python sample.py runs/0001 --timbres 12       timbres far apart: --timbre t03 then picks one
+    python sample.py runs/0001 --midi demo        a piece of music, or that of a MIDI file
+    python sample.py runs/0001 --like note.wav    the timbre that is nearest to a recording
     python sample.py runs/0001 --latents runs/0001/samples-0001/latents.npz      the same again
     python sample.py acoustic_only --scale        Magenta's published weights, as unpacked
     python sample.py --bench                      seconds a note, of each of the paper's models
 
 The notes of a seed never change: more of them begin with the same ones, --scale plays the timbre
-of the first, --interpolate goes from the first to the second.  The averaged generator is heard, at
-the size it has grown to by then.  A WaveNet has no latents, but draws every sample: there is
-nothing to interpolate, and a seed means the same notes only where as many are asked for.
+of the first, --interpolate goes from the first to the second.  Timbres are the different latents
+of a latents.npz: t00, t01, ... in their order, all of which --scale plays.  The averaged generator
+is heard, at the size it has grown to by then.  A WaveNet has no latents, but draws every sample:
+there is nothing to interpolate, and a seed means the same notes only where as many are asked for.
 
 Shapes:  N notes, L samples.  z is (N, latent), waves are (N, L).  Pitches are MIDI numbers (60 is
 C4), apart from the labels 0..P-1 that the networks use: MIDI numbers less the lowest trained one.
@@ -32,11 +36,13 @@ import math
 import os
 import re
 import shutil
+from collections import namedtuple
 from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn.functional import adaptive_avg_pool2d
 from torch.utils.benchmark import Timer
 
 import gansynth
@@ -45,7 +51,10 @@ import spectral
 
 SHARPS = "C C# D D# E F F# G G# A A# B".split()
 FLATS = "C Db D Eb E F Gb G Ab A Bb B".split()
-PAGE_NOTES = 64                           # embedded at most: 12-30 MB at the paper's size
+PAGE_NOTES = 64                           # shown at most, but of --scale
+PAGE_BYTES = 9_500_000                    # of sounds inside that of --scale: 13 MB as text
+PAGE_TIMBRES = 12                         # of --scale
+PICTURE_SECONDS = 12                      # of a sound
 
 
 class SampleError(ValueError):
@@ -97,7 +106,8 @@ def read_latents(path, latent):
             z, pitch = torch.from_numpy(file["z"].astype(np.float32)), file["pitch"]
     except Exception as error:            # numpy raises many kinds for a damaged file
         fault = getattr(error, "strerror", None) or "not an .npz file with numbers z and pitch"
-        raise SampleError(f"{path}: {fault}: give the latents.npz of an earlier run") from None
+        raise SampleError(f"{path}: {fault}: give the latents.npz of an earlier run, such "
+                          "as --timbres 12 makes") from None
     if z.ndim != 2 or len(z) == 0 or z.shape[1] != latent or not z.isfinite().all():
         raise SampleError(f"{path}: z has shape {tuple(z.shape)}: this checkpoint takes "
                           f"(n, {latent}), finite numbers")
@@ -106,61 +116,121 @@ def read_latents(path, latent):
     return z, pitch.tolist()
 
 
-def choose(args, latent, counts, low):
-    """What to play: latents (N, latent), and MIDI pitches, a list of N, of those that were trained:
-    counts (P,) from `low` up."""
-    needed = 1 if args.scale else 2 if args.interpolate else args.count or 1
-    if args.latents:
-        z, pitch = read_latents(args.latents, latent)
-    else:
-        z, pitch = draw(max(2, args.count or 16), latent, counts, low, args.seed)
+class Player:
+    """A checkpoint that is ready to play: its averaged generator, and what belongs to it."""
+
+    def __init__(self, args):
+        self.path = gansynth.find_checkpoint(args.checkpoint)
+        self.G, self.contents = gansynth.load_generator(self.path, args.device, nsynth.read_bundle)
+        self.spectrum = spectral.restore(self.contents["spectrum"], args.mel_inverse)
+        if self.contents["model"] == "wavenet" and any(vars(args)[name] for name in OF_LATENTS):
+            raise SampleError(f"{self.path}: is a WaveNet, which has no latents for "
+                              f"--{', --'.join(OF_LATENTS)}: use --pitch, --scale or --midi")
+        if args.mel_inverse and self.spectrum.rep != "if-mel":
+            raise SampleError(f"{self.path}: was trained on {self.spectrum.rep}, which has no mel "
+                              "scale: leave out --mel-inverse, which is for if-mel")
+        self.latent, self.rate = self.G.arch.latent, self.spectrum.sample_rate
+        self.low, self.counts = self.contents["pitch_low"], self.contents["counts"].cpu()
+        self.high = self.low + len(self.counts) - 1
+        self.three = [self.low + (self.high - self.low) * n // 6 for n in (1, 3, 5)]
+        self.seed, self.random = args.seed, torch.Generator().manual_seed(args.seed)
+
+    def draw(self, n):
+        """n random latents (n, latent), and as many MIDI pitches."""
+        return draw(n, self.latent, self.counts, self.low, self.seed)
+
+    def each(self, z, pitch):
+        """Yield the notes (L,) of latents (N, latent) at MIDI pitches, a list of N, made 16 at a
+        time; a terminal shows how many are done."""
+        for p in pitch:
+            if not self.low <= p <= self.high:
+                raise SampleError(
+                    f"pitch {p} was never trained: this checkpoint plays {self.low} to {self.high} "
+                    f"({note_name(self.low)} to {note_name(self.high)})")
+        show = sys.stderr.isatty() and not z.requires_grad
+        label = torch.tensor(pitch) - self.low
+        for i in range(0, len(z), 16):
+            waves = gansynth.synthesise(
+                self.G, self.spectrum, z[i:i + 16], label[i:i + 16], self.contents["progress"],
+                show=lambda done: show and print(       # each over the one before
+                    f"{round(i + done, 2):,} of {len(z):,} notes", end="\r", file=sys.stderr,
+                    flush=True),
+                generator=self.random)
+            if not waves.isfinite().all():
+                raise SampleError(f"{self.path}: makes NaN or infinity: use an earlier checkpoint")
+            yield from waves
+
+    def play(self, z, pitch):
+        """The same at once: (N, L)."""
+        return torch.stack(list(self.each(z, pitch)))
+
+    def grid(self, title, z, pitch, *more):
+        """Each timbre, a row of z, at each pitch, as a Result."""
+        names = [f"t{k:02}" for k in range(len(z)) for _ in pitch]
+        z, pitch = z.repeat_interleave(len(pitch), 0), [*pitch] * len(z)
+        return Result(title, z, pitch, self.play(z, pitch), names, *more)
+
+
+OF_LATENTS = "interpolate", "latents", "timbre", "timbres", "like", "seconds_per_timbre"
+
+
+# What a command made: a title, latents z (N, latent), N MIDI pitches, waves (N, L), N names of
+# timbres or "", more sounds by their names, and phrases about it all.
+Result = namedtuple("Result", "title z pitch waves timbre more facts", defaults=({}, ()))
+
+
+def choose(args, player, n):
+    """The latents that the command line means, or n that its seed draws: z (N, latent), and a list
+    of N MIDI pitches.  But for plain notes they are timbres, each only once."""
+    file = args.latents
+    if args.timbre and not file:
+        run = player.path.parent
+        file = max(run.glob("timbres-[0-9]*/latents.npz"), default=run / "timbres-0001/latents.npz")
+    if not file:
+        return player.draw(max(2, n))
+    z, pitch = read_latents(file, player.latent)
+    if args.timbre or args.scale or args.interpolate or args.midi:
+        rows = sorted(np.unique(z, axis=0, return_index=True)[1])
+        if max(args.timbre or [0]) >= len(rows):
+            raise SampleError(f"{file} has {len(rows)} timbres from t00 on, and no "
+                              f"t{max(args.timbre):02}")
+        rows = [rows[k] for k in args.timbre or range(len(rows))]
+        z, pitch = z[rows], [pitch[i] for i in rows]
+    needed = 2 if args.interpolate else 1 if args.timbre else args.count or 1
     if len(z) < needed:
-        raise SampleError(f"{args.latents} holds {len(z)} latents, and this needs {needed}")
-    high = low + len(counts) - 1
+        raise SampleError(f"{file} holds {len(z)} latents, and this needs {needed}")
+    return z, pitch
+
+
+def notes(args, player):
+    """Random notes, timbres over all pitches, or an arc from one timbre to another."""
+    z, pitch = choose(args, player, args.count or 16)
     if args.scale:
-        pitch = args.pitch or range(low, high + 1)
-        z = z[:1].repeat(args.count or len(pitch), 1)
-    elif args.interpolate:
-        pitch = args.pitch or [(low + high) // 2]
+        many = args.count or (len(z) if args.latents or args.timbre else 1)
+        return player.grid("A page to play on", z[:many],
+                           args.pitch or range(player.low, player.high + 1))
+    title, pitch = "Notes, each of its own timbre", args.pitch or pitch
+    if args.interpolate:
+        title, pitch = "From one timbre to another", args.pitch or [player.three[1]]
         z = slerp(z[0], z[1], args.count or 9)
-    else:
-        z, pitch = z[:args.count], args.pitch or pitch
-    for p in pitch:
-        if not low <= p <= high:
-            raise SampleError(f"pitch {p} was never trained: this checkpoint plays {low} to {high} "
-                              f"({note_name(low)} to {note_name(high)})")
-    return z, list(islice(cycle(pitch), len(z)))
+    many = args.count or (max(len(z), len(pitch)) if args.timbre else len(z))
+    z, pitch = (list(islice(cycle(some), many)) for some in (z, pitch))
+    return Result(title, torch.stack(z), pitch, player.play(torch.stack(z), pitch), [""] * many)
 
 
 def sample(args):
     """Make and write what the command line asks for -> the page's path."""
-    path = gansynth.find_checkpoint(args.checkpoint)
-    G, contents = gansynth.load_generator(path, args.device, nsynth.read_bundle)
-    spectrum = spectral.restore(contents["spectrum"], args.mel_inverse)
-    if contents["model"] == "wavenet" and (args.interpolate or args.latents):
-        raise SampleError(f"{path}: is a WaveNet, which has no latents for --interpolate and "
-                          "--latents: use --pitch or --scale")
-    if args.mel_inverse and spectrum.rep != "if-mel":
-        raise SampleError(f"{path}: was trained on {spectrum.rep}, which has no mel scale: leave "
-                          "out --mel-inverse, which is for if-mel")
-    low = contents["pitch_low"]
-    z, pitch = choose(args, G.arch.latent, contents["counts"].cpu(), low)
-    out = out_folder(args.out, path.parent)
+    player = Player(args)
+    make = midi if args.midi else like if args.like else timbres if args.timbres else notes
+    out = out_folder(args.out, player.path.parent, "timbres" if args.timbres else "samples")
     with whole_folder(out) as part:       # before the notes, as a WaveNet takes hours
-        waves = gansynth.synthesise(
-            G, spectrum, z, torch.tensor(pitch) - low, contents["progress"],
-            show=lambda done: sys.stderr.isatty() and print(        # each over the one before
-                f"{round(done, 2):,} of {len(z):,} notes", end="\r", file=sys.stderr, flush=True),
-            generator=torch.Generator().manual_seed(args.seed))
-        peak = waves.abs().max().item()
-        if not peak < math.inf:
-            raise SampleError(f"{path}: makes NaN or infinity: use an earlier checkpoint")
-        if peak > 1:                      # one factor for all: their balance is G's doing
-            waves /= peak
-            print(f"The loudest note peaks at {peak:.3g}: all were divided by it, not to clip.")
-        names = write_notes(part, waves, z, pitch, spectrum.sample_rate)
-        np.savez(part / "latents.npz", z=z.numpy(), pitch=np.array(pitch), seed=args.seed)
-        text = notes_page(part, names, pitch, args, path, contents, spectrum)
+        result = make(args, player)
+        for fact in result.facts:
+            print(f"{result.title}: {fact}")
+        names = write_sounds(part, result, player)
+        np.savez(part / "latents.npz", z=result.z.numpy(), pitch=np.array(result.pitch),
+                 seed=args.seed)
+        text = notes_page(part, names, result, args, player)
         (part / "index.html").write_text(text, encoding="utf-8", errors="replace")
     return out / "index.html"
 
@@ -206,18 +276,166 @@ def whole_folder(out):
         shutil.rmtree(part, ignore_errors=True)
 
 
-def write_notes(folder, waves, z, pitch, sample_rate):
-    """WAVs and rainbowgrams of waves (N, L), and notes.csv -> the files' names, without .wav."""
-    digits = max(3, len(str(len(pitch) - 1)))
-    names = [f"{i:0{digits}}-{note_name(p).replace('#', 's')}-{p:03}" for i, p in enumerate(pitch)]
+def write_sounds(folder, result, player):
+    """WAVs and rainbowgrams of a result, and notes.csv -> the notes' names, without .wav."""
+    digits = max(3, len(str(len(result.pitch) - 1)))
+    names = [f"{i:0{digits}}-{timbre}-{note_name(p)}-{p:03}".replace("--", "-").replace("#", "s")
+             for i, (timbre, p) in enumerate(zip(result.timbre, result.pitch))]
+    for sounds in (dict(zip(names, result.waves)), result.more):
+        peak = max((wave.abs().max().item() for wave in sounds.values()), default=0)
+        if peak > 1:                      # one factor for all: their balance is G's doing
+            print(f"The loudest sound peaks at {peak:.3g}: all were divided by it, not to clip.")
+        for name, wave in sounds.items():
+            nsynth.write_wav(folder / f"{name}.wav", wave / max(1, peak), player.rate)
+            picture = spectral.rainbowgram(wave[:PICTURE_SECONDS * player.rate], player.rate)
+            spectral.write_png(folder / f"{name}.png", picture)
     with open(folder / "notes.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(["file", "pitch", "note", *(f"z{i}" for i in range(z.shape[1]))])
-        for name, p, wave, row in zip(names, pitch, waves, z.tolist()):
-            nsynth.write_wav(folder / f"{name}.wav", wave, sample_rate)
-            spectral.write_png(folder / f"{name}.png", spectral.rainbowgram(wave, sample_rate))
+        table.writerow(["file", "pitch", "note", *(f"z{i}" for i in range(player.latent))])
+        for name, p, row in zip(names, result.pitch, result.z.tolist()):
             table.writerow([f"{name}.wav", p, note_name(p), *(f"{x:.9g}" for x in row)])  # exact
     return names
+
+
+# ---- A sound of one's own, and timbres to choose from ----------------------------------------
+
+CANDIDATES, STARTS, STEPS = 1024, 4, 300  # random latents, those to descend from, and how far
+
+
+def like(args, player):
+    """The timbre whose note is nearest to a recording, also at other pitches: Adam's descent by the
+    difference of what is heard, from the best of many random latents."""
+    x, rate = nsynth.read_recording(args.like, player.spectrum.length / player.rate)
+    start = x[:2 * rate]
+    f = spectral.fundamental(start, rate, high=4200.0, clear=0.7) if len(x) > rate / 20 else 0
+    if not (f or args.pitch):
+        raise SampleError(f"{args.like}: its {len(x) / rate:.2g} s have no pitch: name it, as by "
+                          "--pitch C4, or give a longer and steady note")
+    pitch = args.pitch[:1] if args.pitch else [round(69 + 12 * math.log2(f / 440))]
+    target = nsynth.Wish(player.spectrum.length, player.rate).fit(x, rate)
+    target = torch.from_numpy(target / np.float32(32768))           # (L,)
+    magnitude, frequency = heard(target[None], player.rate)
+    weight = magnitude.exp() / magnitude.exp().sum()                # IF counts where it is loud
+
+    def distance(waves):                  # (N, L) -> (N,)
+        ours, turns = heard(waves, player.rate)
+        turns = spectral.wrap(turns - frequency)
+        return (ours - magnitude).square().mean((1, 2)) + (weight * turns ** 2).sum((1, 2))
+
+    z, _ = player.draw(CANDIDATES)
+    waves = player.play(z, pitch * CANDIDATES)
+    away = torch.cat([distance(few) for few in waves.split(64)])
+    z, least = z[away.argsort()[:STARTS]].requires_grad_(), math.inf
+    optimiser = torch.optim.Adam([z])
+    for step in nsynth.progress_bar(range(STEPS), "steps"):
+        optimiser.param_groups[0]["lr"] = 0.05 * (1 - step / STEPS)
+        away = distance(player.play(z, pitch * STARTS))             # (STARTS,)
+        if away.min() < least:
+            nearest, least = z[away.argmin()][None].detach().clone(), away.min().item()
+        optimiser.zero_grad()
+        away.sum().backward()
+        optimiser.step()
+    result = player.grid(f"Like {args.like.stem}", nearest, pitch + player.three)
+    match = result.waves[0]
+    target *= match.norm() / target.norm()              # as loud
+    lsd, random = (spectral.log_spectral_distance(*pair).mean() for pair in (
+        (target[None], match[None]), (waves[:16], waves[16:32])))
+    return result._replace(more={"target": target, "match": match}, facts=[
+        f"log-spectral distance {lsd:.1f} dB, of random notes {random:.1f} dB"])
+
+
+def heard(waves, rate):
+    """Log magnitude and IF, (N, T, F) each, of notes (N, L) made equally loud."""
+    waves = waves / waves.square().mean(1, keepdim=True).clamp(min=1e-10).sqrt()
+    spectrum = spectral.derive("if", False, waves.shape[1], rate, resolutions=1)
+    magnitude, frequency = spectrum.encode(waves).unbind(1)
+    return magnitude.clamp(min=-3), frequency           # a loud overtone has some +5
+
+
+def timbres(args, player):
+    """So many timbres that sound different, at three pitches: of many random ones each is the one
+    whose log magnitudes are farthest from all before it."""
+    z, _ = player.draw(max(CANDIDATES // 4, 4 * args.timbres))
+    waves = player.play(z, [player.three[1]] * len(z))
+    sounds = torch.cat([adaptive_avg_pool2d(heard(few, player.rate)[0], (16, 64)).flatten(1)
+                        for few in waves.split(64)])                # (n, 1024)
+    chosen = [0]
+    while len(chosen) < args.timbres:
+        chosen.append(torch.cdist(sounds, sounds[chosen]).amin(1).argmax().item())
+    return player.grid(f"{len(chosen)} timbres, far apart", z[chosen],
+                       args.pitch or player.three)
+
+
+# ---- MIDI -----------------------------------------------------------------------------------
+
+ATTACK, RELEASE = 0.010, 0.3              # seconds
+LONGEST = 3600                            # seconds of a piece
+ARC = 10                                  # latents on the way from one timbre to the next
+
+
+def midi(args, player):
+    """A piece: each channel in a timbre of its own or, with --seconds-per-timbre, all in one that
+    moves on an arc from each timbre to the next."""
+    piece = prelude() if str(args.midi) == "demo" else nsynth.read_midi(args.midi)
+    strokes = [stroke for stroke in piece if stroke[-1] != 9]       # the channel of drums
+    length = max((end for _, end, *_ in strokes), default=0)
+    if not 0 < length < LONGEST:
+        raise SampleError(f"{args.midi} has {len(strokes):,} notes that are no drums, over "
+                          f"{length:,.0f} s: expected some, over {LONGEST:,} s at most")
+    channels, every = sorted({channel for *_, channel in strokes}), args.seconds_per_timbre
+    count = int(length / every) + 2 if every else len(channels)
+    z = choose(args, player, count)[0][:count]
+    turns = z[torch.arange(count) % len(z)]                         # (count, latent)
+    if every:
+        turns = torch.cat([slerp(*pair, ARC + 1)[:-1] for pair in zip(turns, turns[1:])])
+    uses, moved, late = {}, 0, 0          # (number among `turns`, pitch) -> where it is played
+    for start, end, asked, velocity, channel in strokes:
+        turn = int(start / every * ARC) if every else channels.index(channel)
+        octaves = range(player.low + (asked - player.low) % 12, player.high + 1, 12)
+        pitch = min(octaves, key=lambda p: abs(p - asked), default=asked)
+        uses.setdefault((turn, pitch), []).append((start, end - start, velocity))
+        moved += pitch != asked
+        late += end - start > player.spectrum.length / player.rate
+    wave = torch.zeros(math.ceil((length + RELEASE) * player.rate) + 1)          # rounded
+    numbers, pitch = map(list, zip(*uses))
+    for where, note in zip(uses.values(), player.each(turns[numbers], pitch)):
+        for start, seconds, velocity in where:
+            part, at = shaped(note, seconds, player.rate), int(start * player.rate)
+            wave[at:at + len(part)] += (velocity / 127) ** 2 * part
+    facts = [f"{number:,} {what}" for number, what in (
+        (len(strokes), "notes"), (moved, "moved by octaves"), (late, "end with the model's note"),
+        (len(piece) - len(strokes), "drum beats left out")) if number]
+    return player.grid(args.midi.stem, z, [player.three[1]], {"piece": wave}, facts)
+
+
+def shaped(wave, seconds, rate):
+    """A note of the model, (L,), as its key was down for so many seconds: it rises over ATTACK, and
+    falls over RELEASE once let go, or before the model's note would end."""
+    attack, release = (min(span * rate, len(wave) / 2) for span in (ATTACK, RELEASE))
+    end = min(seconds * rate + release, len(wave))
+    t = torch.arange(math.ceil(end))
+    gain = (t / attack).clamp(max=1) * ((end - t) / release).clamp(max=1)
+    return wave[:len(t)] * (gain * math.pi / 2).sin().square()
+
+
+PRELUDE = """\
+C4 E4 G4 C5 E5, C4 D4 A4 D5 F5, B3 D4 G4 D5 F5, C4 E4 G4 C5 E5, C4 E4 A4 E5 A5, C4 D4 F#4 A4 D5,
+B3 D4 G4 D5 G5, B3 C4 E4 G4 C5, A3 C4 E4 G4 C5, D3 A3 D4 F#4 C5, G3 B3 D4 G4 B4, G3 Bb3 E4 G4 C#5,
+F3 A3 D4 A4 D5, F3 Ab3 D4 F4 B4, E3 G3 C4 G4 C5, E3 F3 A3 C4 F4, D3 F3 A3 C4 F4, G2 D3 G3 B3 F4,
+C3 E3 G3 C4 E4"""
+
+
+def prelude(sixteenth=0.22):
+    """The first part of Bach's prelude in C, BWV 846: each chord is broken twice, with its two
+    lowest notes held; these are one channel, the others another."""
+    strokes = []
+    for i, chord in enumerate(PRELUDE.split(",")):
+        pitch = parse_pitches(",".join(chord.split()))
+        for j, voice in enumerate((0, 1, 2, 3, 4, 2, 3, 4) * 2):
+            start, end = 16 * i + j, 16 * i + (j + 1 if voice > 1 else 8 + 8 * (j >= 8))
+            strokes.append((start * sixteenth, end * sixteenth, pitch[voice], 90 - 5 * voice,
+                            int(voice > 1)))
+    return strokes
 
 
 # ---- Pages ----------------------------------------------------------------------------------
@@ -263,83 +481,172 @@ button:disabled { opacity: .5; cursor: default; }
 """
 
 
-def notes_page(folder, names, pitch, args, path, contents, spectrum):
-    """A page with the sounds and pictures of these names in `folder` inside it."""
+def notes_page(folder, names, result, args, player):
+    """A page of the notes of these names in `folder`, with sounds and pictures inside it; of a
+    keyboard only the sounds, of every n-th pitch where all would be too much."""
     def data(kind, name):
         return f"data:{kind};base64,{base64.b64encode((folder / name).read_bytes()).decode()}"
 
-    title = ("Notes drawn sample by sample" if contents["model"] == "wavenet" else
-             "One timbre at many pitches" if args.scale else
-             "From one timbre to another" if args.interpolate else "Notes, each of its own timbre")
-    shape, seconds = contents["architecture"], spectrum.length / spectrum.sample_rate
-    facts = [f"{path.resolve().parent.name}/{path.name}", contents["model"],
-             f"{contents['images']:,} examples trained", shape.get("output", spectrum.rep),
-             f"{seconds:g} s at {spectrum.sample_rate:,} Hz",
-             f"notes of {args.latents.name}" if args.latents else f"seed {args.seed}"]
+    timbres = list(dict.fromkeys(result.timbre))
+    of_each, most, every = len(names) // len(timbres), PAGE_NOTES, 1
+    if args.scale:
+        most = of_each * PAGE_TIMBRES
+        size = (folder / f"{names[0]}.wav").stat().st_size * len(names[:most])
+        every = math.ceil(size / PAGE_BYTES)
+    cards = []
+    for i, (name, p, timbre) in enumerate(zip(names[:most], result.pitch, result.timbre)):
+        sound = "" if i % of_each % every else data("audio/wav", f"{name}.wav")
+        picture = f"{name}.png" if args.scale else data("image/png", f"{name}.png")
+        place = f"grid-area: {11 - p // 12} / {p % 12 + 1}" if args.scale else ""
+        cards.append(f"""\
+<button class="card" aria-pressed="false" data-pitch="{p}" data-timbre="{timbre}" style="{place}"
+data-wav="{sound}"><img alt="" loading="lazy" src="{picture}"><b>{note_name(p)}</b>
+<small>{name}</small></button>
+""")
+    figures = [f"""\
+<figure><figcaption>{name}</figcaption><img alt="" src="{name}.png">
+<audio controls src="{name}.wav"></audio></figure>""" for name in result.more]
+    contents, seconds = player.contents, player.spectrum.length / player.rate
+    shape = contents["architecture"]
+    facts = [*result.facts, f"{player.path.resolve().parent.name}/{player.path.name}",
+             contents["model"], f"{contents['images']:,} examples trained",
+             shape.get("output", player.spectrum.rep), f"{seconds:g} s at {player.rate:,} Hz",
+             f"from {args.latents.name}" if args.latents else
+             "timbres chosen before" if args.timbre else f"seed {args.seed}"]
     if "resolutions" in shape:
         blocks = gansynth.grown(contents["progress"])[0]
-        facts[1] += f", {blocks} of {shape['resolutions']} blocks"
-    if len(names) > PAGE_NOTES:
-        facts.append(f"the first {PAGE_NOTES} of {len(names):,} notes")
-    cards = "\n".join(
-        f'<button class="card" aria-pressed="false" data-pitch="{p}" '
-        f'data-wav="{data("audio/wav", f"{name}.wav")}">'
-        f'<img alt="" src="{data("image/png", f"{name}.png")}">'
-        f"<b>{note_name(p)}</b><small>{name}</small></button>"
-        for name, p in zip(names[:PAGE_NOTES], pitch))
-    return page(title, f"""\
-<h1>{title}</h1>
+        facts.append(f"{blocks} of {shape['resolutions']} blocks")
+    if most < len(names):
+        facts.append(f"the first {most} of {len(names):,} notes")
+    if every > 1:
+        facts.append(f"one note in {every} is inside this page, and lent to those between")
+    options = "".join(f"<option>{timbre}</option>" for timbre in timbres[:PAGE_TIMBRES])
+    return page(result.title, f"""\
+<h1>{html.escape(result.title)}</h1>
 <p class="soft">{html.escape(" · ".join(facts))}</p>
+<div class="more">{"".join(figures)}</div>
 <p>Click a note to hear it. The pictures are rainbowgrams: time runs to the right and pitch upwards,
 bright is loud, and a steady overtone is a streak of one colour.</p>
-<p{"" if args.scale else " hidden"}>Or play A W S E D F ... as a piano; Z and X move an octave.</p>
-<p><label><input type="checkbox" id="onward"> After a note, play the next</label></p>
-<main style="--seconds: {seconds:g}s">
-{cards}
-</main>
-""", NOTES_STYLE, NOTES_SCRIPT + PIANO_SCRIPT * args.scale)
+<p{" hidden" * args.scale}><label><input type="checkbox" id="onward"> After a note, play the next
+</label></p>
+<p{" hidden" * (not args.scale)}>Or play A W S E D F ... as a piano; Z and X move an octave.
+<label>Timbre <select id="timbre">{options}</select></label>
+<button id="midi">Use a MIDI keyboard</button></p>
+<main class="{"keyboard" * args.scale}" data-rate="{player.rate}" style="--seconds: {seconds:g}s">
+{"".join(cards)}</main>
+""", NOTES_STYLE, NOTES_SCRIPT)
 
 
 NOTES_STYLE = """\
-main { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
-.card { position: relative; padding: 0 0 .5rem; overflow: hidden; text-align: left; }
-.card img { display: block; width: 100%; height: 8rem; margin-bottom: .4rem; background: #000; }
+.more { display: flex; flex-wrap: wrap; gap: 1rem; }
+figure { flex: 1 1 18rem; }
+figure img { width: 100%; height: 10rem; background: #000; }
+audio { width: 100%; }
+main { --high: 8rem; display: grid; gap: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
+.card { position: relative; display: flex; flex-direction: column; padding: 0 0 .5rem;
+  overflow: hidden; text-align: left; }
+.card img { width: 100%; height: var(--high); margin-bottom: .4rem; background: #000; }
 .card :is(b, small) { display: block; padding: 0 .7rem; }
 .card[aria-pressed=true]::after { content: ""; position: absolute; top: 0; width: 2px;
-  height: 8rem; background: #fff; animation: play var(--seconds) linear; }
+  height: var(--high); background: #fff; animation: play var(--seconds) linear; }
 @keyframes play { from { left: 0; } to { left: 100%; } }
+.keyboard { --high: 4rem; gap: 2px; grid-template-columns: repeat(12, 1fr); touch-action: none;
+  user-select: none; }
+.keyboard b { padding: 0; font-size: clamp(.6rem, 2vw, 1rem); text-align: center; }
+.keyboard small { display: none; }
 """
 
 NOTES_SCRIPT = """\
-const cards = [...document.querySelectorAll(".card")], player = new Audio();
-let now = -1;                             // the number of the card that plays
+const main = document.querySelector("main"), keyboard = main.classList.contains("keyboard");
+const cards = [...document.querySelectorAll(".card")], voices = new Map();
+const [onward, timbre, midi] = ["onward", "timbre", "midi"].map(id => document.getElementById(id));
+const level = keyboard ? 0.3 : 1;         // several notes at once are not to clip
+let context;                              // begins with the first touch, as browsers ask
 
-function play(number) {                   // or stop, where there is no such card
-  now = number in cards ? number : -1;
-  cards.forEach(card => card.setAttribute("aria-pressed", false));
-  player.pause();
-  if (now < 0) return;
-  requestAnimationFrame(() => cards[now]?.setAttribute("aria-pressed", true));   // starts the line
-  cards[now].scrollIntoView({block: "nearest"});
-  player.src = cards[now].dataset.wav;
-  player.play().catch(error => error.name === "AbortError" || play(-1));   // unless by another
+function bufferOf(card) {                 // a WAV file of 16 bits, behind its head of 44 bytes
+  const bytes = Uint8Array.from(atob(card.dataset.wav.split(",")[1]), c => c.charCodeAt(0));
+  const samples = Float32Array.from(new Int16Array(bytes.buffer, 44), x => x / 32768);
+  const buffer = new AudioBuffer({length: samples.length, sampleRate: main.dataset.rate});
+  buffer.copyToChannel(samples, 0);
+  return buffer;
 }
-player.onended = () => play(document.getElementById("onward").checked ? now + 1 : -1);
-cards.forEach((card, i) => card.onclick = () => play(i === now ? -1 : i));
-"""
 
-PIANO_SCRIPT = """\
-const keys = [..."awsedftgyhujkolp"], pitches = cards.map(card => Number(card.dataset.pitch));
-const octaves = [...new Set(pitches.map(pitch => Math.floor(pitch / 12)))].sort((a, b) => a - b);
-let on = octaves.length >> 1;             // of those that hold notes: Z and X find no others
+function begin(by, card, loudness = level) {            // by: a pointer, a key, a MIDI note
+  end(by);
+  if (!card) return;
+  context ??= new AudioContext({sampleRate: main.dataset.rate});
+  context.resume();
+  let sound = card;                       // a key without one has that of the nearest below
+  while (!sound.dataset.wav) sound = sound.previousElementSibling;
+  const gain = new GainNode(context, {gain: 0});
+  const source = new AudioBufferSourceNode(context, {
+    buffer: sound.buffer ??= bufferOf(sound),
+    playbackRate: 2 ** ((card.dataset.pitch - sound.dataset.pitch) / 12)});
+  source.connect(gain).connect(context.destination);
+  gain.gain.setTargetAtTime(loudness, context.currentTime, 0.002);
+  source.start();
+  source.onended = () => {
+    if (voices.get(by)?.source !== source) return;      // it was let go before
+    end(by);
+    if (onward.checked) begin(by, cards[cards.indexOf(card) + 1]);
+  };
+  voices.set(by, {card, source, gain});
+  show();
+}
 
-document.addEventListener("keydown", event => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-  const key = event.key.toLowerCase(), place = keys.indexOf(key);
-  if (key === "z") on = Math.max(on - 1, 0);
-  if (key === "x") on = Math.min(on + 1, octaves.length - 1);
-  if (place >= 0) play(pitches.indexOf(12 * octaves[on] + place));
+function end(by) {                    // it fades in some 0.3 s
+  if (!voices.has(by)) return;
+  const {source, gain} = voices.get(by);
+  gain.gain.setTargetAtTime(0, context.currentTime, 0.06);
+  source.stop(context.currentTime + 0.5);
+  voices.delete(by);
+  show();
+}
+
+function show() {
+  const sounding = new Set([...voices.values()].map(voice => voice.card));
+  cards.forEach(card => card.setAttribute("aria-pressed", sounding.has(card)));
+}
+
+cards.forEach(card => card.onclick = event => {
+  if (keyboard && event.detail) return;   // a pointer has played it; Enter and Space have not
+  voices.get("click")?.card === card ? end("click") : begin("click", card);
 });
+
+if (keyboard) {
+  const keys = [..."awsedftgyhujkolp"], octaves = [...new Set(cards.map(
+    card => Math.floor(card.dataset.pitch / 12)))].sort((a, b) => a - b);
+  const cardAt = pitch => cards.find(card => card.dataset.pitch == pitch && !card.hidden);
+  let on = octaves.length >> 1;           // of those that hold notes: Z and X find no others
+  document.onkeydown = event => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+    const key = event.key.toLowerCase(), place = keys.indexOf(key);
+    if (key === "z") on = Math.max(on - 1, 0);
+    if (key === "x") on = Math.min(on + 1, octaves.length - 1);
+    if (place >= 0) begin(key, cardAt(12 * octaves[on] + place));
+  };
+  document.onkeyup = event => end(event.key.toLowerCase());
+  cards.forEach(card => card.onpointerdown = event => begin(event.pointerId, card));
+  document.onpointerup = document.onpointercancel = event => {
+    end(event.pointerId);
+    context?.resume();                    // a touch allows sound once it ends
+  };
+  window.onblur = () => [...voices.keys()].forEach(end);
+  timbre.onchange = () => {
+    cards.forEach(card => card.hidden = card.dataset.timbre !== timbre.value);
+    timbre.blur();                        // its letters are keys
+  };
+  timbre.onchange();
+  midi.hidden = !navigator.requestMIDIAccess;
+  midi.onclick = () => navigator.requestMIDIAccess().then(access => {
+    access.inputs.forEach(input => input.onmidimessage = ({data: [status, note, velocity]}) => {
+      const loudness = status >> 4 === 9 ? level * (velocity / 127) ** 2 : 0;
+      if (loudness) begin("midi" + note, cardAt(note), loudness);
+      else if (status >> 4 === 8 || status >> 4 === 9) end("midi" + note);
+    });
+  }).catch(error => midi.textContent = error.message);
+}
 """
 
 
@@ -402,20 +709,36 @@ def device(text):
     return torch.device(text)
 
 
+def parse_timbres(text):
+    """ "t03,t11" -> [3, 11]: a type for argparse."""
+    if not re.fullmatch(r"t[0-9]{2,6}(,t[0-9]{2,6})*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no timbre, such as t03, or t00,t11")
+    return [int(name[1:]) for name in text.split(",")]
+
+
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add, what = parser.add_argument, parser.add_mutually_exclusive_group()
     add("checkpoint", type=Path, nargs="?", help="a file, or a run's folder (its newest one), or "
         "Magenta's, with experiment.json in it")
-    what.add_argument("--scale", action="store_true", help="one timbre over all trained pitches")
+    what.add_argument("--scale", action="store_true", help="timbres over all pitches, to play on")
     what.add_argument("--interpolate", action="store_true", help="from one timbre to another")
+    what.add_argument("--midi", type=Path, metavar="FILE",
+        help="a piece of music, each channel in its own timbre; or demo, some of Bach's")
+    what.add_argument("--like", type=Path, metavar="WAV", help="the timbre nearest to a recording")
+    what.add_argument("--timbres", type=at_least(1), metavar="N",
+        help="timbres that sound different, for --timbre")
     what.add_argument("--save", type=Path, metavar="FILE", help="write Magenta's as a file of ours")
     what.add_argument("--bench", action="store_true", help="time the paper's models, without one")
     add("--pitch", type=parse_pitches, metavar="P,...", help="of the notes in turn: 60, C4, Bb4")
     add("--count", type=at_least(1), metavar="N",
-        help="notes (default 16, or all of --latents or --scale, or 9 of --interpolate)")
+        help="notes (default 16, all of --latents, 9 of --interpolate), or timbres of --scale")
     add("--seed", type=at_least(0), default=0, help="of latents and pitches (default 0)")
     add("--latents", type=Path, metavar="FILE", help="an earlier run's latents.npz, to hear again")
+    add("--timbre", type=parse_timbres, metavar="t00,...",
+        help="of --latents (default: of the run's newest --timbres)")
+    add("--seconds-per-timbre", type=at_least(1), metavar="S",
+        help="of --midi: all channels move from one to the next")
     add("--mel-inverse", choices=spectral.MEL_INVERSES,
         help="of if-mel: pseudo, by least squares, or transpose, the release's, which smears "
              "over neighbouring bands (default: as trained)")
@@ -426,6 +749,10 @@ def parse(argv):
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     if not given & {"checkpoint", "bench"} or args.bench and given - {"bench", "device"}:
         parser.error("expected a checkpoint to listen to, or --bench, with --device at most")
+    idle = given & ({"pitch", "count"} if args.midi else {"seconds_per_timbre"} | (
+        {"count", "latents", "timbre"} if args.like or args.timbres else set()))
+    if idle:
+        parser.error(f"--{idle.pop().replace('_', '-')} means nothing beside the other flags")
     return args
 
 

@@ -3042,10 +3042,13 @@ def test_a_seed_is_the_same_notes_a_scale_its_first_and_an_interpolation_its_fir
     notes("again", *again)
     for name in few:
         assert (tmp_path / "few" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
-    for i, flags in enumerate(((), again)):
+    _, z, pitch, _ = notes("scales", "--scale", *again)
+    assert pitch == [60, 61, 62, 63, 64] * 5 and np.array_equal(z, z_few.repeat(5, axis=0))
+    assert np.array_equal(notes("two", "--scale", "--count", 2)[1], z[:10])
+    for i, flags in enumerate(((), (*again, "--timbre", "t00"))):
         _, z, pitch, page = notes(f"scale{i}", "--scale", *flags)
         assert pitch == [60, 61, 62, 63, 64] and (z == z_few[0]).all() and "<p>Or play A" in page
-        _, z, pitch, page = notes(f"arc{i}", "--interpolate", *flags)
+        _, z, pitch, page = notes(f"arc{i}", "--interpolate", *flags[:2])
         assert pitch == [62] * 9 and "<p hidden>Or play" in page
         np.testing.assert_allclose(z[[0, -1]], z_few[:2], rtol=1e-6)
     assert notes("some", "--scale", "--pitch", "64,C4")[2] == [64, 60]
@@ -3091,8 +3094,12 @@ def test_what_a_model_has_is_heard_and_what_it_lacks_refused(tmp_path):
     checkpoint = tiny_checkpoint(tmp_path / "n.pt", "wavenet")
     wavs, z, pitch, page = run_sample(checkpoint, tmp_path / "c", "--pitch", "60,64", "--count", 3)
     assert len(wavs) == 3 and z.shape == (3, 0) and pitch == [60, 64, 60] and "mulaw8" in page
-    for flags in (["--interpolate"], ["--latents", tmp_path / "c" / "latents.npz"]):
+    for flags in (["--interpolate"], ["--latents", tmp_path / "c" / "latents.npz"],
+                  ["--timbres", 3], ["--timbre", "t00"], ["--like", tmp_path / "c" / wavs[0]]):
         assert "has no latents" in refusal(sample, checkpoint, *flags)
+    assert len(run_sample(checkpoint, tmp_path / "d", "--scale")[0]) == 5
+    piece = write_piece(tmp_path / "a.mid", (0, 20, 60, 99, 0), (10, 30, 64, 99, 1))
+    assert run_sample(checkpoint, tmp_path / "e", "--midi", piece)[0][-1] == "piece.wav"
 
 
 def test_what_cannot_be_played_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch):
@@ -3121,7 +3128,8 @@ def test_contradictions_are_usage_errors(capsys):
     for script, lines in (
             (sample, ("", "c.pt --bench", "--bench --seed 3", "c.pt --count 0", "c.pt --pitch H4",
                       "c.pt --scale --interpolate", "c.pt --seed 9" + 19 * "9",
-                      "c.pt --device meta")),
+                      "c.pt --device meta", "c.pt --midi demo --count 3", "c.pt --timbre t1,3",
+                      "c.pt --like a.wav --timbre t00", "c.pt --seconds-per-timbre 3")),
             (metrics, ("", "run --samples 1", "run --pitches 84-24", "run --pitches 24-84",
                        "run --examples 9", "run --train-classifier --classifier a.pt")),
             (listening_test, ("--out page", "run"))):
@@ -3141,16 +3149,457 @@ def test_bench_prints_a_row_for_every_way_to_make_a_note(capsys):
     assert rows == [(name, "1") for name in names] + [(name, "8") for name in names[:3]]
 
 
-def test_the_pages_keys_play_and_stay_at_octaves_that_hold_notes(tmp_path):
+# ---- sample.py: the page ----
+
+def sing(monkeypatch, seconds=0.5, rate=8000):
+    """Let every model sing: its notes become cosines of their pitch, at 0.5; -> a list that will
+    tell of each note made (latent, pitch)."""
+    made = []
+
+    def cosines(G, spectrum, z, label, *args, **more):
+        made.extend(zip(map(tuple, z.tolist()), (label + 60).tolist()))
+        time = torch.arange(int(seconds * rate)) / rate
+        return 0.5 * torch.cos(2 * math.pi * hertz(60 + label[:, None]) * time)
+
+    monkeypatch.setattr(gansynth, "synthesise", cosines)
+    return made
+
+
+def heard_pitches(wave, rate=8000, share=0.3):
+    """The pitches whose peaks in a wave's spectrum reach a share of the highest."""
+    power = np.abs(np.fft.rfft(wave * np.hanning(len(wave)), 16 * len(wave)))
+    peaks = scipy.signal.find_peaks(power, height=share * power.max())[0]
+    return [round(69 + 12 * math.log2(peak * rate / (16 * len(wave)) / 440), 1) for peak in peaks]
+
+
+def test_a_key_sounds_its_pitch_with_others_and_fades_without_a_click(tmp_path, monkeypatch):
+    sing(monkeypatch)
+    monkeypatch.setattr(sample, "PAGE_BYTES", 9 * 8044)             # each third note of 24
+    run_sample(tiny_checkpoint(tmp_path / "c.pt", counts=[1] * 24), tmp_path / "out", "--scale")
+    held, wave = in_browser(tmp_path / "out" / "index.html", """
+        context = new OfflineAudioContext(1, 8000, 8000);
+        press("z"), press("a"), press("g"), press("h");
+        const held = document.querySelectorAll("[aria-pressed=true]").length;
+        context.suspend(0.256).then(() => {
+          [..."agh"].forEach(key => document.dispatchEvent(new KeyboardEvent("keyup", {key})));
+          context.resume();
+        });
+        context.startRendering().then(buffer => tell([held, [...buffer.getChannelData(0)]]));""")
+    assert held == 3 and heard_pitches(np.array(wave[:2048])) == [60, 67, 69]   # G4 borrows F#4's
+    slope = 3 * 2 * math.pi * hertz(69) / 8000 * 0.15               # of three cosines at 0.15
+    assert np.abs(np.diff(wave, prepend=0)).max() < slope and np.abs(wave[4500:]).max() < 0.005
+
+
+def test_the_pages_keys_stay_at_octaves_that_hold_notes(tmp_path):
     run_sample(tiny_checkpoint(tmp_path / "c.pt", counts=[1] * 24), tmp_path / "out",
                "--scale", "--pitch", "C4,E4,C5,Eb5")
-    asked, stopped = in_browser(tmp_path / "out" / "index.html", """
-        const asked = [];
-        player.play = () => (asked.push(now), Promise.resolve());
-        [..."zzzzaedxxxxaezd"].forEach(press);
-        player.onended(), onward.click(), cards[2].click(), player.onended(), player.onended();
-        tell([asked, document.querySelector("[aria-pressed=true]") === null]);""")
-    assert asked == [0, 1, 2, 3, 1] + [2, 3] and stopped
+    asked, held, off = in_browser(tmp_path / "out" / "index.html", """
+        const asked = [], sounding = () => [...voices.values()].map(one => cards.indexOf(one.card));
+        context = new OfflineAudioContext(1, 100, 8000);
+        for (const key of "zzzzaedxxxxaezd") {
+          press(key);
+          asked.push(...sounding());
+          document.dispatchEvent(new KeyboardEvent("keyup", {key}));
+        }
+        press("a"), press("d");
+        const held = sounding();
+        window.dispatchEvent(new Event("blur"));
+        tell([asked, held, sounding()]);""")
+    assert asked == [0, 1, 2, 3, 1] and held == [0, 1] and off == []
+
+
+def test_a_page_is_played_by_pointers_and_midi_in_the_timbre_chosen(tmp_path):
+    run_sample(tiny_checkpoint(tmp_path / "c.pt"), tmp_path / "out", "--scale", "--count", "2")
+    shown, *seen = in_browser(tmp_path / "out" / "index.html", """
+        context = new OfflineAudioContext(1, 100, 8000);
+        const input = {}, seen = [], look = () => seen.push([...voices.values()].map(
+          voice => voice.card.dataset.timbre + voice.card.dataset.pitch));
+        const point = (kind, card) => card.dispatchEvent(
+          new PointerEvent(kind, {pointerId: 7, bubbles: true}));
+        navigator.requestMIDIAccess = async () => ({inputs: new Map([[0, input]])});
+        seen.push([...timbre.options].map(option => option.text));
+        point("pointerdown", cards[2]), look();
+        timbre.value = "t01";
+        timbre.onchange();
+        point("pointerdown", cards[9]), look(), point("pointerup", main), look();
+        cards[9].click(), look(), cards[9].click(), look();     // as Enter does
+        midi.click();
+        setTimeout(() => {
+          for (const data of [[144, 61, 99], [145, 63, 1], [144, 61, 0], [129, 63, 64]]) {
+            input.onmidimessage({data});
+            look();
+          }
+          tell(seen);
+        }, 500);""")
+    assert shown == ["t00", "t01"] and seen == [
+        ["t0062"], ["t0164"], [], ["t0164"], [], ["t0161"], ["t0161", "t0163"], ["t0163"], []]
+
+
+def test_a_note_plays_to_its_end_and_the_next_follows_where_asked(tmp_path):
+    run_sample(tiny_checkpoint(tmp_path / "c.pt"), tmp_path / "out", "--count", "4")
+    seen = in_browser(tmp_path / "out" / "index.html", """
+        context = new OfflineAudioContext(1, 100, 8000);
+        const seen = [], look = () => seen.push(cards.indexOf(voices.get("click")?.card));
+        const ended = () => voices.get("click").source.onended();
+        cards[2].click(), look(), cards[1].click(), look(), cards[1].click(), look();
+        cards[0].click(), ended(), look();
+        onward.click(), cards[2].click(), ended(), look(), ended(), look();
+        press("a"), look();
+        tell(seen);""")
+    assert seen == [2, 1, -1, -1, 3, -1, -1]
+
+
+def test_a_keyboard_of_the_papers_size_fits_into_its_page(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.setattr(gansynth, "synthesise", lambda G, s, z, *args, **more: (
+        torch.rand(len(z), 64_000) - 0.5))
+    monkeypatch.setattr(spectral, "rainbowgram", lambda *args: np.zeros((2, 2, 3), np.uint8))
+    checkpoint = tiny_checkpoint(tmp_path / "c.pt", counts=[1] * 61)
+    for count, first, inside in ((1, 1, 61), (3, 3, 63), (14, 12, 84)):
+        out = tmp_path / str(count)
+        wavs, _, _, page = run_sample(checkpoint, out, "--scale", "--count", count)
+        keys = re.findall(r'data-timbre="(t\d\d)" style="[^"]+"\ndata-wav="(d)?', page)
+        assert len(wavs) == 61 * count and len(keys) == 61 * first and len(page) < 15e6
+        assert len([key for key, sound in keys if sound]) == inside
+        assert all(keys[61 * k] == (f"t{k:02}", "d") for k in range(first))     # lends to others
+        shutil.rmtree(out)
+
+
+# ---- sample.py: MIDI ----
+
+def random_piece(mido, random):
+    """A MIDI file of everything that occurs in them, often at the same tick and the same key."""
+    form = int(random.integers(2))
+    file = mido.MidiFile(type=form, ticks_per_beat=int(random.choice([24, 96, 480, 1000])))
+    for _ in range(1 if form == 0 else random.integers(1, 5)):
+        track, channel, pick = mido.MidiTrack(), int(random.integers(16)), random.integers
+        for _ in range(random.integers(60)):
+            channel = channel if random.random() < 0.7 else int(pick(16))
+            pitch, time = int(pick(60, 66)), int(pick(0, 300)) * int(pick(2))
+            kind = random.choice(["on", "on", "on", "off", "off", "pedal", "tempo", "other"])
+            track.append({
+                "on": mido.Message("note_on", channel=channel, note=pitch, time=time,
+                                   velocity=int(pick(128)) * int(pick(4) > 0)),
+                "off": mido.Message("note_off", channel=channel, note=pitch, time=time),
+                "pedal": mido.Message("control_change", channel=channel, time=time,
+                                      control=int(random.choice([1, 64, 64, 64, 66])),
+                                      value=int(random.choice([0, 63, 64, 127]))),
+                "tempo": mido.MetaMessage("set_tempo", time=time, tempo=int(pick(1, 1 << 24))),
+                "other": [mido.Message("sysex", data=[7] * int(pick(200)), time=time),
+                          mido.Message("program_change", channel=channel, program=9, time=time),
+                          mido.Message("pitchwheel", channel=channel, pitch=-99, time=time),
+                          mido.Message("aftertouch", channel=channel, value=7, time=time),
+                          mido.MetaMessage("text", text="x" * int(pick(200)), time=time),
+                          mido.MetaMessage("key_signature", key="F#m", time=time),
+                          mido.MetaMessage("time_signature", time=time)][pick(7)]}[str(kind)])
+        file.tracks.append(track)
+    data = io.BytesIO()
+    file.save(file=data)
+    return data.getvalue()
+
+
+def strokes_of(mido, data):
+    """What mido reads of a file, note by note: how long each is heard is looked for in all that
+    follows it, in ticks; then ticks become seconds one tempo after another."""
+    file = mido.MidiFile(file=io.BytesIO(data))
+    assert file.type < 2 and 0 < file.ticks_per_beat < 0x8000
+    assert not any(type(m) is mido.UnknownMetaMessage for t in file.tracks for m in t)  # no time
+    events, tick = [], 0
+    for message in mido.merge_tracks(file.tracks):
+        tick += message.time
+        events.append((tick, message))
+    tempos = [(0, 500_000)] + [(t, m.tempo) for t, m in events if m.type == "set_tempo"]
+    seconds = lambda end: sum(                                      # noqa: E731
+        (min(end, after) - t) * tempo / 1e6 / file.ticks_per_beat
+        for (t, tempo), (after, _) in zip(tempos, [*tempos[1:], (end, 0)]) if t < end)
+    strokes = []
+    for i, (start, on) in enumerate(events):
+        if on.type != "note_on" or on.velocity == 0:
+            continue
+        pedal, let_go, end = False, False, tick
+        for _, message in events[:i]:
+            if message.is_cc(64) and message.channel == on.channel:
+                pedal = message.value >= 64
+        for end, message in events[i + 1:]:
+            if message.type in ("note_on", "note_off") and (
+                    message.channel, message.note) == (on.channel, on.note):
+                if message.type == "note_on" and message.velocity:
+                    break
+                let_go = True
+            if message.is_cc(64) and message.channel == on.channel:
+                pedal = message.value >= 64
+            if let_go and not pedal:
+                break
+        else:
+            end = tick
+        strokes.append((seconds(start), seconds(end), on.note, on.velocity, on.channel))
+    return strokes
+
+
+def same_strokes(ours, theirs):
+    ours, theirs = (np.array(sorted(some, key=lambda s: (*s[2:], round(s[0], 6), round(s[1], 6)))
+                             ).reshape(-1, 5) for some in (ours, theirs))
+    return ours.shape == theirs.shape and np.allclose(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_midi_files_are_read_as_mido_reads_them(tmp_path):
+    mido, random, file = pytest.importorskip("mido"), np.random.default_rng(0), tmp_path / "a.mid"
+    many = 0
+    for i in range(240):
+        data = random_piece(mido, random)
+        alien = b"XYZ!\0\0\0\3abc" * (i % 4 == 0)                   # a chunk that nobody knows
+        file.write_bytes(data[:14] + alien + data[14:])
+        theirs = strokes_of(mido, data)
+        assert same_strokes(nsynth.read_midi(file), theirs), i
+        many += len(theirs)
+    assert many > 3000
+
+
+def test_no_mutation_of_a_midi_file_is_read_wrong(tmp_path):
+    mido, random, file = pytest.importorskip("mido"), np.random.default_rng(1), tmp_path / "a.mid"
+    whole, read = b"", 0
+    while not 400 < len(whole) < 1200:
+        whole = random_piece(mido, random)
+    for _ in range(2000):
+        data = mutate(whole, random)
+        file.write_bytes(data)
+        ours = theirs = None
+        with contextlib.suppress(NoteError):
+            ours = nsynth.read_midi(file)
+        with contextlib.suppress(Exception):            # mido raises many kinds
+            theirs = strokes_of(mido, data)
+        if ours is not None and theirs is not None:
+            assert same_strokes(ours, theirs)
+            read += 1
+    assert 200 < read < 1800
+
+
+def test_a_note_of_a_piece_rises_lasts_and_fades():
+    rate, ones = 8000, torch.ones(8000)
+    held = sample.shaped(ones, 0.5, rate)
+    assert held.shape == (6400,) and (held[80:4001] == 1).all()     # and 0.3 s of release
+    assert held[0] == 0 and held[-1] < 1e-5 and abs(held[40] - 0.5) < 1e-6
+    assert abs(held[5200] - 0.5) < 1e-6 and held.diff().abs().max() < 1.01 * math.pi / 2 / 80
+    for seconds in (0, 1e-4, 0.01, 0.69, 0.7, 1, 9):    # from none to longer than the model's
+        part = sample.shaped(ones, seconds, rate)
+        assert len(part) == min(math.ceil(seconds * rate + 2400), 8000)
+        assert part[0] == 0 and part[-1] < 1e-5 and part.diff().abs().max() < 1.01 * math.pi / 160
+    assert sample.shaped(torch.ones(60), 0.5, rate)[[0, -1]].max() < 0.003      # a very short one
+
+
+def write_piece(path, *strokes, ticks=1000):
+    """A MIDI file by mido of (start, end, pitch, velocity, channel), in ticks of half a ms."""
+    mido = pytest.importorskip("mido")
+    events = sorted(event for start, end, pitch, velocity, channel in strokes for event in (
+        (start, 1, "note_on", pitch, velocity, channel), (end, 0, "note_off", pitch, 0, channel)))
+    track, last = mido.MidiTrack(), 0
+    for tick, _, kind, pitch, velocity, channel in events:
+        track.append(mido.Message(kind, note=pitch, velocity=velocity, channel=channel,
+                                  time=tick - last))
+        last = tick
+    mido.MidiFile(type=0, ticks_per_beat=ticks, tracks=[track]).save(path)
+    return path
+
+
+def read_wav(path):
+    return scipy.io.wavfile.read(path)[1] / 32768
+
+
+def test_a_piece_is_arranged_as_it_is_written(tmp_path, monkeypatch, capsys):
+    made, checkpoint = sing(monkeypatch), tiny_checkpoint(tmp_path / "c.pt", counts=[1] * 12)
+    piece = write_piece(
+        tmp_path / "piece.mid", (0, 600, 60, 127, 0), (2000, 2600, 64, 64, 0),
+        (4000, 4600, 43, 127, 3), (6000, 6600, 108, 127, 3), (8000, 9000, 62, 127, 9),
+        (10000, 12000, 65, 127, 0), *[(14000, 14600, p, 127, 5) for p in (60, 64, 67, 71)],
+        (16000, 16600, 60, 127, 0), (18000, 18600, 60, 127, 3))
+    wavs, z, pitch, page = run_sample(checkpoint, tmp_path / "out", "--midi", piece)
+    wave, told = read_wav(tmp_path / "out" / "piece.wav"), capsys.readouterr().out
+    assert wavs[-1] == "piece.wav" and z.shape == (3, 4) and pitch == [65] * 3
+    assert len(wave) - 76_800 in (0, 1, 2)              # 9.3 s, and 0.3 of release
+    parts = [wave[8000 * i:8000 * i + 2400] for i in range(10)]     # one a second
+    for i, notes in enumerate(([60], [64], [67], [60], [], [65], [], [60, 64, 67, 71], [60], [60])):
+        assert np.abs(parts[i]).max() < 1e-3 if notes == [] else (
+            heard_pitches(parts[i][800:]) == notes)
+    loud = [np.abs(part).max() for part in parts]
+    assert abs(loud[1] / loud[0] - (64 / 127) ** 2) < 0.01 and 0.99 < max(loud) <= 1
+    assert np.abs(wave[:8000][4804:]).max() == 0        # 0.3 s, and 0.3 s of release
+    assert abs(wave[-1]) < 1e-3 and np.abs(np.diff(wave, prepend=0)).max() < 1.6
+    for words in ("11 notes", "2 moved by octaves", "1 drum beats left out",
+                  "11 end with the model's note", "divided"):       # which it says has 25 ms
+        assert words in told, words
+    asked = made[:-3]                     # without the three of the page
+    assert len(asked) == len(set(asked)) == 9 and 'src="piece.wav"' in page
+
+
+def test_a_pieces_timbres_are_channels_or_move_along_an_arc(tmp_path, monkeypatch):
+    checkpoint, flags = tiny_checkpoint(tmp_path / "c.pt", counts=[1] * 12), ("--midi", "demo")
+    _, drawn, _, _ = run_sample(checkpoint, tmp_path / "drawn", "--count", 30)
+    made = sing(monkeypatch)
+    _, z, _, _ = run_sample(checkpoint, tmp_path / "two", *flags)
+    assert np.array_equal(z, drawn[:2]) and {m[0] for m in made} == set(map(tuple, z.tolist()))
+    assert len(made[:-2]) == len(set(made)) <= 2 * 12   # once each, but for the page's
+    latents = "--latents", tmp_path / "drawn" / "latents.npz"
+    assert np.array_equal(run_sample(checkpoint, tmp_path / "b", *flags, *latents,
+                                     "--timbre", "t04,t01")[1], drawn[[4, 1]])
+    made.clear()
+    _, z, _, _ = run_sample(checkpoint, tmp_path / "arc", *flags, "--seconds-per-timbre", 5)
+    assert np.array_equal(z, drawn[:15])                # 66.88 s
+    steps = np.array(list(dict.fromkeys(m[0] for m in made[:-15])))
+    assert len(steps) > 100 and np.abs(np.diff(steps, axis=0)).max() < 0.6
+    near = np.abs(steps[:, None] - z[:14]).max(-1).min(0)
+    assert near.max() < 0.6 and near[0] == 0            # it passes all of them
+    with np.errstate(all="raise"):
+        run_sample(checkpoint, tmp_path / "one", *flags, *latents, "--timbre", "t02",
+                   "--seconds-per-timbre", 30)
+
+
+def test_the_demo_is_bachs_prelude():
+    strokes = sample.prelude(1.0)
+    assert len(strokes) == 19 * 16 and max(end for _, end, *_ in strokes) == 19 * 16
+    first = [sample.note_name(p) for _, _, p, _, _ in sorted(strokes)[:8]]
+    assert first == "C4 E4 G4 C5 E5 G4 C5 E5".split()
+    for at in range(19 * 16):             # the chord's bass is held under what moves
+        sounding = [p for start, end, p, *_ in strokes if start <= at < end]
+        assert len(sounding) <= 3 and min(sounding) in [p for *_, p, _, c in strokes if c == 0]
+
+
+@pytest.mark.parametrize("strokes", [[(0, 1, 60, 1, 0)], [(0, 0, 60, 100, 0)],
+                                     [(0, 11000, 62, 100, 1)], [(0, 24000, 24, 100, 2)]])
+def test_short_soft_and_long_pieces_are_finite(tmp_path, strokes):
+    run_sample(tiny_checkpoint(tmp_path / "c.pt", counts=[1] * 12), tmp_path / "out",
+               "--midi", write_piece(tmp_path / "a.mid", (0, 2, 61, 100, 0), *strokes))
+    wave = read_wav(tmp_path / "out" / "piece.wav")
+    assert len(wave) >= 0.3 * 8000 and 0 < np.abs(wave).max() <= 1
+
+
+def test_what_is_no_piece_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny_checkpoint(Path("c.pt"))
+    Path("text.mid").write_text("MThd, not really; and long enough to look like one")
+    write_piece("drums.mid", (0, 9, 60, 100, 9))
+    write_piece("none.mid")
+    write_piece("long.mid", (0, 9_000_000, 60, 100, 0))
+    write_piece("high.mid", (0, 9, 71, 100, 0))
+    whole = write_piece("whole.mid", (0, 9, 60, 100, 0))
+    Path("short.mid").write_bytes(Path(whole).read_bytes()[:-1])
+    before = sorted(tmp_path.rglob("*"))
+    for name, words in (("gone", "No such file"), ("text.mid", "expected a MIDI file"),
+                        ("c.pt", "expected a MIDI file"), ("short.mid", "cut short"),
+                        ("drums.mid", "0 notes that are no drums"), ("none.mid", "0 notes"),
+                        ("long.mid", "3,600 s at most"), ("high.mid", "never trained")):
+        sentence = refusal(sample, "c.pt", "--midi", name)
+        assert sentence.startswith("sample.py: ") and words in sentence and "\n" not in sentence
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# ---- sample.py: a sound of one's own, timbres to choose from ----
+
+def lsd(a, b):
+    return spectral.log_spectral_distance(*torch.tensor(np.array([a, b]))[:, None].float()).item()
+
+
+def check_that_a_note_comes_back(checkpoint, folder, pitch):
+    wavs, *_ = run_sample(checkpoint, folder / "notes", "--count", 8, "--pitch", pitch)
+    notes = [read_wav(folder / "notes" / wav) for wav in wavs]
+    random = np.mean([lsd(a, b) for a, b in itertools.combinations(notes, 2)])
+    (wav, *_), z, _, _ = run_sample(checkpoint, folder / "note", "--seed", 9, "--count", 1,
+                                    "--pitch", pitch)
+    _, found, played, page = run_sample(checkpoint, folder / "out", "--pitch", pitch,
+                                        "--like", folder / "note" / wav)
+    target, match = (read_wav(folder / "out" / f"{name}.wav") for name in ("target", "match"))
+    assert lsd(target, match) < random / 4 and (found == found[0]).all()
+    note = read_wav(folder / "note" / wav)
+    np.testing.assert_allclose(target, note * np.abs(target).max() / np.abs(note).max(), atol=1e-3)
+    assert played[0] == pitch and len(played) == 4
+    name = f"000-t00-{sample.note_name(pitch).replace('#', 's')}-{pitch:03}.wav"
+    note = read_wav(folder / "out" / name)
+    np.testing.assert_allclose(match, note * np.abs(match).max() / np.abs(note).max(), atol=1e-3)
+    said = float(re.search(r"log-spectral distance ([\d.]+) dB", page)[1])
+    assert abs(said - lsd(target, match)) < 0.1 and page.count("<audio") == 2
+    _, again, _, _ = run_sample(checkpoint, folder / "again", "--scale", "--latents",
+                                folder / "out" / "latents.npz")
+    assert (again == found[0]).all()
+
+
+def test_a_note_that_the_model_made_comes_back(tmp_path):
+    check_that_a_note_comes_back(tiny_checkpoint(tmp_path / "g.pt", "wavegan"), tmp_path, 62)
+
+
+@pytest.mark.slow
+def test_a_note_that_a_trained_model_made_comes_back(tmp_path):
+    train.main(["--preset", "workshop", "--images", "1000", "--out", str(tmp_path / "run")])
+    check_that_a_note_comes_back(tmp_path / "run", tmp_path, 66)
+
+
+def test_a_recordings_pitch_is_heard_or_asked_for(tmp_path, monkeypatch):
+    checkpoint = tiny_checkpoint(tmp_path / "c.pt")
+    monkeypatch.setattr(sample, "STEPS", 2)
+    recording = tmp_path / "a.wav"
+    for rate, seconds, hz, pitch in ((8000, 0.5, hertz(63.4), 63), (44100, 2, hertz(61.7), 62)):
+        sound = np.concatenate([np.zeros(rate // 4), 0.3 * harmonic_note(hz, rate, seconds)])
+        nsynth.write_wav(recording, torch.from_numpy(sound), rate)
+        out = tmp_path / str(rate)
+        assert run_sample(checkpoint, out, "--like", recording)[2][0] == pitch
+        target = read_wav(out / "target.wav")           # without the silence before it
+        assert len(target) == 200 and np.abs(target[:60]).max() > 0.1 * np.abs(target).max()
+    noise = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, 4000))
+    for sound, words in ((noise, "have no pitch"), (noise[:100] * 0 + 0.1, "have no pitch"),
+                         (noise * 0, "silent"), (noise[:1], "have no pitch"),
+                         (torch.from_numpy(harmonic_note(hertz(72))), "72 was never trained")):
+        nsynth.write_wav(recording, sound, 8000)
+        assert words in refusal(sample, checkpoint, "--like", recording, "--out", tmp_path / "x")
+    nsynth.write_wav(recording, noise, 8000)
+    assert run_sample(checkpoint, tmp_path / "asked", "--like", recording, "--pitch", "C4"
+                      )[2][0] == 60
+    for name, words in (("gone.wav", "No such file"), ("c.pt", "it is not a WAV file")):
+        assert words in refusal(sample, checkpoint, "--like", tmp_path / name)
+
+
+def test_timbres_differ_and_are_picked_in_every_command(tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    checkpoint = tiny_checkpoint(run / "checkpoint-8.pt")
+    assert "timbres-0001" in refusal(sample, run, "--timbre", "t00")
+    for number in (1, 2):
+        sample.main([str(run), "--device", "cpu", "--timbres", "6", "--seed", str(number)])
+    with np.load(run / "timbres-0002" / "latents.npz") as file:
+        z, pitch = file["z"][::3], file["pitch"].tolist()
+    page = (run / "timbres-0002" / "index.html").read_text("utf-8")
+    assert len(np.unique(z, axis=0)) == 6 and pitch == [60, 62, 63] * 6
+    assert ">017-t05-Ds4-063<" in page
+    assert np.array_equal(z[0], run_sample(run, tmp_path / "first", "--seed", 2)[1][0])
+
+    def nearest(latents):                 # the least distance between two of their notes
+        np.savez(tmp_path / "some.npz", z=latents, pitch=[62] * 6)
+        wavs, *_ = run_sample(run, tmp_path / f"n{latents[-1, 0]}", "--latents",
+                              tmp_path / "some.npz")
+        waves = [read_wav(tmp_path / f"n{latents[-1, 0]}" / wav) for wav in wavs]
+        waves = [wave / np.sqrt(np.mean(wave ** 2)) for wave in waves]
+        return min(lsd(a, b) for a, b in itertools.combinations(waves, 2))
+
+    random = [nearest(np.random.default_rng(seed).normal(size=(6, 4))) for seed in range(8)]
+    assert nearest(z) > max(random)
+
+    def latents(out, *flags):
+        return run_sample(run, tmp_path / out, *flags)[1:3]
+
+    for name, flags, rows in (("a", "--timbre t03 --pitch C4,D4", [3, 3]),
+                              ("b", "--timbre t04", [4]),
+                              ("c", "--timbre t05,t01 --scale", [5] * 5 + [1] * 5),
+                              ("d", "--timbre t02 --midi demo", [2])):
+        flags = flags.split()
+        if "demo" in flags:               # whose notes this checkpoint lacks
+            flags[-1] = write_piece(tmp_path / "a.mid", (0, 99, 60, 99, 0), (0, 99, 60, 99, 1))
+        assert np.array_equal(latents(name, *flags)[0], z[rows]), name
+    arc, _ = latents("e", "--timbre", "t05,t00", "--interpolate")
+    np.testing.assert_allclose(arc[[0, -1]], z[[5, 0]], rtol=1e-6)
+    older = run / "timbres-0001" / "latents.npz"
+    with np.load(older) as file:
+        assert np.array_equal(latents("f", "--timbre", "t01", "--latents", older)[0],
+                              file["z"][3:4])
+    for flags, words in ((["--timbre", "t06"], "6 timbres from t00 on, and no t06"),
+                         (["--timbre", "t00", "--interpolate"], "needs 2")):
+        assert words in refusal(sample, checkpoint, *flags)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -3175,7 +3624,7 @@ def test_the_tuning_of_harmonic_notes_is_found_to_three_cents_and_noise_has_none
             notes = [harmonic_note(hertz(p + off / 100), rate, seconds=1.0) for p in pitches]
             assert np.abs(each(metrics.tuning, notes, pitches, rate) - off).max() < 3, (rate, off)
     weak = harmonic_note(220.0) - 0.29 * np.sin(2 * np.pi * 220 * np.arange(4000) / 8000 + 1)
-    assert abs(metrics.cents(metrics.fundamental(weak, 8000), 220.0)) < 5
+    assert abs(metrics.cents(spectral.fundamental(weak, 8000), 220.0)) < 5
     noise = np.random.RandomState(0).randn(100, 4000) * 0.1
     assert np.mean(np.abs(each(metrics.tuning, noise, np.full(100, 60), 8000)) <= 50) < 0.1
     assert abs(metrics.tuning(np.zeros(4000), 60, 8000)) > 1200
