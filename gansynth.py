@@ -830,38 +830,29 @@ def load_generator(path, device="cpu", read_bundle=None):
 RISE = 0.002                              # seconds
 
 
-def synthesise(G, spectrum, z, pitch, progress, batch=16, show=lambda done: None, generator=None):
+def synthesise(G, spectrum, z, pitch, progress, generator=None, show=lambda samples: None):
     """Latents and pitch labels -> notes: what one does with a trained G.
 
     z (N, latent), pitch (N,) labels 0..P-1; `spectrum` decodes pictures (spectral.Spectrum).  At an
-    early progress the small picture is stretched to full size first.  `batch` notes at a time, and
-    `show(done)` after each.  A WaveNet, which has no latents, draws its samples from `generator`,
-    and shows parts of notes.  -> (N, L) float32 on the CPU; waves may exceed [-1, 1], and can be
-    differentiated by z.
+    early progress the small picture is stretched to full size first.  A WaveNet, which has no
+    latents, draws its samples from `generator`, and shows how many there are.  -> (N, L) float32 on
+    the CPU; waves may exceed [-1, 1], and can be differentiated by z.
     ours: notes rise over RISE seconds, as G leaves energy in the zeros before a note, which would
     be cut off in full swing, an audible tick.  code: they do not, nor with the release's inverse.
     """
-    device, waves = next(G.parameters()).device, []
-    for i in range(0, len(z), batch):
-        z_few, pitch_few = z[i:i + batch].to(device), pitch[i:i + batch].to(device)
-        if isinstance(G, Generator):
-            small = G(z_few, pitch_few, progress)
-            picture = upsample(small, G.arch.factor(                            # (n, 2, T, F)
-                G.arch.resolutions - grown(progress)[0]))
-        elif isinstance(G, WaveGANGenerator):
-            picture = G(z_few, pitch_few)[:, None, :, None]                     # (n, 1, T, 1)
-        else:
-            def part(samples):
-                if samples < G.arch.length:
-                    show(i + len(z_few) * samples / G.arch.length)
-            picture = wavenet_generate(G, pitch_few, generator, part)[:, None, :, None]
-        wave = spectrum.decode(picture)                                         # (n, L)
-        if isinstance(G, Generator) and spectrum.mel_inverse != "transpose":
-            wave = wave * (torch.arange(wave.shape[1], device=device) / (
-                RISE * spectrum.sample_rate) * math.pi / 2).clamp(max=math.pi / 2).sin().square()
-        waves.append(wave.cpu())
-        show(i + len(z_few))
-    return torch.cat(waves)
+    device = next(G.parameters()).device
+    z, pitch = z.to(device), pitch.to(device)
+    if isinstance(G, Generator):
+        small = G(z, pitch, progress)
+        full = G.arch.factor(G.arch.resolutions - grown(progress)[0])
+        wave = spectrum.decode(upsample(small, full))                           # (N, L)
+        if spectrum.mel_inverse != "transpose":
+            t = torch.arange(wave.shape[1], device=device) / (RISE * spectrum.sample_rate)
+            wave = wave * (t.clamp(max=1) * math.pi / 2).sin().square()
+        return wave.cpu()
+    wave = (G(z, pitch) if isinstance(G, WaveGANGenerator) else
+            wavenet_generate(G, pitch, generator, show))
+    return spectrum.decode(wave[:, None, :, None]).cpu()
 
 
 # ---- Magenta's checkpoints: the release's folder as it was unpacked -------------------------

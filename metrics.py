@@ -412,13 +412,13 @@ class Run(NamedTuple):
 
 
 def batches(run):
-    """Yield (a slice, waves (n, L)) of a run, 32 notes at a time, with a bar on stderr."""
-    for i in nsynth.progress_bar(range(0, len(run.pitch), 32), f"notes ({run.name})", each=32):
-        waves = run.waves(slice(i, i + 32))
+    """Yield (a slice, waves (n, L)) of a run, 16 notes at a time, with a bar on stderr."""
+    for i in nsynth.progress_bar(range(0, len(run.pitch), 16), f"notes ({run.name})", each=16):
+        waves = run.waves(slice(i, i + 16))
         if not waves.isfinite().all():
             raise MetricError(f"{run.name}: makes NaN or infinity, so its training went astray: "
                               "use an earlier checkpoint")
-        yield slice(i, i + 32), waves
+        yield slice(i, i + 16), waves
 
 
 def real_run(name, notes, indices, paper=""):

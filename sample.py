@@ -150,12 +150,17 @@ class Player:
         show = sys.stderr.isatty() and not z.requires_grad
         label = torch.tensor(pitch) - self.low
         for i in range(0, len(z), 16):
-            waves = gansynth.synthesise(
-                self.G, self.spectrum, z[i:i + 16], label[i:i + 16], self.contents["progress"],
-                show=lambda done: show and print(       # each over the one before
-                    f"{round(i + done, 2):,} of {len(z):,} notes", end="\r", file=sys.stderr,
-                    flush=True),
-                generator=self.random)
+            few = z[i:i + 16]
+
+            def tell(samples):            # each over the one before
+                done = i + len(few) * samples / self.spectrum.length
+                if show:
+                    print(f"{round(done, 2):,} of {len(z):,} notes", end="\r", file=sys.stderr,
+                          flush=True)
+
+            waves = gansynth.synthesise(self.G, self.spectrum, few, label[i:i + 16],
+                                        self.contents["progress"], self.random, tell)
+            tell(self.spectrum.length)
             if not waves.isfinite().all():
                 raise SampleError(f"{self.path}: makes NaN or infinity: use an earlier checkpoint")
             yield from waves

@@ -596,8 +596,7 @@ def snapshot(state, run, notes=16):
     random = random_at(cfg.seed + 1)
     z = torch.randn(notes, G.arch.latent, generator=random)
     pitch = torch.linspace(0, cfg.pitch_high - cfg.pitch_low, notes).round().long()
-    waves = gansynth.synthesise(G, cfg.spectrum(), z, pitch, cfg.where(state.images)[0],
-                                generator=random)
+    waves = gansynth.synthesise(G, cfg.spectrum(), z, pitch, cfg.where(state.images)[0], random)
     pictures = [spectral.rainbowgram(wave, cfg.sample_rate) for wave in waves]
     spectral.write_png(f"{path}.png", spectral.tile(pictures, 4))
     nsynth.write_wav(f"{path}.wav", waves.flatten(), cfg.sample_rate)
