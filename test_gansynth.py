@@ -2348,26 +2348,65 @@ class Tape(TorchDispatchMode):
                     old.copy_(new)
 
 
+@pytest.fixture
+def gpu_in_name(monkeypatch):
+    """A device, cpu:0, that the code takes for a GPU: graphs are tapes, and recording a step leaves
+    weights and averages as they were, since on a GPU it does not run it."""
+    @contextlib.contextmanager
+    def graph(tape, pool, stream):
+        with tape:
+            yield
+
+    def record(recorded, inputs, record=train.Recorded.record):
+        tensors = [x for part in vars(recorded.nets).values()
+                   for x in tree_leaves(part.state_dict()) if isinstance(x, torch.Tensor)]
+        before = [x.clone() for x in tensors]
+        record(recorded, inputs)
+        for x, old in zip(tensors, before):
+            x.detach().copy_(old)
+
+    monkeypatch.setattr(train.Recorded, "record", record)
+    for name in ("graph_pool_handle", "current_stream", "set_device", "set_stream", "Stream",
+                 "synchronize", "reset_peak_memory_stats"):
+        monkeypatch.setattr(torch.cuda, name, lambda *of: None)
+    for name, stand_in in (("graph", graph), ("CUDAGraph", Tape),
+                           ("max_memory_allocated", lambda: 3e6),
+                           ("mem_get_info", lambda: (1e12, 1e12))):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    return "cpu:0"
+
+
+def test_what_runs_on_a_gpu_only_trains_the_same_run(tmp_path, gpu_in_name, capsys):
+    tiny_run(tmp_path / "cpu")
+    capsys.readouterr()
+    tiny_run(tmp_path / "gpu", device=gpu_in_name)
+    said = capsys.readouterr()
+    assert "the last stage will take 3 MB of cpu:0's memory" in said.out and not said.err
+    assert same(*(last_checkpoint(tmp_path / run) for run in ("cpu", "gpu")))
+    lines = [[{**line, "seconds": 0, "examples_per_s": 0} for line in log_lines(tmp_path / run)]
+             for run in ("cpu", "gpu")]
+    assert lines[0] == lines[1]
+
+
+def test_a_benchmark_on_a_gpu_has_a_row_for_every_way(gpu_in_name, monkeypatch, capsys):
+    monkeypatch.setattr(train, "yardsticks", lambda *of: {"product": 1e11, "conv": 2e11})
+    monkeypatch.setattr(train, "measure",
+                        lambda *task, measure=train.measure: measure(*task[:-1], budget=0))
+    monkeypatch.setattr(gansynth, "LAYOUT", gansynth.LAYOUT)        # and back
+    train.main(["--bench", "--json", *flags(tiny_settings("", device=gpu_in_name))])
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    ways = [(row["number"], row["kernels"], row["channels"]) for row in rows]
+    assert ways == [way for way in itertools.product(
+        ("tf32", "bf16"), ("eager", "graph"), ("last", "first")) for _ in range(3)]
+    assert all(row["peak MB"] == 3 and 0 < row["% data"] < 100 for row in rows)
+
+
 @pytest.mark.parametrize("ranks", [train.Ranks(), train.Ranks(size=2)], ids=["one", "two"])
-def test_a_recorded_step_replays_as_it_ran(ranks, monkeypatch):
+def test_a_recorded_step_replays_as_it_ran(ranks, monkeypatch, gpu_in_name):
     """What can be seen of recording without a GPU: over five stages all that varies from step to
     step is read from tensors that stay where they are, and gradients are averaged in between."""
     state = train.State(train.Config(**tiny_settings("", images=160)), tiny_notes(), "cpu", ranks)
     eager = train.State(state.cfg, tiny_notes(), "cpu", ranks)
-
-    @contextlib.contextmanager
-    def graph(tape, pool, stream):        # recording is not running
-        tensors = [x for part in vars(state.nets).values()
-                   for x in tree_leaves(part.state_dict()) if isinstance(x, torch.Tensor)]
-        before = [x.clone() for x in tensors]
-        with tape:
-            yield
-        for x, old in zip(tensors, before):
-            x.detach().copy_(old)
-
-    for name, stand_in in (("graph_pool_handle", int), ("current_stream", int), ("graph", graph),
-                           ("CUDAGraph", Tape)):
-        monkeypatch.setattr(torch.cuda, name, stand_in)
     monkeypatch.setattr(train.Ranks, "average", lambda self, tensors: [x.mul_(0.5) for x in tensors]
                         if self.size == 2 else None)                # of two, one has none
     stages, replayed = set(), 0
