@@ -13,8 +13,7 @@ release does so from the first stage on; scores, losses and gradients are equal 
     python gansynth.py             prints both networks layer by layer, as the paper's Table 3
 
 To be read from the top to the ruled line: shapes, growing, the tricks one by one, the networks, the
-losses, the optimiser.  Behind it: fast derivatives, checkpoints, ours and Magenta's, the table, and
-the baselines.
+losses, the optimiser.
 """
 
 import signal
@@ -67,7 +66,15 @@ class Architecture:
     tanh: bool = True                     # G's pictures end in one
 
     def __post_init__(self):
-        check_architecture(self)
+        t, f = self.factor(self.resolutions - 1)
+        if self.frames % t or self.bins % f:
+            raise ArchitectureError(
+                f"a picture of {self.frames} x {self.bins}: for {self.resolutions} resolutions its "
+                f"sides must be multiples of {t} and {f}")
+        if self.channels(self.resolutions) < 1:
+            raise ArchitectureError(
+                f"channel_base {self.channel_base} leaves no channel for block {self.resolutions}: "
+                f"the least that does is {2 ** self.resolutions}")
 
     @classmethod
     def of_pictures(cls, frames, bins, **more):
@@ -223,27 +230,31 @@ def scaling(arch, device):
 
 
 def scale_picture(picture, arch):
-    """Spectrum units -> the networks' [-1, 1] (paper 2.2), clipped.  D begins with it."""
+    """Spectrum units -> the networks' [-1, 1] (paper 2.2), clipped.  Waves stay as they are."""
     scale, shift = scaling(arch, picture.device)
-    return (picture * scale + shift).clamp(-1, 1)
+    return (picture * scale + shift).clamp(-1, 1) if arch.spectra else picture
 
 
 def unscale_picture(picture, arch):
-    """The networks' [-1, 1] (paper 2.2) -> spectrum units.  G ends with it."""
+    """The networks' [-1, 1] (paper 2.2) -> spectrum units.  Waves stay as they are."""
     scale, shift = scaling(arch, picture.device)
-    return (picture - shift) / scale
+    return (picture - shift) / scale if arch.spectra else picture
 
 
 # ---- Networks (paper appendix, Table 3) -----------------------------------------------------
 
-class Blocks(nn.ModuleDict):
-    """Blocks by their numbers in the paper's Table 3: blocks[b], b = 1..B."""
+class Network(nn.Module):
+    """What G and D have in common: blocks by their numbers in the paper's Table 3, blocks[1..B]."""
 
-    def __init__(self, kind, arch):
-        super().__init__({str(b): kind(arch, b) for b in range(1, arch.resolutions + 1)})
+    def __init__(self, arch, block):
+        super().__init__()
+        self.arch, numbers = arch, range(1, arch.resolutions + 1)
+        self.blocks = nn.ModuleList([nn.Identity(), *(block(arch, b) for b in numbers)])
 
-    def __getitem__(self, b):
-        return super().__getitem__(str(b))
+    def built_parameters(self, blocks):
+        """The parameters of the first so many blocks, and of what belongs to none: D's heads."""
+        later = set(self.blocks[blocks + 1:].parameters())
+        return [p for p in self.parameters() if p not in later]
 
 
 class GeneratorBlock(nn.Module):
@@ -270,13 +281,11 @@ class GeneratorBlock(nn.Module):
         return torch.tanh(picture) if self.tanh else picture
 
 
-class Generator(nn.Module):
+class Generator(Network):
     """Latent and pitch -> picture in spectrum units, at the stage's own size (paper 2.2)."""
 
     def __init__(self, arch):
-        super().__init__()
-        self.arch = arch
-        self.blocks = Blocks(GeneratorBlock, arch)
+        super().__init__(arch, GeneratorBlock)
 
     def forward(self, z, pitch, progress):
         """z (N, latent), pitch (N,) labels 0..P-1 -> (N, 2, T', F'), the size of the newest block's
@@ -290,11 +299,7 @@ class Generator(nn.Module):
         if alpha is not None:
             old = self.blocks[blocks - 1].draw(before)
             picture = torch.lerp(upsample(old, self.arch.growth), picture, alpha)
-        return unscale_picture(picture, self.arch) if self.arch.spectra else picture
-
-    def built_parameters(self, blocks):
-        """The parameters of the first so many blocks."""
-        return [p for b in range(1, blocks + 1) for p in self.blocks[b].parameters()]
+        return unscale_picture(picture, self.arch)
 
 
 class DiscriminatorBlock(nn.Module):
@@ -324,25 +329,19 @@ class DiscriminatorBlock(nn.Module):
         return x, y0, y1, y1 if self.first else downsample(y1, self.growth)     # (N, C_(b-1), ...)
 
 
-class Discriminator(nn.Module):
+class Discriminator(Network):
     """Picture in spectrum units -> a Wasserstein score and logits over pitches (paper 2.2)."""
 
     def __init__(self, arch):
-        super().__init__()
-        self.arch = arch
-        self.blocks = Blocks(DiscriminatorBlock, arch)
+        super().__init__(arch, DiscriminatorBlock)
         self.score = EqualLinear(arch.channels(0), 1)
         self.pitch = EqualLinear(arch.channels(0), arch.pitches)
 
     def forward(self, picture, progress):
         """(N, 2, T, F), of the stage's size or larger -> scores (N,), pitch logits (N, P).
         progress: see `grown`."""
-        *_, x = self.activations(self.scale(picture), progress)
+        *_, x = self.activations(scale_picture(picture, self.arch), progress)
         return self.score(x)[:, 0], self.pitch(x)
-
-    def scale(self, picture):
-        """Spectra are scaled and clipped; waves come as they are."""
-        return scale_picture(picture, self.arch) if self.arch.spectra else picture
 
     def activations(self, scaled, progress):
         """What the layers that read pictures give, by block; what the blocks give; and the end."""
@@ -358,11 +357,6 @@ class Discriminator(nn.Module):
                 read[b - 1] = self.blocks[b - 1].read(downsample(scaled, self.arch.growth))
                 x = torch.lerp(read[b - 1], x.to(read[b - 1].dtype), alpha)
         return read, own, x
-
-    def built_parameters(self, blocks):
-        """The parameters of the first so many blocks, and the heads'."""
-        modules = [self.blocks[b] for b in range(1, blocks + 1)] + [self.score, self.pitch]
-        return [p for m in modules for p in m.parameters()]
 
 
 def blend(picture, progress, arch):
@@ -380,24 +374,15 @@ def blend(picture, progress, arch):
 
 # ---------------------------------------------------------------------------------------------
 # Losses: Wasserstein with gradient penalty, drift and an auxiliary pitch classifier.  The terms
-# that come with a loss are as the paper names them, before their weights.
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of the losses' terms (paper 2.2 and appendix) and the penalty's units."""
-
-    penalty: float = 10.0                 # gradient penalty
-    drift: float = 0.001                  # mean square of real scores
-    pitch: float = 10.0                   # cross-entropy of the pitch classifier
-    penalty_units: str = "raw"            # "raw": the release's; "scaled": see penalty_slopes
+# that come with a loss are as the paper names them, before their weights: `weights` has penalty
+# (paper, appendix: 10), drift (0.001), pitch_weight (10) and penalty_units, as train.Config does.
 
 
 def generator_loss(G, D, z, pitch, progress, weights):
     """G's loss (paper 2.2): (loss, named terms).  code: its pitch term is on fakes only."""
     score, logits = D(G(z, pitch, progress), progress)
     terms = {"G_score": -score.mean(), "G_pitch": F.cross_entropy(logits, pitch)}
-    return terms["G_score"] + weights.pitch * terms["G_pitch"], terms
+    return terms["G_score"] + weights.pitch_weight * terms["G_pitch"], terms
 
 
 def discriminator_losses(D, x_real, pitch_real, x_fake, mix, progress, weights):
@@ -410,8 +395,8 @@ def discriminator_losses(D, x_real, pitch_real, x_fake, mix, progress, weights):
     score, logits = D(x_real, progress)
     terms = {"D_real": -score.mean(), "D_drift": score.square().mean(),
              "D_pitch": F.cross_entropy(logits, pitch_real)}
-    yield (terms["D_real"] + weights.drift * terms["D_drift"] + weights.pitch * terms["D_pitch"],
-           terms)
+    yield (terms["D_real"] + weights.drift * terms["D_drift"]
+           + weights.pitch_weight * terms["D_pitch"]), terms
     score, _ = D(x_fake, progress)
     terms = {"D_fake": score.mean()}
     yield terms["D_fake"], terms
@@ -431,7 +416,7 @@ def penalty_slopes(D, x_real, x_fake, mix, progress, units="raw"):
     scaled: the slope per unit of the scaled picture at its own size.  Scores then stay small beside
     the pitch loss from the first stage on, which short runs need; the workshop preset uses it.
     """
-    scaled = D.scale(x_real + mix * (x_fake - x_real))
+    scaled = scale_picture(x_real + mix * (x_fake - x_real), D.arch)
     slope, shared = slope_of(D, scaled, progress), 1
     if units == "raw":
         shared = D.arch.frames * D.arch.bins / math.prod(scaled.shape[2:])
@@ -500,17 +485,6 @@ def ema_update(averages, parameters, decay):
 
 class ArchitectureError(ValueError):
     """Networks that cannot be built; the message says which could."""
-
-
-def check_architecture(arch):
-    t, f = arch.factor(arch.resolutions - 1)
-    if arch.frames % t or arch.bins % f:
-        raise ArchitectureError(f"a picture of {arch.frames} x {arch.bins}: for {arch.resolutions} "
-                                f"resolutions its sides must be multiples of {t} and {f}")
-    if arch.channels(arch.resolutions) < 1:
-        raise ArchitectureError(
-            f"channel_base {arch.channel_base} leaves no channel for block {arch.resolutions}: "
-            f"the least that does is {2 ** arch.resolutions}")
 
 
 # Notes are pictures one bin wide, 65,536 x 1, that grow along time only.  No settings were
@@ -612,8 +586,7 @@ class _Conv(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             by_x = F.conv2d(g, weight if ctx.up else turned(weight), None, *ctx.how)
         if ctx.needs_input_grad[1]:
-            wide, narrow = (g, x) if ctx.up else (x, g)
-            by_weight = _weight_gradient(wide, narrow, weight, *ctx.how, up=bool(ctx.up))
+            by_weight = _weight_gradient(g, x, weight, *ctx.how, up=bool(ctx.up))
         if ctx.needs_input_grad[2]:
             by_bias = g.sum(dim=(0, 2, 3))
         return by_x, by_weight, by_bias, None
@@ -648,19 +621,18 @@ PLACES = 16384                            # so many, of some channels, fit into 
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def _weight_gradient(wide, narrow, weight, stride, padding, up=False):
-    """Gradient by the kernel (C, K, ...) of a convolution from `wide` (N, K, ...) to `narrow`
-    (N, C, ...), or of its transpose, from narrow to wide.
+def _weight_gradient(g, x, weight, stride, padding, up=False):
+    """Gradient by the kernel (C, K, ...) of a convolution from x (N, K, ...) to what has the
+    gradient g (N, C, ...); or of one transposed, from C channels to K.
 
     On a CPU one product of matrices, places x channels, for each tap of the kernel, is up to four
     times as fast as torch, but for few channels with AVX-512.
     """
-    if wide.device.type != "cpu" or AVX512 and max(weight.shape[:2]) <= 64:
-        x, g = (narrow, wide) if up else (wide, narrow)
+    if x.device.type != "cpu" or AVX512 and max(weight.shape[:2]) <= 64:
         return torch.ops.aten.convolution_backward(
             g, x, weight, None, stride, padding, (1, 1), up, (0, 0), 1, (False, True, False))[1]
     (t, f), (C, K, height, width) = stride, weight.shape
-    taps = weight.new_zeros(height, width, C, K)
+    taps, (wide, narrow) = weight.new_zeros(height, width, C, K), (g, x) if up else (x, g)
     few = max(1, PLACES // math.prod(narrow.shape[2:]))
     for narrow, wide in zip(narrow.split(few), wide.split(few)):
         wide = F.pad(wide, (padding[1], padding[1], padding[0], padding[0]))
@@ -954,29 +926,30 @@ def release_name(net, name):
 
 def layer_table(arch):
     """Rows (net, layer, shape F x T x C, kernel F x T, nonlinearity, parameters), as in Table 3."""
-    G, D, C, rows = Generator(arch), Discriminator(arch), arch.channels, []
+    G, D = Generator(arch), Discriminator(arch)
+    rows = [("G", "z and one-hot pitch", (1, 1, arch.latent + arch.pitches), "", "pixel norm", 0)]
 
-    def row(net, name, size, channels, after="", layer=None):
-        kernel = "x".join(map(str, layer.weight.shape[:1:-1])) if isinstance(layer, EqualConv2d) \
-            else "dense" if layer else ""
-        count = sum(p.numel() for p in layer.parameters()) if layer else 0
-        rows.append((net, name, (size[1], size[0], channels), kernel, after, count))
+    def row(net, name, layer, after, size=(1, 1)):
+        kernel = "dense"
+        if isinstance(layer, EqualConv2d):
+            kernel = "x".join(map(str, layer.weight.shape[:1:-1]))
+        count = layer.weight.numel() + layer.bias.numel()
+        rows.append((net, name.replace("_", " "), (*size[::-1], len(layer.bias)), kernel, after,
+                     count))
 
-    row("G", "z and one-hot pitch", (1, 1), arch.latent + arch.pitches, "pixel norm")
     for b in range(1, arch.resolutions + 1):
-        for name in ("conv0", "conv1"):
-            row("G", f"block {b} {name}", arch.size(b), C(b), "leaky ReLU, pixel norm",
-                getattr(G.blocks[b], name))
-        row("G", f"block {b} to picture", arch.size(b), 2, "tanh", G.blocks[b].to_picture)
+        for name, layer in G.blocks[b].named_children():
+            after = "tanh" if name == "to_picture" else "leaky ReLU, pixel norm"
+            row("G", f"block {b} {name}", layer, after, arch.size(b))
     for b in range(arch.resolutions, 0, -1):
-        block, size, after = D.blocks[b], arch.size(b), "leaky ReLU"
-        row("D", f"block {b} from picture", size, C(b), after, block.from_picture)
-        if b == 1:
-            row("D", "block 1 minibatch stddev", size, C(1) + 1)
-        row("D", f"block {b} conv0", size, C(b), after, block.conv0)
-        row("D", f"block {b} conv1", size if b > 1 else (1, 1), C(b - 1), after, block.conv1)
-    row("D", "score", (1, 1), 1, "", D.score)
-    row("D", "pitch", (1, 1), arch.pitches, "softmax in the loss", D.pitch)
+        for name, layer in D.blocks[b].named_children():
+            size = (1, 1) if isinstance(layer, EqualLinear) else arch.size(b)
+            if layer is D.blocks[1].conv0:
+                more = *size[::-1], arch.channels(1) + 1
+                rows.append(("D", "block 1 minibatch stddev", more, "", "", 0))
+            row("D", f"block {b} {name}", layer, "leaky ReLU", size)
+    row("D", "score", D.score, "")
+    row("D", "pitch", D.pitch, "softmax in the loss")
     return rows
 
 

@@ -31,6 +31,7 @@ import base64
 import contextlib
 import copy
 import csv
+import gc
 import gzip
 import hashlib
 import html
@@ -49,6 +50,7 @@ import sys
 import time
 import tokenize
 import tracemalloc
+import weakref
 import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -485,7 +487,7 @@ def test_losses_and_gradients_equal_the_release(stage):
     theirs = {key: float(REFERENCE[f"stage{stage}/{key}"]) for key in (
         "progress", "wass_gen", "fake_ac", "gen_loss", "gradient_penalty", "real_score_penalty",
         "real_ac", "dis_loss", "real_score", "fake_score")}
-    progress, weights = theirs["progress"], gansynth.LossWeights()
+    progress, weights = theirs["progress"], train.Config()
 
     loss, terms = gansynth.generator_loss(G, D, given.z, given.fake_labels, progress, weights)
     loss.backward()
@@ -529,7 +531,7 @@ def test_two_training_steps_equal_the_release():
     # G(A), D(B), G(B), D(A): what would be random is what the release was given.
     for own, other in ((A, B), (B, A)):
         draws = train.Draws(own.z, own.fake_labels, other.z, other.fake_labels, other.gp_alpha)
-        train.train_step(nets, draws, other.real, other.real_labels, progress=6.0)
+        train.train_step(nets, draws, other.real, other.real_labels, 6.0, train.Config())
     for net in ("G", "D"):
         ours = torch.cat([p.detach().flatten() for p in getattr(nets, net).parameters()])[::8]
         off = np.abs(ours.numpy() - REFERENCE[f"two_steps/{net}"])
@@ -629,9 +631,10 @@ def test_d_run_backwards_is_its_derivative_and_once_differentiable(progress, arc
     # torch's own derivative, and the derivative of that; raw: at full size, by copies of pixels.
     monkeypatch.setattr(gansynth._Conv, "apply", lambda x, weight, bias: F.conv2d(
         x, weight, bias, padding=gansynth._middle(weight)))
-    for units, x in (("raw", full_size(x_hat, arch)), ("scaled", D.scale(x_hat))):
+    for units, x in (("raw", full_size(x_hat, arch)), ("scaled",
+                      gansynth.scale_picture(x_hat, arch))):
         if units == "scaled":
-            monkeypatch.setattr(D, "scale", lambda x: x)
+            monkeypatch.setattr(gansynth, "scale_picture", lambda x, _: x)
         score, _ = D(x.requires_grad_(), progress)
         slope, = torch.autograd.grad(score.sum(), x, create_graph=True)
         slopes = slope.square().sum(dim=(1, 2, 3)).sqrt()
@@ -645,7 +648,7 @@ def test_bfloat16_blocks_agree_to_its_eight_bits(progress):
     torch.manual_seed(0)
     arch = gansynth.Architecture(32, 256, resolutions=5, latent=64, pitches=12, channel_base=1024,
                                  channel_max=64)
-    nets, pitch, weights = train.Nets(arch), torch.arange(8), gansynth.LossWeights()
+    nets, pitch, weights = train.Nets(arch), torch.arange(8), train.Config()
     z, real, mix = torch.randn(8, 64), torch.randn(8, 2, 32, 256), torch.rand(8, 1, 1, 1)
     real = gansynth.blend(real, progress, arch)
     fake, low, results = nets.G(z, pitch, progress).detach(), copy.deepcopy(nets), []
@@ -977,8 +980,7 @@ def test_settings_of_the_release_are_heeded(tmp_path):
     usual = gansynth.scale_picture(plain(z, pitch, 2.0), TINY)
     torch.testing.assert_close(scaled.tanh(), usual, rtol=1e-4, atol=1e-5)
     assert scaled.abs().max() > 1                                   # no tanh
-    D = gansynth.Discriminator(G.arch)
-    torch.testing.assert_close(D.scale(picture), scaled.clamp(-1, 1))
+    torch.testing.assert_close(gansynth.scale_picture(picture, G.arch), scaled.clamp(-1, 1))
     wide = replace(TINY, kernel=(5, 5))
     assert load_released(write_magenta(tmp_path / "c", wide, kernel_size=5))[0].arch == wide
     older = {name: value for name, value in asdict(TINY).items()
@@ -1168,12 +1170,13 @@ def test_wavegans_loss_of_a_linear_score():
         seen.append(shift)
         return x @ w, x[:, :3]                                      # logits: all equal
 
-    pitch, fake, weights = torch.tensor([0, 2]), torch.ones(2, 64) / 9, gansynth.LossWeights()
+    pitch, fake, weights = torch.tensor([0, 2]), torch.ones(2, 64) / 9, train.Config()
     loss, terms = train.wavegan_discriminator_loss(
         D, torch.zeros(2, 64), pitch, fake, torch.rand(2, 1), "rfm", weights)
     torch.testing.assert_close(terms["D_penalty"], (w.norm() - 1) ** 2)
     torch.testing.assert_close(
-        loss, w.sum() / 9 + weights.penalty * (w.norm() - 1) ** 2 + weights.pitch * math.log(3))
+        loss, w.sum() / 9 + weights.penalty * (w.norm() - 1) ** 2
+        + weights.pitch_weight * math.log(3))
     assert seen == ["r", "f", "m"]        # each pass has its own shuffle
 
 
@@ -2424,6 +2427,29 @@ def test_a_recorded_step_replays_as_it_ran(ranks, monkeypatch, gpu_in_name):
     assert len(stages) == 5 and replayed >= (30 if ranks.size == 1 else 10)
 
 
+def test_a_gpu_has_a_number_and_is_freed_of_what_was_tried(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "set_device", torch.cuda._utils._get_device_index)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda *size, device: torch.ones(()))
+    for device, name in (("auto", "cuda:0"), ("cuda", "cuda:0"), ("cuda:3", "cuda:3")):
+        assert train.prepare(train.Config(device=device)) == name
+    assert train.prepare(train.Config(), train.Ranks(5, 1, 8)) == "cuda:1"
+    with pytest.raises(train.ConfigError, match="'mps' is not there"):
+        train.prepare(train.Config(device="mps"))
+    monkeypatch.undo()
+    state = tiny_state()
+    state.step()
+    seen = weakref.ref(state)
+    gc.disable()
+    try:
+        del state
+        assert seen() is None             # nothing waits for Python's collector
+    finally:
+        gc.enable()
+
+
 def test_where_no_graph_can_be_recorded_steps_go_on(monkeypatch, capsys):
     def refuse(*of):
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
@@ -2619,7 +2645,7 @@ def in_one_process(cfg, ranks):
     """What so many ranks come to: each loss is the mean over their groups of notes."""
     notes = nsynth.split(tiny_notes(), cfg.seed)[0]
     state = train.State(cfg, notes)
-    nets, weights = state.nets, gansynth.LossWeights()
+    nets, weights = state.nets, train.Config()
     for images in range(0, cfg.images, ranks * cfg.batch):
         progress, stage, blocks = cfg.where(images)
         if stage != state.stage:
@@ -2775,6 +2801,7 @@ def test_a_folder_that_holds_something_is_never_written_to(tmp_path, monkeypatch
     elastic = train.Ranks(elastic=True)
     (tmp_path / "died" / "snapshots").mkdir(parents=True)
     (tmp_path / "died" / "log.jsonl").write_text('{"images": 16}\n')
+    (tmp_path / "died" / "checkpoint-00000008.pt.part").write_text("half")
     with train.claim_run(replace(cfg, out=str(tmp_path / "died")), elastic) as died:
         assert not (died / "log.jsonl").read_text()
     with pytest.raises(train.ConfigError, match="not an empty folder"), train.claim_run(

@@ -43,7 +43,7 @@ import numpy as np
 import torch
 from torch import distributed
 from torch.nn.functional import cross_entropy
-from torch.utils.benchmark import Timer
+from torch.utils.benchmark import Timer, timer
 
 import gansynth
 import nsynth
@@ -181,15 +181,15 @@ class Nets:
         self.adam_D = gansynth.Adam(self.D.built_parameters(blocks))
 
 
-def train_step(nets, draws, x_real, pitch_real, progress, weights=gansynth.LossWeights(), lr=8e-4,
-               ema=0.999, meet=lambda gradients: None):
+def train_step(nets, draws, x_real, pitch_real, progress, weights, lr=8e-4, ema=0.999,
+               meet=lambda gradients: None):
     """The algorithm: G once, then D once with fresh latents and the just-updated G (code's order;
     Gulrajani et al. 2017 and Progressive GAN have D first).
 
     nets: Nets with a stage begun; draws: Draws; x_real (N, 2, t, f): pictures of the stage's size
-    or larger; pitch_real (N,): labels; progress: see gansynth.grown.  -> named loss terms, before
-    their weights.  Nothing in it depends on a tensor's value, so that a GPU can record it.
-    `meet(gradients)` may average them with those of other processes.
+    or larger; pitch_real (N,): labels; progress: see gansynth.grown; weights: a Config.  -> named
+    loss terms, before their weights.  Nothing in it depends on a tensor's value, so that a GPU can
+    record it.  `meet(gradients)` may average them with those of other processes.
     """
     G, D, blocks = nets.G, nets.D, gansynth.grown(progress)[0]
 
@@ -246,16 +246,16 @@ class State:
         if stage != self.stage:
             self.stage, self.run = stage, None          # frees what was recorded of the last stage
             self.nets.start_stage(blocks)
-            self.run = Recorded(functools.partial(self.run_step, blocks, stage % 2), self.nets,
-                                self.ranks, self.device)
+            step = functools.partial(self.run_step, self.nets, self.cfg, blocks, stage % 2,
+                                     self.cfg.ema ** self.ranks.size)
+            self.run = Recorded(step, self.nets, self.ranks, self.device)
 
-    def run_step(self, blocks, fades, *inputs, meet):
+    @staticmethod                         # of a State it would be a cycle, whose memory stays
+    def run_step(nets, cfg, blocks, fades, ema, *inputs, meet):
         """train_step at one stage; what changes there from step to step is in tensors."""
-        cfg, (*draws, x_real, pitch_real, alpha, lr) = self.cfg, inputs
-        weights = gansynth.LossWeights(cfg.penalty, cfg.drift, cfg.pitch_weight, cfg.penalty_units)
-        return train_step(self.nets, Draws(*draws), x_real, pitch_real,
-                          (blocks, alpha if fades else None), weights, lr,
-                          cfg.ema ** self.ranks.size, meet)
+        *draws, x_real, pitch_real, alpha, lr = inputs
+        return train_step(nets, Draws(*draws), x_real, pitch_real,
+                          (blocks, alpha if fades else None), cfg, lr, ema, meet)
 
     def turn(self, position):
         """The notes whose turn it is at this position of the training: indices (N,)."""
@@ -336,27 +336,22 @@ def train(cfg, resume=None, ranks=None, init=None):
 # ---- Full scale: CUDA graphs, many GPUs, notes on the GPU -----------------------------------
 
 def prepare(cfg, ranks=None):
-    """Set up the device of this process -> its name."""
-    device = pick_device(cfg.device, ranks or Ranks())
+    """Set up the device of this process -> its name, such as cuda:0: each rank has its own."""
+    device = cfg.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda":
+        device = f"cuda:{(ranks or Ranks()).local}"     # torch.cuda.set_device needs a number
     torch.backends.cudnn.allow_tf32 = cfg.precision != "fp32"       # of convolutions
-    if device != "cpu":
-        torch.cuda.set_device(device)
-        torch.cuda.set_stream(torch.cuda.Stream())      # a graph is recorded where its steps ran
-    return device
-
-
-def pick_device(name, ranks):
-    """The device of that name; auto is the GPU where there is one, and each rank has its own."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and ranks.size > 1:
-        name = f"cuda:{ranks.local}"
     try:
-        torch.zeros(1, device=name).item()
+        if device != "cpu":
+            torch.cuda.set_device(device)
+            torch.cuda.set_stream(torch.cuda.Stream())  # a graph is recorded where its steps ran
+        torch.zeros(1, device=device).item()
     except Exception:                     # torch raises many kinds
-        raise ConfigError(f"device {name!r} is not there: expected auto, cpu, or cuda (cuda:1, "
+        raise ConfigError(f"device {device!r} is not there: expected auto, cpu, or cuda (cuda:1, "
                           "...) where PyTorch finds a GPU") from None
-    return name
+    return device
 
 
 class Recorded:
@@ -441,7 +436,7 @@ class Ranks:
 
     def leave(self):
         if self.size > 1:                 # else its threads may abort the process as it ends
-            distributed.barrier()
+            self.largest(torch.zeros(()))
             distributed.destroy_process_group()
 
     def average(self, tensors):
@@ -453,7 +448,8 @@ class Ranks:
             torch._foreach_copy_(tensors, [part.view_as(x) for part, x in zip(parts, tensors)])
 
     def largest(self, tensor):
-        """The largest of each number over all ranks."""
+        """The largest of each number over all ranks; who asks it of a CPU's tensor waits for all,
+        which `barrier` would do with GPUs, used or not."""
         if self.size > 1:
             distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
         return tensor
@@ -462,10 +458,10 @@ class Ranks:
     def one_first(self):
         """One process of each machine does it before the others."""
         if self.local:
-            distributed.barrier()
+            self.largest(torch.zeros(()))
         yield
         if self.size > 1 and not self.local:
-            distributed.barrier()
+            self.largest(torch.zeros(()))
 
     def start_alike(self, nets):
         if self.size > 1:
@@ -631,7 +627,8 @@ def claim_run(cfg, ranks=Ranks()):
         try:
             run.mkdir(parents=True, exist_ok=bool(cfg.out))
             left = {"snapshots", "log.jsonl"} if ranks.elastic else set()
-            if {path.name for path in run.iterdir()} - left:
+            if any(path.name not in left and not (ranks.elastic and path.suffix == ".part")
+                   for path in run.iterdir()):          # .part: as one was killed that wrote
                 raise FileExistsError
             (run / "snapshots").mkdir(exist_ok=ranks.elastic)       # fails where another run was
             break                                                   # faster
@@ -712,9 +709,8 @@ def trim_log(run, images):
     A line that a crash cut short is dropped as well."""
     log, part = run / "log.jsonl", run / "log.part"
     if log.exists():
-        whole = re.findall(r'^\{"images": (\d+)(.*\})$', log.read_text("utf-8", "replace"), re.M)
-        part.write_text("".join(f'{{"images": {n}{rest}\n' for n, rest in whole
-                                if int(n) <= images), "utf-8")
+        whole = re.finditer(r'^\{"images": (\d+).*\}\n', log.read_text("utf-8", "replace"), re.M)
+        part.write_text("".join(line[0] for line in whole if int(line[1]) <= images), "utf-8")
         part.replace(log)
 
 
@@ -800,7 +796,7 @@ def wavegan_discriminator_loss(D, x_real, pitch_real, x_fake, mix, shifts, weigh
     terms = {"D_real": -real.mean(), "D_fake": fake.mean(),
              "D_pitch": cross_entropy(logits, pitch_real),
              "D_penalty": (gradient.norm(dim=1) - 1).square().mean()}
-    return (terms["D_real"] + terms["D_fake"] + weights.pitch * terms["D_pitch"]
+    return (terms["D_real"] + terms["D_fake"] + weights.pitch_weight * terms["D_pitch"]
             + weights.penalty * terms["D_penalty"]), terms
 
 
@@ -853,19 +849,18 @@ class WaveGANState(BaselineState):
     def learn(self, waves, pitch):
         """One step of D; every `critic_steps`-th time, the first among them, one of G before it."""
         cfg, nets, G, D = self.cfg, self.nets, self.nets.G, self.nets.D
-        weights = gansynth.LossWeights(penalty=cfg.penalty, pitch=cfg.pitch_weight)
         draws = draw(cfg, self.counts, self.images, self.device)
         shifts = torch.randint(-2, 3, (4, 4), generator=random_at(cfg.seed, self.images, 1))
         if self.images // cfg.batch % cfg.critic_steps == 0:
             D.requires_grad_(False)
             self.update(nets.adam_G, *gansynth.generator_loss(
-                lambda z, pitch, _: G(z, pitch), D, draws.z_G, draws.pitch_G, shifts[3], weights))
+                lambda z, pitch, _: G(z, pitch), D, draws.z_G, draws.pitch_G, shifts[3], cfg))
             D.requires_grad_(True)
         x_real = cfg.spectrum().encode(waves)[:, 0, :, 0]           # (N, L), padded
         with torch.no_grad():
             x_fake = G(draws.z_D, draws.pitch_D)
         self.update(nets.adam_D, *wavegan_discriminator_loss(
-            D, x_real, pitch, x_fake, draws.mix.flatten(1), shifts, weights))
+            D, x_real, pitch, x_fake, draws.mix.flatten(1), shifts, cfg))
 
 
 class WaveNetState(BaselineState):
@@ -940,13 +935,11 @@ def measure(cfg, whole_run, as_json, budget):
 
 def show(row, as_json, head=True):
     """Print a row of a table, if need be beneath its head, or as JSON."""
-    if as_json:
-        print(json.dumps(row), flush=True)
-        return
-    if head:
+    if head and not as_json:
         print(" ".join(f"{name:>9}" for name in row))
     texts = (f"{x:.4g}" if isinstance(x, float) else str(x) for x in row.values())
-    print(" ".join(f"{text:>{max(9, len(name))}}" for name, text in zip(row, texts)), flush=True)
+    line = " ".join(f"{text:>{max(9, len(name))}}" for name, text in zip(row, texts))
+    print(json.dumps(row) if as_json else line, flush=True)
 
 
 def costs(state, start, end, budget):
@@ -956,25 +949,20 @@ def costs(state, start, end, budget):
     cfg, device, times, state.images = state.cfg, state.device, [], start
     arch, blocks = cfg.architecture(), cfg.where(start)[2]
     warm = 1 if device == "cpu" else 4    # then it is recorded
-
-    def now():
-        if device != "cpu":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
     state.start_stage()
-    while len(times) <= warm or sum(sum(pair) for pair in times) < budget and len(times) < 30:
-        begun = now()
+    while len(times) <= warm or sum(sum(pair) for pair in times) < budget and len(times) < 36:
+        begun = timer()                   # waits for a GPU
         inputs = state.inputs()
-        made = now()
+        made = timer()
         state.run(*inputs)
-        times.append((made - begun, now() - made))
+        times.append((made - begun, timer() - made))
         following = state.images + state.examples
         state.images = following if following < end else start
-    data = statistics.median(made for made, _ in times[warm:])
-    whole = statistics.median(sum(pair) for pair in times[warm:])
+    made, ran = zip(*times[warm:])
+    data = statistics.fmean(made)         # a GPU makes the pictures of many steps at once
+    whole = data + statistics.median(ran)
     operations = 2 * PASSES * multiply_adds(arch, blocks) * cfg.batch
     features = sum(2 * arch.channels(b) * math.prod(arch.size(b)) for b in range(1, blocks + 1))
     return {"s/step": whole, "ex/s": cfg.batch / whole, "% data": 100 * data / whole,
@@ -1013,9 +1001,9 @@ def probe(cfg, notes, device):
     """ConfigError now, not on day three, if a GPU's memory is too small for the last stage."""
     if device == "cpu" or cfg.model != "gansynth":
         return
-    state = State(cfg, notes.subset(range(1)), device)
-    state.images = cfg.images - 1
     try:
+        state = State(cfg, notes, device)
+        state.images = cfg.images - 1
         state.step()
     except torch.cuda.OutOfMemoryError:
         raise ConfigError(f"the last stage does not fit into {device}'s memory at --batch "
@@ -1161,10 +1149,12 @@ def initial(path, model, preset, given):
     known = {name: known[name] for name in INHERITED if name in known}
     cfg, line = new_settings(model, preset, {**known, **given})
     if (contents["model"] != "gansynth" or not contents.keys() >= {"G", "D"}
-            or gansynth.Architecture(**contents["architecture"]) != cfg.architecture()):
+            or gansynth.Architecture(**contents["architecture"]) != cfg.architecture()
+            or contents["progress"] < cfg.resolutions - 1):
         raise ConfigError(f"--init {path}: its networks are none that --model {model} makes with "
                           "these settings: leave out flags of networks, pitches, length and rate; "
-                          "if none was given, it can be heard, but not trained")
+                          "if none was given, it is half-grown or of a shape of its own, and can "
+                          "be heard, but not trained")
     return cfg, f"weights of {path}, {line}", {name: contents[name] for name in ("G", "D", "G_ema")}
 
 
@@ -1241,8 +1231,8 @@ def main(argv=None):
         sys.exit(2)                       # settings that cannot work
     except (TrainingError, nsynth.NoteError, gansynth.CheckpointError, OSError) as error:
         sys.exit(f"train.py: {error}")
-    except KeyboardInterrupt:             # while loading; the loop has its own way to stop
-        print("train.py: stopped before training began", file=sys.stderr)
+    except KeyboardInterrupt:             # while loading, or the second in the loop
+        print("train.py: stopped, and nothing more was saved", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
 
 
