@@ -865,7 +865,8 @@ def load_magenta(path, read_bundle):
                 "G": released_weights(G, tensor), "D": released_weights(D, tensor),
                 "G_ema": released_weights(G, tensor, "/ExponentialMovingAverage")}
     except Exception as error:            # what is damaged ends in many kinds
-        reason = f"it lacks {error}" if isinstance(error, KeyError) else error
+        reason = (f"it lacks {error}" if isinstance(error, KeyError) else error.strerror + ": "
+                  + str(error.filename) if getattr(error, "filename", None) else error)
         raise CheckpointError(f"{path.parent}: not as Magenta's release leaves it ({reason}): "
                               "unpack its archive again") from None
 

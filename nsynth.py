@@ -913,11 +913,12 @@ def read_midi(path):
     """
     try:
         with open(path, "rb") as file:
-            division, events = _midi_events(file.read(1 << 24))
+            division, events = _midi_events(file.read())
     except OSError as error:
         raise NoteError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, IndexError, struct.error) as error:
-        raise NoteError(f"{path}: expected a MIDI file, of format 0 or 1 ({error})") from None
+        reason = error if isinstance(error, ValueError) else "it is cut short"
+        raise NoteError(f"{path}: expected a MIDI file, of format 0 or 1 ({reason})") from None
     strokes, sounding, pedals = [], {}, set()           # sounding: starts and velocities
     let_go = [set() for _ in range(16)]                 # pitches that a pedal may hold, by channel
     seconds, last, tempo = 0.0, 0, 500_000              # microseconds a quarter note
@@ -956,7 +957,8 @@ def _midi_events(file):
     a channel and each tempo, track by track."""
     tag, size, form, tracks, division = struct.unpack_from(">4sIHHH", file)
     if tag != b"MThd" or form > 1 or not 0 < division < 0x8000:
-        raise ValueError("it is none, or counts no ticks of a quarter note")
+        raise ValueError("it is none" if tag != b"MThd" else f"it is of format {form}" if form > 1
+                         else "it counts frames of film, not ticks of a quarter note")
     at, events = 8 + size, []
 
     def number():                         # seven bits a byte; the last is below 128

@@ -245,8 +245,8 @@ def sample(args):
 
 def save(args):
     """Write a checkpoint, which may be Magenta's, to a file of ours."""
-    if args.save.exists():
-        raise SampleError(f"{args.save} is there already: name a new file")
+    if args.save.exists() or not args.save.parent.is_dir():
+        raise SampleError(f"{args.save} is there already, or its folder is not: name a new file")
     path = gansynth.find_checkpoint(args.checkpoint)
     _, contents = gansynth.load_generator(path, read_bundle=nsynth.read_bundle)
     gansynth.save_checkpoint(args.save, contents)
@@ -286,10 +286,10 @@ def write_sounds(folder, result, player):
     digits = max(3, len(str(len(result.pitch) - 1)))
     names = [f"{i:0{digits}}-{timbre}-{note_name(p)}-{p:03}".replace("--", "-").replace("#", "s")
              for i, (timbre, p) in enumerate(zip(result.timbre, result.pitch))]
-    for sounds in (dict(zip(names, result.waves)), result.more):
+    for what, sounds in ("note", dict(zip(names, result.waves))), ("other sound", result.more):
         peak = max((wave.abs().max().item() for wave in sounds.values()), default=0)
         if peak > 1:                      # one factor for all: their balance is G's doing
-            print(f"The loudest sound peaks at {peak:.3g}: all were divided by it, not to clip.")
+            print(f"The loudest {what} peaks at {peak:.3g}: all were divided by it, not to clip.")
         for name, wave in sounds.items():
             nsynth.write_wav(folder / f"{name}.wav", wave / max(1, peak), player.rate)
             picture = spectral.rainbowgram(wave[:PICTURE_SECONDS * player.rate], player.rate)
@@ -305,18 +305,25 @@ def write_sounds(folder, result, player):
 # ---- A sound of one's own, and timbres to choose from ----------------------------------------
 
 CANDIDATES, STARTS, STEPS = 1024, 4, 300  # random latents, those to descend from, and how far
+SHORTEST = 0.1                            # seconds of a recording
 
 
 def like(args, player):
     """The timbre whose note is nearest to a recording, also at other pitches: Adam's descent by the
     difference of what is heard, from the best of many random latents."""
     x, rate = nsynth.read_recording(args.like, player.spectrum.length / player.rate)
-    start = x[:2 * rate]
-    f = spectral.fundamental(start, rate, high=4200.0, clear=0.7) if len(x) > rate / 20 else 0
-    if not (f or args.pitch):
-        raise SampleError(f"{args.like}: its {len(x) / rate:.2g} s have no pitch: name it, as by "
-                          "--pitch C4, or give a longer and steady note")
-    pitch = args.pitch[:1] if args.pitch else [round(69 + 12 * math.log2(f / 440))]
+    if len(x) < SHORTEST * rate:
+        raise SampleError(f"{args.like}: its note lasts {len(x) / rate:.2g} s: expected at least "
+                          f"{SHORTEST:g} s")
+    pitch = args.pitch
+    if not pitch:
+        f = spectral.fundamental(x[:2 * rate], rate, high=4200.0, clear=0.7)
+        pitch = [round(69 + 12 * math.log2(f / 440))] if f else []
+        if not set(pitch) & set(range(player.low, player.high + 1)):
+            raise SampleError(
+                f"{args.like} seems to have {f'pitch {pitch[0]}' if pitch else 'no pitch'}, and "
+                f"this checkpoint plays {player.low} to {player.high}: give a steady note, or "
+                "the pitch to play it at, as by --pitch C4")
     target = nsynth.Wish(player.spectrum.length, player.rate).fit(x, rate)
     target = torch.from_numpy(target / np.float32(32768))           # (L,)
     magnitude, frequency = heard(target[None], player.rate)
@@ -385,14 +392,16 @@ def midi(args, player):
     strokes = [stroke for stroke in piece if stroke[-1] != 9]       # the channel of drums
     length = max((end for _, end, *_ in strokes), default=0)
     if not 0 < length < LONGEST:
-        raise SampleError(f"{args.midi} has {len(strokes):,} notes that are no drums, over "
-                          f"{length:,.0f} s: expected some, over {LONGEST:,} s at most")
+        raise SampleError(f"{args.midi} has {len(strokes):,} notes over {length:,.0f} s, and "
+                          f"{len(piece) - len(strokes):,} beats of drums, which are left out: "
+                          f"expected notes, over {LONGEST:,} s at most")
     channels, every = sorted({channel for *_, channel in strokes}), args.seconds_per_timbre
     count = int(length / every) + 2 if every else len(channels)
     z = choose(args, player, count)[0][:count]
     turns = z[torch.arange(count) % len(z)]                         # (count, latent)
     if every:
         turns = torch.cat([slerp(*pair, ARC + 1)[:-1] for pair in zip(turns, turns[1:])])
+    whole = player.spectrum.length / player.rate        # seconds
     uses, moved, late = {}, 0, 0          # (number among `turns`, pitch) -> where it is played
     for start, end, asked, velocity, channel in strokes:
         turn = int(start / every * ARC) if every else channels.index(channel)
@@ -400,7 +409,7 @@ def midi(args, player):
         pitch = min(octaves, key=lambda p: abs(p - asked), default=asked)
         uses.setdefault((turn, pitch), []).append((start, end - start, velocity))
         moved += pitch != asked
-        late += end - start > player.spectrum.length / player.rate
+        late += end - start > whole - min(RELEASE, whole / 2)
     wave = torch.zeros(math.ceil((length + RELEASE) * player.rate) + 1)          # rounded
     numbers, pitch = map(list, zip(*uses))
     for where, note in zip(uses.values(), player.each(turns[numbers], pitch)):
@@ -408,14 +417,14 @@ def midi(args, player):
             part, at = shaped(note, seconds, player.rate), int(start * player.rate)
             wave[at:at + len(part)] += (velocity / 127) ** 2 * part
     facts = [f"{number:,} {what}" for number, what in (
-        (len(strokes), "notes"), (moved, "moved by octaves"), (late, "end with the model's note"),
+        (len(strokes), "notes"), (moved, "moved by octaves"), (late, "fade before their end"),
         (len(piece) - len(strokes), "drum beats left out")) if number]
     return player.grid(args.midi.stem, z, [player.three[1]], {"piece": wave}, facts)
 
 
 def shaped(wave, seconds, rate):
     """A note of the model, (L,), as its key was down for so many seconds: it rises over ATTACK, and
-    falls over RELEASE once let go, or before the model's note would end."""
+    falls over RELEASE, or half of it if that is shorter, once let go or before it would end."""
     attack, release = (min(span * rate, len(wave) / 2) for span in (ATTACK, RELEASE))
     end = min(seconds * rate + release, len(wave))
     t = torch.arange(math.ceil(end))
@@ -754,8 +763,11 @@ def parse(argv):
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     if not given & {"checkpoint", "bench"} or args.bench and given - {"bench", "device"}:
         parser.error("expected a checkpoint to listen to, or --bench, with --device at most")
-    idle = given & ({"pitch", "count"} if args.midi else {"seconds_per_timbre"} | (
-        {"count", "latents", "timbre"} if args.like or args.timbres else set()))
+    idle = (given - {"save", "checkpoint", "device"} if args.save else
+            given & {"pitch", "count"} if args.midi else given & {"seconds_per_timbre"} | (
+                given & {"count", "latents", "timbre"} if args.like or args.timbres else set()))
+    if args.like and len(args.pitch or []) > 1:
+        parser.error("--like is at one --pitch")
     if idle:
         parser.error(f"--{idle.pop().replace('_', '-')} means nothing beside the other flags")
     return args

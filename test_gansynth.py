@@ -963,9 +963,11 @@ def test_magentas_weights_become_a_file_of_ours(tmp_path, capsys):
     for wav in wavs:
         assert (tmp_path / "a" / wav).read_bytes() == (tmp_path / "b" / wav).read_bytes()
     before = file.read_bytes()
-    assert "is there already: name a new" in refusal(sample, folder, "--save", file)
+    for wrong in (file, tmp_path / "none" / "model.pt"):
+        assert "is there already, or its folder is not" in refusal(sample, folder, "--save", wrong)
     assert file.read_bytes() == before
     assert refusal(sample, folder, "--scale", "--save", tmp_path / "b.pt") == 2
+    assert refusal(sample, folder, "--save", tmp_path / "b.pt", "--count", 3) == 2
 def test_settings_of_the_release_are_heeded(tmp_path):
     plain = load_released(write_magenta(tmp_path / "a"))[0]
     assert plain.arch == TINY
@@ -3490,7 +3492,7 @@ def test_a_piece_is_arranged_as_it_is_written(tmp_path, monkeypatch, capsys):
     assert np.abs(wave[:8000][4804:]).max() == 0        # 0.3 s, and 0.3 s of release
     assert abs(wave[-1]) < 1e-3 and np.abs(np.diff(wave, prepend=0)).max() < 1.6
     for words in ("11 notes", "2 moved by octaves", "1 drum beats left out",
-                  "11 end with the model's note", "divided"):       # which it says has 25 ms
+                  "11 fade before their end", "divided"):       # which it says has 25 ms
         assert words in told, words
     asked = made[:-3]                     # without the three of the page
     assert len(asked) == len(set(asked)) == 9 and 'src="piece.wav"' in page
@@ -3550,7 +3552,7 @@ def test_what_is_no_piece_is_one_sentence(tmp_path, monkeypatch):
     before = sorted(tmp_path.rglob("*"))
     for name, words in (("gone", "No such file"), ("text.mid", "expected a MIDI file"),
                         ("c.pt", "expected a MIDI file"), ("short.mid", "cut short"),
-                        ("drums.mid", "0 notes that are no drums"), ("none.mid", "0 notes"),
+                        ("drums.mid", "1 beats of drums, which are left"), ("none.mid", "0 notes"),
                         ("long.mid", "3,600 s at most"), ("high.mid", "never trained")):
         sentence = refusal(sample, "c.pt", "--midi", name)
         assert sentence.startswith("sample.py: ") and words in sentence and "\n" not in sentence
@@ -3608,9 +3610,9 @@ def test_a_recordings_pitch_is_heard_or_asked_for(tmp_path, monkeypatch):
         target = read_wav(out / "target.wav")           # without the silence before it
         assert len(target) == 200 and np.abs(target[:60]).max() > 0.1 * np.abs(target).max()
     noise = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, 4000))
-    for sound, words in ((noise, "have no pitch"), (noise[:100] * 0 + 0.1, "have no pitch"),
-                         (noise * 0, "silent"), (noise[:1], "have no pitch"),
-                         (torch.from_numpy(harmonic_note(hertz(72))), "72 was never trained")):
+    for sound, words in ((noise, "to have no pitch"), (noise[:900] * 0 + 0.1, "to have no pitch"),
+                         (noise * 0, "silent"), (noise[:700], "lasts 0.087 s: expected at least"),
+                         (torch.from_numpy(harmonic_note(hertz(72))), "seems to have pitch 72")):
         nsynth.write_wav(recording, sound, 8000)
         assert words in refusal(sample, checkpoint, "--like", recording, "--out", tmp_path / "x")
     nsynth.write_wav(recording, noise, 8000)
