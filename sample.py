@@ -305,16 +305,16 @@ def write_sounds(folder, result, player):
 # ---- A sound of one's own, and timbres to choose from ----------------------------------------
 
 CANDIDATES, STARTS, STEPS = 1024, 4, 300  # random latents, those to descend from, and how far
-SHORTEST = 0.1                            # seconds of a recording
 
 
 def like(args, player):
     """The timbre whose note is nearest to a recording, also at other pitches: Adam's descent by the
     difference of what is heard, from the best of many random latents."""
-    x, rate = nsynth.read_recording(args.like, player.spectrum.length / player.rate)
-    if len(x) < SHORTEST * rate:
+    seconds = player.spectrum.length / player.rate
+    least, (x, rate) = min(0.1, seconds / 5), nsynth.read_recording(args.like, seconds)
+    if len(x) < least * rate:
         raise SampleError(f"{args.like}: its note lasts {len(x) / rate:.2g} s: expected at least "
-                          f"{SHORTEST:g} s")
+                          f"{least:g} s")
     pitch = args.pitch
     if not pitch:
         f = spectral.fundamental(x[:2 * rate], rate, high=4200.0, clear=0.7)
