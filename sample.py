@@ -311,10 +311,10 @@ def like(args, player):
     """The timbre whose note is nearest to a recording, also at other pitches: Adam's descent by the
     difference of what is heard, from the best of many random latents."""
     seconds = player.spectrum.length / player.rate
-    least, (x, rate) = min(0.1, seconds / 5), nsynth.read_recording(args.like, seconds)
-    if len(x) < least * rate:
+    shortest, (x, rate) = min(0.1, seconds / 5), nsynth.read_recording(args.like, seconds)
+    if len(x) < shortest * rate:
         raise SampleError(f"{args.like}: its note lasts {len(x) / rate:.2g} s: expected at least "
-                          f"{least:g} s")
+                          f"{shortest:g} s")
     pitch = args.pitch
     if not pitch:
         f = spectral.fundamental(x[:2 * rate], rate, high=4200.0, clear=0.7)
