@@ -22,7 +22,6 @@ import sys
 if __name__ == "__main__":                # Ctrl-C while the packages load: no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import argparse
 import functools
 import itertools
 import json
@@ -570,13 +569,13 @@ def use_bfloat16(net, pixels=32 * 256):
 
 class _Conv(torch.autograd.Function):
     """Same-size convolution of stride 1; or transposed, with stride `up`, by which the picture
-    grows.  Differentiable once."""
+    grows: both padded so that it is of exactly that size.  Differentiable once."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, up=None):
         ctx.save_for_backward(x, weight)
         ctx.up, stride = up, up or (1, 1)
-        ctx.how = stride, _middle(weight, stride)
+        ctx.how = stride, tuple((k - s) // 2 for k, s in zip(weight.shape[2:], stride))
         return (F.conv_transpose2d if up else F.conv2d)(x, weight, bias, *ctx.how)
 
     @staticmethod
@@ -590,11 +589,6 @@ class _Conv(torch.autograd.Function):
         if ctx.needs_input_grad[2]:
             by_bias = g.sum(dim=(0, 2, 3))
         return by_x, by_weight, by_bias, None
-
-
-def _middle(weight, stride=(1, 1)):
-    """The padding that keeps a picture's size, or multiplies it by exactly the stride."""
-    return (weight.shape[2] - stride[0]) // 2, (weight.shape[3] - stride[1]) // 2
 
 
 class UpConv2d(EqualConv2d):
@@ -926,31 +920,30 @@ def release_name(net, name):
 # ---- Table 3: the networks block by block ---------------------------------------------------
 
 def layer_table(arch):
-    """Rows (net, layer, shape F x T x C, kernel F x T, nonlinearity, parameters), as in Table 3."""
-    G, D = Generator(arch), Discriminator(arch)
-    rows = [("G", "z and one-hot pitch", (1, 1, arch.latent + arch.pitches), "", "pixel norm", 0)]
+    """Rows (net, layer, F x T x C of what it gives, kernel F x T, nonlinearity, parameters) of one
+    pass through full-grown networks, as in Table 3."""
+    rows, then = [], {"to_picture": "tanh", "score": "", "pitch": "softmax in the loss"}
 
-    def row(net, name, layer, after, size=(1, 1)):
-        kernel = "dense"
-        if isinstance(layer, EqualConv2d):
-            kernel = "x".join(map(str, layer.weight.shape[:1:-1]))
-        count = layer.weight.numel() + layer.bias.numel()
-        rows.append((net, name.replace("_", " "), (*size[::-1], len(layer.bias)), kernel, after,
-                     count))
+    def note(net, name, layer, given, made):
+        def row(name, x, *more):          # (N, C, T, F) or (N, C)
+            rows.append((net, name.replace("_", " "), (*x.shape, 1, 1)[3:0:-1], *more))
 
-    for b in range(1, arch.resolutions + 1):
-        for name, layer in G.blocks[b].named_children():
-            after = "tanh" if name == "to_picture" else "leaky ReLU, pixel norm"
-            row("G", f"block {b} {name}", layer, after, arch.size(b))
-    for b in range(arch.resolutions, 0, -1):
-        for name, layer in D.blocks[b].named_children():
-            size = (1, 1) if isinstance(layer, EqualLinear) else arch.size(b)
-            if layer is D.blocks[1].conv0:
-                more = *size[::-1], arch.channels(1) + 1
-                rows.append(("D", "block 1 minibatch stddev", more, "", "", 0))
-            row("D", f"block {b} {name}", layer, "leaky ReLU", size)
-    row("D", "score", D.score, "")
-    row("D", "pitch", D.pitch, "softmax in the loss")
+        if name == "blocks.1.conv0":
+            row({"G": "z and one-hot pitch", "D": "minibatch stddev"}[net], *given, "", "", 0)
+        conv = isinstance(layer, EqualConv2d)
+        kernel = "x".join(map(str, layer.weight.shape[:1:-1])) if conv else "dense"
+        after = then.get(name.split(".")[-1], "leaky ReLU" + ", pixel norm" * (net == "G"))
+        row(name.replace("blocks.", "block ").replace(".", " "), made, kernel, after,
+            sum(p.numel() for p in layer.parameters()))
+
+    last = arch.resolutions - 1.0
+    with torch.device("meta"), torch.no_grad():         # shapes, no numbers
+        G, D = Generator(arch), Discriminator(arch)
+        for net, layers in ("G", G.named_modules()), ("D", D.named_modules()):
+            for name, layer in layers:
+                if isinstance(layer, Equalised):
+                    layer.register_forward_hook(functools.partial(note, net, name))
+        D(G(torch.zeros(2, arch.latent), torch.zeros(2, dtype=torch.int64), last), last)
     return rows
 
 
@@ -1217,16 +1210,12 @@ class CachedWaveNet:
 # ---- Command line ---------------------------------------------------------------------------
 
 def main():
-    parser = argparse.ArgumentParser(description="Print both networks, layer by layer (Table 3).")
-    parser.add_argument("--waveform", action="store_true", help="the waveform GAN's instead")
-    waveform = parser.parse_args().waveform
-    rows = layer_table(Architecture.of_pictures(65536, 1) if waveform else Architecture())
-    for net, title in (("G", "Generator"), ("D", "Discriminator")):
-        own = [row for row in rows if row[0] == net]
-        print(f"{title}, {sum(row[-1] for row in own):,} parameters")
-        print(f"  {'layer':28}{'output (F, T, C)':20}{'kernel':14}{'then':24}{'parameters':>10}")
-        for _, name, shape, kernel, after, count in own:
-            print(f"  {name:28}{str(shape):20}{kernel:14}{after:24}{count or '':>10}")
+    print(f"{'':3}{'layer':28}{'output (F, T, C)':20}{'kernel':14}{'then':24}{'parameters':>10}")
+    for net, name, shape, kernel, after, count in layer_table(Architecture()):
+        print(f"{net:3}{name:28}{str(shape):20}{kernel:14}{after:24}{count or '':>10}")
+    for net in Generator(Architecture()), Discriminator(Architecture()):
+        count = sum(p.numel() for p in net.parameters())
+        print(f"{type(net).__name__}: {count:,} parameters, with the picture layers of all stages")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ import signal
 if __name__ == "__main__":                # Ctrl-C while the packages load: no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import argparse
 import colorsys
 import math
 import os
@@ -290,22 +289,18 @@ def derive(rep="if-mel", hires=True, length=64000, sample_rate=16000, resolution
         hop, growth = 2 * bins // OVERLAP, 2
     needed = math.ceil(length / hop)
 
-    def divide(unit):
-        return bins % unit == 0 or rep == WAVEFORM
+    def frames(resolutions):              # None: bins do not divide, or half would be padding
+        unit = growth ** (resolutions - 1)
+        whole = math.ceil(needed / unit) * unit
+        return whole if whole < 2 * needed and (rep == WAVEFORM or bins % unit == 0) else None
 
-    def fits(unit):                       # and less than half of the frames is padding
-        return unit == 1 or divide(unit) and math.ceil(needed / unit) * unit < 2 * needed
-
-    unit = growth ** (resolutions - 1)
-    if not fits(unit):
-        most = max(r for r in range(1, resolutions) if fits(growth ** (r - 1)))
-        longer = f", or notes of {unit // 2 * hop + 1} samples" * divide(unit)
+    if not frames(resolutions):
+        most = max(filter(frames, range(1, resolutions)))
         raise SpectrumError(
             f"{length} samples at {sample_rate} Hz fill {needed} frames x {bins} bins, too few to "
             f"be made {growth} times smaller {resolutions - 1} times without being mostly padding: "
-            f"the nearest that can is {most} resolution{'s' * (most > 1)}{longer}")
-    frames = math.ceil(needed / unit) * unit
-    return Spectrum(rep, frames, bins, length, sample_rate, mel_inverse)
+            f"the nearest that can is {most} resolution{'s' * (most > 1)}")
+    return Spectrum(rep, frames(resolutions), bins, length, sample_rate, mel_inverse)
 
 
 def restore(settings, mel_inverse=None):
@@ -545,8 +540,6 @@ def example_notes():
 
 
 def main():
-    argparse.ArgumentParser(
-        description="Wave to picture and back: what each representation loses.").parse_args()
     waves = example_notes()
     print(f"Round trip of {len(waves)} notes of {waves.shape[-1]} samples at 16000 Hz, in dB")
     print(f"{'representation':16}{'mel inverse':13}{'picture':>12}{'SNR median':>12}"

@@ -31,7 +31,7 @@ import itertools
 import json
 import math
 import re
-import statistics
+import textwrap
 import time
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import timedelta
@@ -99,13 +99,15 @@ class Config:
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     precision: str = setting("auto", "of networks: fp32; tf32 on a GPU, as auto; or bf16 where "
                              "pictures are large", ["auto", "fp32", "tf32", "bf16"])
-    out: str = setting("", "the run's folder")
+    out: str = setting("", "the run's folder, new or empty (default: the next number under runs/); "
+                       "torchrun needs it, and goes on with what is there")
     # reports, in examples
     tick_images: int = setting(10_000, "examples between two lines of the log", low=1)
     snapshot_images: int = setting(50_000, "examples between two pictures and WAVs", low=1)
     checkpoint_images: int = setting(50_000, "examples between two checkpoints", low=1)
 
     model = "gansynth"                    # no setting but a name, in checkpoints
+    unused = ()                           # settings that a baseline has no use for
 
     def __post_init__(self):
         check_settings(self)
@@ -179,6 +181,9 @@ class Nets:
         """Fresh optimisers: Adam's moments start anew at every stage boundary, as released."""
         self.adam_G = gansynth.Adam(self.G.built_parameters(blocks))
         self.adam_D = gansynth.Adam(self.D.built_parameters(blocks))
+
+    def weights(self):
+        return [p.detach() for net in (self.G, self.D, self.G_ema) for p in net.parameters()]
 
 
 def train_step(nets, draws, x_real, pitch_real, progress, weights, lr=8e-4, ema=0.999,
@@ -284,7 +289,7 @@ def train(cfg, resume=None, ranks=None, init=None):
     """Train as `cfg` says (paper, appendix), from weights `init` (G, D and G_ema's) if given, or go
     on from the checkpoint file `resume`; -> the run's folder."""
     ranks = ranks or Ranks()
-    device = prepare(cfg, ranks)
+    device = prepare(cfg, ranks.local)
     with contextlib.nullcontext(resume.parent) if resume else claim_run(cfg, ranks) as run:
         with ranks.one_first():           # and what it packs, the others find
             notes, held_out = nsynth.split(nsynth.load(
@@ -335,13 +340,12 @@ def train(cfg, resume=None, ranks=None, init=None):
 
 # ---- Full scale: CUDA graphs, many GPUs, notes on the GPU -----------------------------------
 
-def prepare(cfg, ranks=None):
+def prepare(cfg, number=0):
     """Set up the device of this process -> its name, such as cuda:0: each rank has its own."""
     device = cfg.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        device = f"cuda:{(ranks or Ranks()).local}"     # torch.cuda.set_device needs a number
+    if device == "cuda" or device == "auto" and torch.cuda.is_available():
+        device = f"cuda:{number}"         # torch.cuda.set_device needs one
+    device = "cpu" if device == "auto" else device
     torch.backends.cudnn.allow_tf32 = cfg.precision != "fp32"       # of convolutions
     try:
         if device != "cpu":
@@ -436,8 +440,12 @@ class Ranks:
 
     def leave(self):
         if self.size > 1:                 # else its threads may abort the process as it ends
-            self.largest(torch.zeros(()))
+            self.wait()
             distributed.destroy_process_group()
+
+    def wait(self):
+        """Until all have come.  `distributed.barrier` would do it with GPUs, used or not."""
+        self.largest(torch.zeros(()))
 
     def average(self, tensors):
         """Replace tensors by their means over all ranks: as one, in one exchange."""
@@ -448,8 +456,7 @@ class Ranks:
             torch._foreach_copy_(tensors, [part.view_as(x) for part, x in zip(parts, tensors)])
 
     def largest(self, tensor):
-        """The largest of each number over all ranks; who asks it of a CPU's tensor waits for all,
-        which `barrier` would do with GPUs, used or not."""
+        """The largest of each number over all ranks."""
         if self.size > 1:
             distributed.all_reduce(tensor, distributed.ReduceOp.MAX)
         return tensor
@@ -458,28 +465,24 @@ class Ranks:
     def one_first(self):
         """One process of each machine does it before the others."""
         if self.local:
-            self.largest(torch.zeros(()))
+            self.wait()
         yield
-        if self.size > 1 and not self.local:
-            self.largest(torch.zeros(()))
+        if not self.local:
+            self.wait()
 
     def start_alike(self, nets):
         if self.size > 1:
-            for p in weights_of(nets):
+            for p in nets.weights():
                 distributed.broadcast(p, 0)
 
     def check_alike(self, nets):
         """TrainingError unless all ranks have the same weights, to the last bit."""
         if self.size == 1:
             return
-        bits = torch.stack([p.view(torch.int32).sum() for p in weights_of(nets)])
+        bits = torch.stack([p.view(torch.int32).sum() for p in nets.weights()])
         if not torch.equal(self.largest(bits.clone()), -self.largest(-bits)):
             raise TrainingError("the ranks' weights have come apart: a GPU or the network between "
                                 "them is at fault; resume from the last checkpoint")
-
-
-def weights_of(nets):
-    return [p.detach() for net in (nets.G, nets.D, nets.G_ema) for p in net.parameters()]
 
 
 # ---------------------------------------------------------------------------------------------
@@ -607,6 +610,7 @@ def random_at(*numbers):
 # ---- Runs and their checkpoints -------------------------------------------------------------
 
 KEEP = 3                                  # checkpoints kept; older ones are deleted
+BEGUN = "snapshots", "log.jsonl", ".part"           # in a folder without checkpoints
 
 
 def run_name(cfg):
@@ -626,9 +630,7 @@ def claim_run(cfg, ranks=Ranks()):
         run = Path(cfg.out or f"runs/{number:04d}-{run_name(cfg)}")
         try:
             run.mkdir(parents=True, exist_ok=bool(cfg.out))
-            left = {"snapshots", "log.jsonl"} if ranks.elastic else set()
-            if any(path.name not in left and not (ranks.elastic and path.suffix == ".part")
-                   for path in run.iterdir()):          # .part: as one was killed that wrote
+            if not all(ranks.elastic and path.name.endswith(BEGUN) for path in run.iterdir()):
                 raise FileExistsError
             (run / "snapshots").mkdir(exist_ok=ranks.elastic)       # fails where another run was
             break                                                   # faster
@@ -743,6 +745,8 @@ class BaselineConfig(Config):
 
     resolutions: int = setting(1, "none")
     progressive: bool = setting(False, "never")
+    channels: int = setting(64, "WaveGAN: beside the wave, doubled in every layer; WaveNet: of "
+                            "every layer, 512", low=1)
 
     unused = ("rep", "hires", "progressive", "resolutions", "channel_base", "channel_max",
               "stable_images", "fade_images", "penalty_units", "drift")
@@ -754,8 +758,7 @@ class BaselineConfig(Config):
 
 @dataclass
 class WaveGANConfig(BaselineConfig):
-    channels: int = setting(64, "beside the wave, doubled in every layer", low=1)
-    critic_steps: int = setting(5, "steps of D for one of G", low=1)
+    critic_steps: int = setting(5, "WaveGAN: steps of D for one of G", low=1)
 
     model = "wavegan"
 
@@ -767,13 +770,13 @@ class WaveGANConfig(BaselineConfig):
 
 @dataclass
 class WaveNetConfig(BaselineConfig):
-    output: str = setting("mulaw8", "a sample is one of 256 codes, or a mixture over 16 bits",
-                          ["mulaw8", "mol16"])
-    channels: int = setting(512, "of every layer", low=1)
-    stacks: int = setting(3, "stacks of dilated layers", low=1)
-    layers: int = setting(10, "layers a stack, with dilations 1, 2, 4, ...", low=1, high=16)
-    crop: int = setting(12288, "samples of a note in an example, of which half may be mere past",
-                        low=1)
+    channels: int = setting(512, "", low=1)
+    output: str = setting("mulaw8", "WaveNet: a sample is one of 256 codes, or a mixture over 16 "
+                          "bits", ["mulaw8", "mol16"])
+    stacks: int = setting(3, "WaveNet: stacks of dilated layers", low=1)
+    layers: int = setting(10, "WaveNet: a stack's, with dilations 1, 2, 4, ...", low=1, high=16)
+    crop: int = setting(12288, "WaveNet: samples of a note in an example, of which half may be "
+                        "mere past", low=1)
 
     model = "wavenet"
     unused = (*BaselineConfig.unused, "latent", "penalty", "pitch_weight")
@@ -961,8 +964,8 @@ def costs(state, start, end, budget):
         following = state.images + state.examples
         state.images = following if following < end else start
     made, ran = zip(*times[warm:])
-    data = statistics.fmean(made)         # a GPU makes the pictures of many steps at once
-    whole = data + statistics.median(ran)
+    data = np.mean(made)         # a GPU makes the pictures of many steps at once
+    whole = data + np.median(ran)
     operations = 2 * PASSES * multiply_adds(arch, blocks) * cfg.batch
     features = sum(2 * arch.channels(b) * math.prod(arch.size(b)) for b in range(1, blocks + 1))
     return {"s/step": whole, "ex/s": cfg.batch / whole, "% data": 100 * data / whole,
@@ -1074,57 +1077,38 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
-def flags_of_all_models():
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    add = first.add_argument
-    add("--model", choices=MODELS, help="gansynth, or a baseline of the paper, with flags of its "
-        "own: add -h (default: gansynth)")
+def parse(argv):
+    """What the command line asks for: a namespace, and the settings given, by name."""
+    changes = [textwrap.fill(f"--model {model} --preset {preset}: " + ", ".join(
+        f"{name} {value}" for name, value in changed.items()), break_on_hyphens=False)
+        for preset, models in PRESETS.items() for model, changed in models.items() if changed]
+    parser = argparse.ArgumentParser(
+        description="Train GANSynth, or a baseline of its paper.", allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n\n".join(["Presets change these defaults:", *changes]))
+    add = parser.add_argument
+    add("--model", choices=MODELS, help="gansynth, or a baseline of the paper (default: gansynth)")
     add("--preset", choices=PRESETS, help="paper, or workshop: 15 minutes on a laptop (default: "
         "paper where there is a GPU, else workshop)")
     add("--resume", metavar="RUN", help="go on with a run (folder or checkpoint); settings come "
         "from its checkpoint")
     add("--init", metavar="PATH", help="start from weights: a run's, a checkpoint's or Magenta's; "
         "all blocks at once")
-    add("--out", metavar="RUN", default=argparse.SUPPRESS, help="the run's folder, new or empty "
-        "(default: a fresh numbered one under runs/); torchrun needs it, and goes on with what is "
-        "there")
     add("--bench", action="store_true", help="time each stage's step, and stop")
     add("--plan", action="store_true", help="what the run will cost, and stop")
     add("--json", action="store_true", help="--bench or --plan, a JSON line a row")
-    return first
-
-
-def settings_given(argv, model, first):
-    """The settings given, and only those; a flag that this model has no use for is an error."""
-    kind, changes = MODELS[model][0], PRESETS["workshop"][model].items()
-    parser = argparse.ArgumentParser(
-        description="Train GANSynth, or a baseline of its paper.", allow_abbrev=False,
-        parents=[first], formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"These are the flags of --model {model}.  In them the preset workshop changes:\n"
-               + "\n".join(f"  {name} {value}" for name, value in changes))
-    for f in fields(kind):
-        if f.name in ("out", *getattr(kind, "unused", ())):
-            continue
-        choices = f.metadata["choices"]
-        default = PRESETS["paper"][model].get(f.name, f.default)
+    settings = {f.name: f for kind in (WaveNetConfig, WaveGANConfig, Config) for f in fields(kind)}
+    for name, f in settings.items():
+        choices, text = f.metadata["choices"], f.metadata["help"]
         how = dict(action=argparse.BooleanOptionalAction) if f.type is bool else dict(
             type=f.type, choices=choices, metavar=None if choices else f.type.__name__.upper())
-        text = f.metadata["help"] + f" (default: {default})" * (default != "")
-        parser.add_argument(flag(f.name), default=argparse.SUPPRESS, help=text.replace("%", "%%"),
-                            **how)
-    given, rest = parser.parse_known_args(argv)
-    if rest:
-        parser.error(f"{rest[0]} is nothing that --model {model} has: see python train.py --model "
-                     f"{model} -h")
-    if "hires" in given and getattr(given, "rep", "") == spectral.WAVEFORM:
-        parser.error("--hires does nothing for --rep waveform, which has no frequencies: leave it "
-                     "out")
-    if (given.bench or given.plan) and model != "gansynth":
-        parser.error(f"--bench and --plan time GANSynth's stages, which --model {model} has not: "
-                     "leave one of the two out")
-    if given.json and not (given.bench or given.plan):
+        text += f" (default: {f.default})" * (f.default != "")
+        add(flag(name), default=argparse.SUPPRESS, help=text.replace("%", "%%"), **how)
+    asked = vars(parser.parse_args(argv))
+    given = {name: asked.pop(name) for name in settings if name in asked}
+    if asked["json"] and not (asked["bench"] or asked["plan"]):
         parser.error("--json is for --bench and --plan: add one of them")
-    return {f.name: getattr(given, f.name) for f in fields(kind) if f.name in given}
+    return SimpleNamespace(**asked), given
 
 
 def new_settings(model, preset, given):
@@ -1158,14 +1142,15 @@ def initial(path, model, preset, given):
     return cfg, f"weights of {path}, {line}", {name: contents[name] for name in ("G", "D", "G_ema")}
 
 
-def resumed_settings(path, contents, given):
+def resumed_settings(path, given):
     """The settings in a checkpoint; ConfigError for a flag that contradicts them.
 
     Some may differ: the device, where the data and their pack lie (`restore` compares the notes'
     counts), and more `images`, which lets a finished run go on; a learning rate that falls
     (lr_decay) then falls towards the new end.
     """
-    kind, saved = MODELS[contents["model"]][0], dict(contents["config"])
+    contents = gansynth.load_checkpoint(path, parts=RESUME_PARTS)
+    kind, saved = MODELS[contents["model"]][0], contents["config"]
     if saved.keys() != {"model", *(f.name for f in fields(kind))}:
         raise gansynth.CheckpointError(f"{path}: its settings are not those that this program has: "
                                        "resume with the program that wrote it, or start a new run")
@@ -1175,46 +1160,46 @@ def resumed_settings(path, contents, given):
     for name, value in given.items():
         free = (name in ("device", "precision", "out", "data", "pack")
                 or name == "images" and value > saved[name])
-        if not free and value != saved[name]:
+        before = saved.get(name, "no such setting")
+        if not free and value != before:
             raise ConfigError(f"{flag(name)} {value} contradicts {path}, which was trained with "
-                              f"{saved[name]}: leave it out, or start a new run")
+                              f"{before}: leave it out, or start a new run")
     if contents["images"] >= given.get("images", saved["images"]):
         raise ConfigError(f"{path} has finished its {saved['images']:,} examples: add --images "
                           "with more of them to go on")
-    del saved["model"]
-    return kind(**{**saved, **given})
+    return kind(**{name: value for name, value in {**saved, **given}.items() if name != "model"})
 
 
-def start(argv):
+def start(asked, given):
     """Do what the command line asks for."""
-    first = flags_of_all_models()
-    asked, _ = first.parse_known_args(argv)
-    ranks, model, path, contents = Ranks.join(), asked.model or "gansynth", asked.resume, None
-    if ranks.elastic and path is None:
-        if not getattr(asked, "out", ""):
+    ranks, run, model, init = Ranks.join(), asked.resume, asked.model or "gansynth", None
+    if ranks.elastic and run is None:
+        if not given.get("out"):
             raise ConfigError("torchrun may start a run again by the same command: add --out, so "
                               "that it is found again")
-        path = asked.out if gansynth.checkpoints(asked.out) else None
-    if path is not None:
-        path = gansynth.find_checkpoint(path)
-        if path.name == gansynth.EXPERIMENT or asked.resume and asked.init:
-            raise ConfigError("--resume goes on with a run that train.py began, and --init begins "
-                              "one, from Magenta's weights as well: use one of the two")
-        contents = gansynth.load_checkpoint(path, parts=RESUME_PARTS)
-        model = contents["model"]
-    given = settings_given(argv, model, first)
-    if asked.resume is not None and (asked.preset or asked.model not in (None, model)):
-        raise ConfigError(f"--preset and --model contradict --resume, which has the settings of "
-                          f"{path}: leave them out")
-    if ranks.size > 1 and model != "gansynth":
-        raise ConfigError(f"--model {model} trains in one process: start it without torchrun")
-    init = None
+        run = given["out"] if gansynth.checkpoints(given["out"]) else None
+    elif run and (asked.preset or asked.model or asked.init):
+        raise ConfigError("--preset, --model and --init contradict --resume, which goes on with "
+                          "what a run has: leave them out")
+    path = gansynth.find_checkpoint(run) if run else None
+    if path and path.name == gansynth.EXPERIMENT:
+        raise ConfigError(f"{path}: --resume goes on with a run of train.py, and --init begins one "
+                          "from Magenta's weights: use that")
     if path:
-        cfg, line = resumed_settings(path, contents, given), f"resuming {path} with its settings"
-    elif asked.init is not None:
-        cfg, line, init = initial(asked.init, model, asked.preset, given)
+        cfg, line = resumed_settings(path, given), f"resuming {path} with its settings"
     else:
-        cfg, line = new_settings(model, asked.preset, given)
+        idle = {*MODELS[model][0].unused, *["hires"] * (given.get("rep") == spectral.WAVEFORM)}
+        for name in given:
+            if name in idle or not hasattr(MODELS[model][0], name):
+                raise ConfigError(f"{flag(name)} does nothing for --model {model}"
+                                  + " --rep waveform" * (name == "hires") + ": leave it out")
+        if asked.init:
+            cfg, line, init = initial(asked.init, model, asked.preset, given)
+        else:
+            cfg, line = new_settings(model, asked.preset, given)
+    if cfg.model != "gansynth" and (ranks.size > 1 or asked.bench or asked.plan):
+        raise ConfigError(f"--bench, --plan and torchrun are for GANSynth's stages, which --model "
+                          f"{cfg.model} has not: leave them out")
     print(line, file=sys.stderr if asked.json else sys.stdout, flush=True)
     if asked.bench or asked.plan:
         measure(cfg, asked.plan, asked.json, 2 if asked.plan else 20)
@@ -1225,7 +1210,7 @@ def start(argv):
 
 def main(argv=None):
     try:
-        start(argv)
+        start(*parse(argv))
     except (ConfigError, spectral.SpectrumError, gansynth.ArchitectureError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         sys.exit(2)                       # settings that cannot work
