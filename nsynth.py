@@ -29,11 +29,13 @@ import struct
 import time
 import zlib
 from collections import Counter, namedtuple
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache, partial
-from itertools import product, zip_longest
+from itertools import accumulate, product, zip_longest
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import scipy.io.wavfile
@@ -60,8 +62,8 @@ class Notes:
     disk, stays int16 as in the files; `row` says which of its rows is which note's, so that a
     subset copies no sound."""
     audio: np.ndarray     # (M, L) int16, M >= N
-    crc: np.ndarray       # (M,) int64, CRC-32 of each row of audio when it was made
     row: np.ndarray       # (N,) int64, of audio
+    crc: np.ndarray       # (N,) int64, CRC-32 of the note's audio when it was made
     name: np.ndarray      # (N,) str: NSynth's note_str, e.g. guitar_acoustic_000-060-100
     pitch: np.ndarray     # (N,) int64, MIDI
     family: np.ndarray    # (N,) str, NSynth's family names
@@ -80,7 +82,7 @@ class Notes:
         indices = np.asarray(indices, dtype=np.int64)
         audio = self.audio[self.row[indices]]                           # (n, L)  a copy
         for i, samples in zip(indices, audio):
-            if zlib.crc32(samples) != self.crc[self.row[i]]:
+            if zlib.crc32(samples) != self.crc[i]:
                 raise NoteError(f"{self.audio.filename}: note {self.row[i]} ({self.name[i]}) is "
                                 "damaged: delete its folder, and it will be packed again")
         return torch.from_numpy(audio.astype(np.float32) / 32768)
@@ -88,7 +90,7 @@ class Notes:
     def subset(self, indices) -> "Notes":
         """The notes at `indices`, in that order, as Notes; the audio is shared."""
         i = np.asarray(indices, dtype=np.int64)
-        columns = ("row", "name", "pitch", "family", "source", "part", "qualities")
+        columns = ("row", "crc", "name", "pitch", "family", "source", "part", "qualities")
         return replace(self, **{column: getattr(self, column)[i] for column in columns})
 
 
@@ -106,8 +108,8 @@ def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",),
     wish = Wish(length, sample_rate, tuple(pitch_range), tuple(sources), tuple(families))
     if str(data) != "orchestra":
         return _load_packed(str(data), wish, progress, skip_damaged, pack)
-    audio = []
-    rows, dropped = _gather(_read_orchestra(wish), audio.append, data, wish, skip_damaged, progress)
+    audio, found = [], progress_bar(_read_orchestra(wish), "notes made", progress)
+    rows, dropped = _gather(found, audio.append, data, wish, skip_damaged)
     return _notes(np.stack(audio), rows, sample_rate, dropped)
 
 
@@ -183,9 +185,6 @@ def describe(train, held_out, release=False) -> str:
     """What is in the two splits, and what was dropped; with `release`, beside the numbers of the
     paper and of the released code. Worth reading before training: a filter that kept electronic
     instead of acoustic notes cost users weeks (magenta issue 1607)."""
-    def counted(column):                  # {value: notes}, of both splits
-        return [Counter(getattr(part, column).tolist()) for part in (train, held_out)]
-
     kept, lost = len(train) + len(held_out), sum(train.dropped.values())
     seconds = train.audio.shape[1] / train.sample_rate
     lines = [f"kept {kept:,} of {kept + lost:,} notes, {seconds:g} s at {train.sample_rate:,} Hz",
@@ -195,12 +194,12 @@ def describe(train, held_out, release=False) -> str:
     if release:
         lines += [f"{'paper: all':18}{0.8 * 70_379:9,.0f}{0.2 * 70_379:10,.0f}",
                   f"{'release: all':18}{sum(RELEASE_COUNTS.values()):9,}"]
-    for column in ("source", "family"):
-        mine, theirs = counted(column)
-        lines += [f"{f'{column} {value}':18}{mine[value]:9,}{theirs[value]:10,}"
-                  for value in sorted(mine | theirs)]
+    for column in ("source", "family", "pitch"):
+        mine, theirs = (Counter(getattr(part, column).tolist()) for part in (train, held_out))
+        if column != "pitch":
+            lines += [f"{f'{column} {value}':18}{mine[value]:9,}{theirs[value]:10,}"
+                      for value in sorted(mine | theirs)]
     lines += ["pitch             " + "".join(f"{f'+{i}':>6}" for i in range(12))]
-    mine, theirs = counted("pitch")
     for low in range(min(mine | theirs), max(mine | theirs) + 1, 12):   # an octave a line
         for label, counts in ((f"{low:5}  train", mine), ("       held out", theirs),
                               *[("  release, train", RELEASE_COUNTS)] * release):
@@ -217,6 +216,16 @@ FORMS = ("a folder in NSynth's layout (examples.json beside a folder audio/ of W
          "the built-in notes")
 RATES = range(1000, 384_001)      # samples a second that a file may have
 LONGEST = 600                     # seconds that a note may last, and that are read of a file
+
+
+@contextmanager
+def explained(what, cure, kinds=OSError):
+    """Errors of these kinds become a NoteError: what cannot be done, why, and what to do then."""
+    try:
+        yield
+    except kinds as error:
+        reason = getattr(error, "strerror", None) or error
+        raise NoteError(f"{what}: {reason}; {cure}") from None
 
 
 @dataclass(frozen=True)
@@ -292,11 +301,11 @@ UNTOLD = [-1] * 10                # qualities of a note of which they are not kn
 Entry = namedtuple("Entry", "name pitch family source part qualities origin sound")
 
 
-def _gather(found, keep, data, wish, skip_damaged, progress, total=None):
+def _gather(found, keep, data, wish, skip_damaged):
     """Of what a reader found, hand the samples, (L,) int16, of each note that is wanted to `keep`.
     Returns a row for `_notes` of each, and the rest as {reason: how many}."""
     origins, rows, dropped = {}, [], Counter()
-    for entry in progress_bar(found, "notes read", progress, total):
+    for entry in found:
         try:
             if isinstance(entry, NoteError):
                 raise entry
@@ -326,8 +335,8 @@ def _gather(found, keep, data, wish, skip_damaged, progress, total=None):
 
 def _notes(audio, rows, sample_rate, dropped):
     """Notes of audio, (N, L), and for each a row of its CRC-32 and the first fields of an Entry."""
-    crc, *columns = map(np.array, zip(*rows))
-    return Notes(audio, crc, np.arange(len(audio)), *columns, sample_rate, dict(dropped))
+    columns = map(np.array, zip(*rows))
+    return Notes(audio, np.arange(len(audio)), *columns, sample_rate, dict(dropped))
 
 
 def _reasons(dropped, most):
@@ -344,40 +353,37 @@ def _printable(text):
 
 
 def _find(data):
-    """What is at a path or pattern: (reader, its files)."""
+    """What is at a path or pattern: (reader, tables, files); tables say what is in the files."""
     path = Path(data)
     if not path.is_dir():
         files = [Path(name) for name in sorted(glob.glob(data)) if os.path.isfile(name)]
         if files and all(".tfrecord" in file.name for file in files):
-            return _read_records, files
+            return _read_records, [], files
         raise NoteError(f"{data} is {'no data that can be read' if files else 'not there'}: "
                         f"expected {FORMS}")
-    names = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
-    inside = [Path(name) for name in sorted(names) if os.path.isfile(name)]
+    inside = sorted((file for file in path.rglob("*") if file.is_file()), key=str)
     sounds = [file for file in inside if file.suffix.lower() in SOUNDS]
     examples = list(path.glob("examples.json")) or sorted(path.glob("*/examples.json"))
     if examples:
-        return _read_examples, examples + sounds
+        return _read_examples, examples, sounds
 
     def rank(folder):                     # this folder, or else the newest version TFDS made
         version = re.search(r"gansynth_subset[^/\\]*[/\\](\d+)\.(\d+)\.(\d+)$",
                             os.path.abspath(folder))
         return [folder == path, *map(int, version.groups() if version else [])]
 
-    folder = max((f.parent for f in inside if ".tfrecord" in f.name), key=rank, default=None)
+    records = [file for file in inside if ".tfrecord" in file.name]
+    folder = max((file.parent for file in records), key=rank, default=None)
     if folder and any(rank(folder)):
-        return _read_records, [file for file in inside if file.parent == folder and (
-            ".tfrecord" in file.name or file.name == "dataset_info.json")]
-    return _read_recordings, [file for file in inside if file == path / "pitches.csv"] + sounds
+        return (_read_records, list(folder.glob("dataset_info.json")),
+                [file for file in records if file.parent == folder])
+    return _read_recordings, list(path.glob("pitches.csv")), sounds
 
 
 def _read(path, parse):
-    """What a text file holds, by a function that knows its form."""
-    try:
+    """What a text file holds, by a function that knows its form, and may raise anything."""
+    with explained(f"cannot read {path}", "save, fetch or unpack it again", Exception):
         return parse(Path(path).read_text(encoding="utf-8-sig"))
-    except Exception as error:            # `parse` raises many kinds
-        reason = getattr(error, "strerror", None) or error
-        raise NoteError(f"cannot read {path} ({reason}): save, fetch or unpack it again") from None
 
 
 def _read_list(path, parse, expected):
@@ -423,19 +429,23 @@ def _entry(about, place, origin, sound):
                  str(origin), partial(sound, rate))
 
 
-def _read_examples(files):
+def _attempt(origin, make, *args):
+    """The Entry that make(*args) gives, or a NoteError for what is wrong there."""
+    try:
+        return make(*args)
+    except ValueError as error:
+        return NoteError(f"{origin}: {error}; fetch the file again")
+
+
+def _read_examples(tables, sounds):
     """NSynth's layout: the notes of folders that hold an examples.json each, beside audio/."""
-    unnamed = {file for file in files if file.name != "examples.json"}
-    for file in [file for file in files if file not in unnamed]:
-        examples = _read(file, lambda text: dict(json.loads(text)))
-        for name, about in examples.items():
+    unnamed = set(sounds)
+    for table in tables:
+        for name, about in _read(table, lambda text: dict(json.loads(text))).items():
             about = {**(about if isinstance(about, dict) else {}), "note_str": name}
-            wav = file.parent / "audio" / f"{name}.wav"
+            wav = table.parent / "audio" / f"{name}.wav"
             unnamed.discard(wav)
-            try:
-                yield _entry(about, file.parent.name, wav, partial(read_sound, wav))
-            except ValueError as error:
-                yield NoteError(f"{file}: {error}; fetch the file again")
+            yield _attempt(table, _entry, about, table.parent.name, wav, partial(read_sound, wav))
     yield from [f"no examples.json names that file (such as {min(unnamed, default='')})"
                 ] * len(unnamed)
 
@@ -478,11 +488,9 @@ def _crc32c(data) -> bytes:
 @lru_cache(maxsize=1)
 def _remainders():
     """x^k mod P as uint32, from k = 8 FOLD - 1 down to 0; the lowest bit is that of x^31."""
-    table, power = np.empty(8 * FOLD, np.uint32), 1 << 31
-    for k in range(1, len(table) + 1):
-        table[-k] = power
-        power = power >> 1 ^ (0x82F63B78 if power & 1 else 0)  # times x; x^32 is P's other terms
-    return table
+    powers = accumulate(range(8 * FOLD - 1), initial=1 << 31, func=lambda power, _: (  # times x;
+        power >> 1 ^ (0x82F63B78 if power & 1 else 0)))     # x^32 is P's other terms
+    return np.array([*powers], np.uint32)[::-1]
 
 
 def _records(path, count):
@@ -568,36 +576,31 @@ def _features(payload):
     return found
 
 
-def _read_records(files):
-    """The notes of TFRecord files, in NSynth's own schema or, if dataset_info.json is the first of
-    the files, as TensorFlow Datasets (TFDS) has them; a split of which no file is there is none."""
+def _read_records(tables, files):
+    """The notes of TFRecord files, in NSynth's own schema or, if there is a dataset_info.json, as
+    TensorFlow Datasets (TFDS) has them; of a split that has a file, none may be missing."""
     def shards(text):                     # {file's name: how many records it holds}
         return {f"nsynth-{split['name']}.tfrecord-{i:05}-of-{len(split['shardLengths']):05}":
                 int(count) for split in json.loads(text)["splits"]
                 for i, count in enumerate(split["shardLengths"])}
 
-    counts = {}
-    if files[0].name == "dataset_info.json":
-        info, *files = files
-        counts = _read(info, shards)
-        for name in sorted(set(counts) - {file.name for file in files}):
-            if any(file.name.startswith(name.split("-0")[0]) for file in files):
-                yield NoteError(f"{info.parent} lacks {name}; fetch the file again")
-    for path in files:
+    counts, splits = {}, {file.name.split("-0")[0] for file in files}
+    for table in tables:
+        counts = _read(table, shards)
+    told = {files[0].with_name(name) for name in counts if name.split("-0")[0] in splits}
+    for path in files + sorted(told - set(files)):
         for number, payload in enumerate(_records(path, counts.get(path.name)), 1):
             origin = f"{path}, record {number}"
-            try:
-                if isinstance(payload, ValueError):
-                    raise payload
-                yield _note(_features(payload), path.name, origin)
-            except ValueError as error:
-                yield NoteError(f"{origin}: {error}; fetch the file again")
+            yield _attempt(origin, _note, payload, path.name, origin)
 
 
-def _note(about, place, origin):
-    """The Entry of one record's features. ValueError where they are not as they should be. NSynth's
-    own schema has note_str, instrument_family_str and so on; that of TFDS id, instrument/family (a
-    place in FAMILIES), a feature for each quality, and no sample rate."""
+def _note(payload, place, origin):
+    """The Entry of a record. ValueError where it is not as it should be. NSynth's own schema has
+    note_str, instrument_family_str and so on; that of TFDS id, instrument/family (a place in
+    FAMILIES), a feature for each quality, and no sample rate."""
+    if isinstance(payload, ValueError):
+        raise payload
+    about = _features(payload)
     if "id" in about:
         about = {"note_str": about["id"], "sample_rate": 16000, **about}
     for what, known in (("family", FAMILIES), ("source", SOURCES)):
@@ -605,14 +608,14 @@ def _note(about, place, origin):
         if type(number) is int and number < len(known):
             about.setdefault(f"instrument_{what}_str", known[number])
     each = [about.get(f"qualities/{quality}") for quality in QUALITIES]
-    about = about if each == [None] * 10 else {**about, "qualities": each}
+    if each != [None] * 10:
+        about["qualities"] = each
     floats = about.get("audio")
     if not isinstance(floats, np.ndarray) or not len(floats) or not np.isfinite(floats).all():
         raise ValueError("feature audio is not as it should be: expected floats, and at least one")
 
     def sound(rate, seconds):             # the floats are int16 / 32768, exactly
-        samples = np.rint(np.clip(floats, -1, 32767 / 32768) * 32768).astype(np.int16)
-        return samples, rate
+        return np.rint(np.clip(floats, -1, 32767 / 32768) * 32768).astype(np.int16), rate
 
     return _entry(about, place, origin, sound)
 
@@ -676,11 +679,10 @@ def _entries(data, offset, size):
 
 # ---- Your own recordings: a folder of WAV files ---------------------------------------------
 
-def _read_recordings(files):
+def _read_recordings(tables, sounds):
     """The notes of WAV files of any kind: the pitch from their names, or from pitches.csv. A file
     that cannot be used is left out, and counted: people's own folders hold other things as well."""
-    sounds = [file for file in files if file.name != "pitches.csv"]
-    known = {_printable(file.stem) for file in sounds}
+    known, pitches = {_printable(file.stem) for file in sounds}, {}
 
     def parse(row, _):
         name, told = re.sub(r"(?i)\.wav$", "", row[0]), "".join(row[1:2])
@@ -688,8 +690,9 @@ def _read_recordings(files):
         right = name in known and pitch in (None, *range(128))
         return name if right else None, pitch
 
-    pitches = {} if files == sounds else _read_list(
-        files[0], parse, "a file that is there, and its pitch, as in take1.wav,60 or take1.wav,C4")
+    for table in tables:
+        pitches = _read_list(table, parse, "a file that is there, and its pitch, as in "
+                             "take1.wav,60 or take1.wav,C4")
     root = os.path.commonpath([file.parent for file in sounds]) if sounds else ""
     for file in sounds:
         place = file.relative_to(root)
@@ -750,17 +753,17 @@ def read_recording(path, seconds):
 
 def _load_packed(data, wish, progress, skip_damaged, pack):
     """The packed notes of `data`; packed now if they are not yet, or were from other files."""
-    path, asked = Path(data), json.loads(json.dumps(asdict(wish)))      # as JSON has it
+    path, asked = Path(data), json.loads(json.dumps(vars(wish)))        # as JSON has it
     if (path / "packed.json").is_file():
         return _open_packed(path, asked)
-    reader, files = _find(data)
+    reader, tables, files = _find(data)
     root = path if path.is_dir() else files[0].parent
     asked["skip_damaged"] = skip_damaged
     mark = zlib.crc32(ascii([path.name, asked, pack and root.resolve()]).encode())
     folder = Path(pack or root / "packed", f"{wish.sample_rate}Hz-{wish.length}-{mark:08x}")
-    stats = [file.stat() for file in files]
+    stats = [file.stat() for file in tables + files]
     asked["files"] = zlib.crc32(ascii([(file.parent.name, file.name, stat.st_size, stat.st_mtime_ns)
-                                       for file, stat in zip(files, stats)]).encode())
+                                       for file, stat in zip(tables + files, stats)]).encode())
     try:
         return _open_packed(folder, asked)
     except NoteError as error:            # not there yet, or of other files, or damaged
@@ -769,35 +772,31 @@ def _load_packed(data, wish, progress, skip_damaged, pack):
     total = len(files)                    # about so many notes, or one for 256 kB of TFRecords
     if reader is _read_records:
         total = sum(stat.st_size for stat in stats) >> 18
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")        # renamed when it is whole
-    try:
-        part.mkdir(parents=True, exist_ok=True)
-        with open(part / "audio.int16", "wb") as audio:
-            rows, dropped = _gather(reader(files), audio.write, data, wish,
-                                    skip_damaged or reader is _read_recordings, progress, total)
-        about = json.dumps({"asked": asked, "dropped": dropped, "rows": rows})
-        (part / "packed.json").write_text(f"[{zlib.crc32(about.encode())}, {about}]")
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
-    except OSError as error:
-        raise NoteError(f"cannot pack {data} into {folder} ({error.strerror or error}): make room "
-                        "there, or name another place with --pack DIR") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    found = progress_bar(reader(tables, files), "notes read", progress, total)
+    with explained(f"cannot pack {data} into {folder}",
+                   "make room there, or name another place with --pack DIR"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(".part", dir=folder.parent) as beside:  # renamed when it is whole
+            part = Path(beside, "pack")
+            part.mkdir()
+            with open(part / "audio.int16", "wb") as audio:
+                rows, dropped = _gather(found, audio.write, data, wish,
+                                        skip_damaged or reader is _read_recordings)
+            about = json.dumps({"asked": asked, "dropped": dropped, "rows": rows})
+            (part / "packed.json").write_text(f"[{zlib.crc32(about.encode())}, {about}]")
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
     return _open_packed(folder, asked)
 
 
 def _open_packed(folder, asked):
     """Notes of a packed folder. NoteError where it is damaged, or not what is asked for."""
-    try:
+    with explained(f"cannot read {folder}", "delete it, and it will be packed again", Exception):
         crc, about = json.loads((folder / "packed.json").read_text())
         if zlib.crc32(json.dumps(about).encode()) != crc:
             raise ValueError("the checksum of packed.json does not match")
         had, rows = about["asked"], about["rows"]
         audio = np.memmap(folder / "audio.int16", "<i2", "r").reshape(len(rows), had["length"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise NoteError(f"{folder} holds no packed notes that can be read ({error}): delete it, "
-                        "and it will be packed again") from None
     for key, value in asked.items():
         if had.get(key) != value:
             raise NoteError(f"{folder} was packed " + (
@@ -808,16 +807,13 @@ def _open_packed(folder, asked):
 
 # ---- WAV files in and out -------------------------------------------------------------------
 
-OTHERS = {b"FORM": "AIFF", b"fLaC": "FLAC", b"ID3": "MP3", b"\xff\xfb": "MP3", b"OggS": "Ogg",
-          b"ftyp": "MPEG-4"}  # how files begin that are no WAV files
-
-
 def read_sound(path, rate=None, seconds=LONGEST):
     """A WAV file of any common kind, its first `seconds` at most: (L,) samples in int16's range,
     and their rate in Hz, which may have to be `rate`. Any fault is a NoteError. Mono of 16 bits is
     exact, as int16; else float32: 8, 24 or 32 bits, floats that reach 1 or, as some write them,
     32,768, and more channels, which are averaged."""
-    try:
+    with explained(f"cannot read {path}", "fetch it again, or make a WAV file of it (ffmpeg -i FILE "
+                   "NEW.wav, or sox FILE NEW.wav)", Exception):         # scipy raises many kinds
         with open(path, "rb") as file:
             found, x = scipy.io.wavfile.read(io.BytesIO(_first(file, seconds)))
         if rate not in (None, found):
@@ -827,11 +823,6 @@ def read_sound(path, rate=None, seconds=LONGEST):
         kind, peak = x.dtype.kind, np.abs(x).max()
         if kind == "f" and not peak <= 32768:                           # or NaN
             raise ValueError(f"a sample of it is {peak:g}, and floats should be from -1 to 1")
-    except OSError as error:
-        raise NoteError(f"cannot read {path}: {error.strerror}") from None
-    except Exception as error:            # scipy raises many kinds for a damaged header
-        raise NoteError(f"{path} cannot be used ({error}): fetch it again, or make a WAV file of "
-                        "it (ffmpeg -i FILE NEW.wav, or sox FILE NEW.wav)") from None
     scale = {"u": 256, "i": 2.0 ** (16 - 8 * x.itemsize), "f": 32768 if peak <= 8 else 1}[kind]
     x = x.astype(np.float32).reshape(len(x), -1).mean(axis=1)           # (L,)
     return (x - 128 * (kind == "u")) * np.float32(scale), found         # 8 bits are unsigned
@@ -842,8 +833,7 @@ def _first(file, seconds):
     So a long file costs no memory, and one that was written to a pipe is read to its end."""
     start, form = file.read(12), b""
     if start[:4] not in (b"RIFF", b"RF64") or start[8:] != b"WAVE":
-        kinds = [kind for sign, kind in OTHERS.items() if sign in start[:8]]
-        raise ValueError("it is not a WAV file" + "".join(f", but looks like {k}" for k in kinds))
+        raise ValueError("it is not a WAV file")
     while len(head := file.read(8)) == 8 and head[:4] != b"data":  # chunks: tag, size, bytes
         size = int.from_bytes(head[4:], "little")
         end = file.tell() + size + size % 2
@@ -872,34 +862,30 @@ def write_wav(path, wave, sample_rate):
         raise NoteError(f"cannot write {path}: expected a wave of floats with one axis and neither "
                         f"NaN nor infinity, not {x.dtype} of shape {tuple(x.shape)}")
     samples = (x.double() * 32768).round().clamp(-32768, 32767).numpy().astype(np.int16)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        scipy.io.wavfile.write(beside, sample_rate, samples)
-        os.replace(beside, path)
-    except OSError as error:
-        raise NoteError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        beside.unlink(missing_ok=True)    # still there only if something went wrong
+    with explained(f"cannot write {path}", "make room there, or name another place"), \
+            TemporaryDirectory(".part", dir=path.parent) as beside:     # renamed when it is whole
+        part = Path(beside, "part")
+        scipy.io.wavfile.write(part, sample_rate, samples)
+        os.replace(part, path)
 
 
 def save(notes, folder):
     """Write Notes in NSynth's layout, so that they can be listened to, and loaded again. Refuses a
     folder that holds anything (NoteError). A folder that has an examples.json is complete."""
     folder, examples = Path(folder), {}
-    try:
+    with explained(f"cannot write to {folder}", "make room there, or name another place"):
         if folder.exists() and any(folder.iterdir()):
             raise NoteError(f"{folder} is not empty: name a new folder to write to")
         (folder / "audio").mkdir(parents=True, exist_ok=True)
         for i, name in enumerate(progress_bar(notes.name.tolist(), "notes written")):
             write_wav(folder / "audio" / f"{name}.wav", notes.waves([i])[0], notes.sample_rate)
-            flags = notes.qualities[i].tolist()
             examples[name] = {
                 "note_str": name, "pitch": int(notes.pitch[i]), "sample_rate": notes.sample_rate,
-                "instrument_family_str": str(notes.family[i]), "instrument_source_str": str(
-                    notes.source[i]), **({} if flags == UNTOLD else {"qualities": flags})}
+                "instrument_family_str": str(notes.family[i]),
+                "instrument_source_str": str(notes.source[i])}
+            if (notes.qualities[i] != UNTOLD).all():
+                examples[name]["qualities"] = notes.qualities[i].tolist()
         (folder / "examples.json").write_text(json.dumps(examples, indent=1), encoding="utf-8")
-    except OSError as error:
-        raise NoteError(f"cannot write to {folder}: {error.strerror}") from None
 
 
 # ---- MIDI files ------------------------------------------------------------------------------
@@ -911,14 +897,9 @@ def read_midi(path):
     A note ends when its key is let go and the pedal (controller 64) is up, when its key is struck
     again, or with the file.
     """
-    try:
-        with open(path, "rb") as file:
-            division, events = _midi_events(file.read())
-    except OSError as error:
-        raise NoteError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, IndexError, struct.error) as error:
-        reason = error if isinstance(error, ValueError) else "it is cut short"
-        raise NoteError(f"{path}: expected a MIDI file, of format 0 or 1 ({reason})") from None
+    with explained(f"cannot read {path}", "expected a MIDI file, of format 0 or 1",
+                   (OSError, ValueError)):
+        division, events = _midi_events(Path(path).read_bytes())
     strokes, sounding, pedals = [], {}, set()           # sounding: starts and velocities
     let_go = [set() for _ in range(16)]                 # pitches that a pedal may hold, by channel
     seconds, last, tempo = 0.0, 0, 500_000              # microseconds a quarter note
@@ -949,51 +930,49 @@ def read_midi(path):
 
 
 NOTE_OFF, NOTE_ON, CONTROL, META = 0x80, 0x90, 0xB0, 0xFF
-TEMPO = 0x51                              # a kind of META
+TEMPO = b"\x51"                           # a kind of META
+QUANTITY = rb"([\x80-\xff]{0,3}[\0-\x7f])"  # a number: seven bits a byte, highest first
 
 
 def _midi_events(file):
     """A MIDI file's bytes -> its ticks a quarter note, and (tick, status, data) of each message to
     a channel and each tempo, track by track."""
-    tag, size, form, tracks, division = struct.unpack_from(">4sIHHH", file)
+    tag, size, form, tracks, division = struct.unpack(">4sIHHH", file[:14].ljust(14, b"\0"))
     if tag != b"MThd" or form > 1 or not 0 < division < 0x8000:
         raise ValueError("it is none" if tag != b"MThd" else f"it is of format {form}" if form > 1
                          else "it counts frames of film, not ticks of a quarter note")
-    at, events = 8 + size, []
+    end, events = 8 + size, []
 
-    def number():                         # seven bits a byte; the last is below 128
+    def take(pattern):                    # what comes next in the track
         nonlocal at
-        value = 0
-        for byte in file[at:at + 4]:
-            at, value = at + 1, value << 7 | byte & 0x7F
-            if byte < 0x80:
-                return value
-        raise ValueError("a number in it has no end")
+        found = re.compile(pattern, re.DOTALL).match(file, at, end)
+        if not found:
+            raise ValueError("a message in it is damaged")
+        at = found.end()
+        return found.groups()
 
     while tracks:
-        tag, size = struct.unpack_from(">4sI", file, at)
-        at, tick, running = at + 8, 0, 0
-        end = at + size
+        tag, size = struct.unpack(">4sI", file[end:end + 8].ljust(8, b"\0"))
+        at, end, tick, running = end + 8, end + 8 + size, 0, b"\0"
         if len(file) < end:
             raise ValueError(f"it is cut short, by {end - len(file):,} bytes or more")
         tracks -= tag == b"MTrk"          # there may be others
         while tag == b"MTrk" and at < end:
-            tick += number()
-            status, at = (file[at], at + 1) if file[at] >= 0x80 else (running, at)
+            ticks, status = take(QUANTITY + rb"([\x80-\xff]?)")
+            tick, status, kind = tick + _number(ticks[::-1]), ord(status or running), None
             if 0x80 <= status < 0xF0:
-                running, kind, length = status, None, 1 if status & 0xE0 == 0xC0 else 2
+                running = bytes([status])
+                data, = take(rb"([\0-\x7f]{%d})" % (1 if status & 0xE0 == 0xC0 else 2))
             elif status in (0xF0, 0xF7, META):          # SysEx, and what is no message
-                kind, at = (file[at], at + 1) if status == META else (0, at)
-                length = number()
+                kind, length = take((rb"(.)" if status == META else rb"()") + QUANTITY)
+                data, = take(rb"(.{%d})" % _number(length[::-1]))
             else:
                 raise ValueError(f"a message has the status {status}")
-            data, at = file[at:at + length], at + length
-            if at > end or kind is None and max(data) > 127 or kind == TEMPO and length != 3:
-                raise ValueError("a message in it is damaged")
+            if kind == TEMPO and len(data) != 3:
+                raise ValueError("a tempo in it is damaged")
             if kind in (None, TEMPO):
                 events.append((tick, status, data))
         events.append((tick, 0, b""))     # notes may last until its end
-        at = end
     return division, events
 
 
@@ -1098,8 +1077,7 @@ def span(text):
 
 def names(text):
     """ "acoustic,electronic" -> a tuple of them, "all" -> none: a type for argparse."""
-    words = [word.strip() for word in text.split(",")]
-    return tuple(word for word in words if word not in ("", "all"))
+    return tuple(word for word in map(str.strip, text.split(",")) if word not in ("", "all"))
 
 
 def main(argv=None):
