@@ -403,21 +403,23 @@ def _read_list(path, parse, expected):
     return listed
 
 
+WORD = r"""(['"])[^/\\]+\1"""
+FIELDS = {                        # of a note: a value's form in Python, and in words
+    "note_str": (WORD, "a plain word"),
+    "instrument_family_str": (WORD, "a plain word"),
+    "instrument_source_str": (WORD, "a plain word"),
+    "pitch": (r"\d\d?|1[01]\d|12[0-7]", "a whole number, 0 to 127"),
+    "sample_rate": (r"[1-9]\d{3,5}", "a whole number, 1000 to 999999"),
+    "qualities": (r"None|\[[01](, [01]){9}\]", "ten of 0 and 1, or no such field")}
+
+
 def _entry(about, place, origin, sound):
     """The Entry of a note, from a dict of what NSynth says about it; ValueError where that is not
     as it should be. Its folder or file, `place`, tells the part; `sound` still needs the rate."""
-    words = ("note_str", "instrument_family_str", "instrument_source_str")
-    name, family, source, pitch, rate, flags = (
-        about.get(key) for key in (*words, "pitch", "sample_rate", "qualities"))
-    checks = [(key, "a plain word", type(about.get(key)) is str and about[key].isprintable()
-               and Path(about[key]).name == about[key] != "") for key in words] + [
-        ("pitch", "a whole number, 0 to 127", type(pitch) is int and pitch in range(128)),
-        ("sample_rate", "1000 to 384000", type(rate) is int and rate in RATES),
-        ("qualities", "ten of 0 and 1, or no such field", flags is None or type(flags) is list and
-         len(flags) == 10 and all(type(flag) is int and flag in (0, 1) for flag in flags))]
-    for key, expected, right in checks:
-        if not right:
-            raise ValueError(f"field {key} of note {str(name)!r:.80} is {about.get(key)!r:.80}: "
+    name, family, source, pitch, rate, flags = map(about.get, FIELDS)
+    for field, (form, expected) in FIELDS.items():
+        if not re.fullmatch(form, repr(about.get(field))):
+            raise ValueError(f"field {field} of note {str(name)!r:.80} is {about.get(field)!r:.80}: "
                              f"expected {expected}")
     # NSynth's names say it once more, which tells when a file has been damaged.
     said = re.fullmatch(r"(.+)_([a-z]+)_\d{3}-(\d{3})-\d{3}", name)
@@ -528,12 +530,12 @@ def _number(varint):
     return sum((byte & 127) << 7 * i for i, byte in enumerate(varint))
 
 
-def _varints(data, at, count):
-    """So many varints from a place on, and the place behind them."""
+def _varints(data, at, count, order=1):
+    """So many varints from a place on, and the place behind them; of `order` -1, highest first."""
     found = re.compile(VARINT * count).match(data, at)
     if not found:
-        raise ValueError("its contents break off, or are not as TensorFlow writes them")
-    return *map(_number, found.groups()), found.end()
+        raise ValueError("its contents break off, or are not as they should be")
+    return *(_number(varint[::order]) for varint in found.groups()), found.end()
 
 
 def _fields(message, kinds=(2,)):
@@ -545,7 +547,7 @@ def _fields(message, kinds=(2,)):
         tag, at = _varints(message, at, 1)
         value, at = (4, at) if tag & 7 == 5 else _varints(message, at, 1)
         if tag & 7 not in kinds or tag & 7 and value > len(message) - at:
-            raise ValueError("its contents break off, or are not as TensorFlow writes them")
+            raise ValueError("its contents break off, or are not as they should be")
         if tag & 7:
             value, at = message[at:at + value], at + value
         yield tag >> 3, value
@@ -877,14 +879,12 @@ def save(notes, folder):
         if folder.exists() and any(folder.iterdir()):
             raise NoteError(f"{folder} is not empty: name a new folder to write to")
         (folder / "audio").mkdir(parents=True, exist_ok=True)
-        for i, name in enumerate(progress_bar(notes.name.tolist(), "notes written")):
-            write_wav(folder / "audio" / f"{name}.wav", notes.waves([i])[0], notes.sample_rate)
-            examples[name] = {
-                "note_str": name, "pitch": int(notes.pitch[i]), "sample_rate": notes.sample_rate,
-                "instrument_family_str": str(notes.family[i]),
-                "instrument_source_str": str(notes.source[i])}
-            if (notes.qualities[i] != UNTOLD).all():
-                examples[name]["qualities"] = notes.qualities[i].tolist()
+        columns = (notes.name, notes.family, notes.source, notes.pitch,
+                   np.full(len(notes), notes.sample_rate), notes.qualities)
+        for i, note in enumerate(progress_bar(list(zip(*(c.tolist() for c in columns))), "notes")):
+            write_wav(folder / "audio" / f"{note[0]}.wav", notes.waves([i])[0], notes.sample_rate)
+            examples[note[0]] = {field: value for field, value in zip(FIELDS, note)
+                                 if value != UNTOLD}
         (folder / "examples.json").write_text(json.dumps(examples, indent=1), encoding="utf-8")
 
 
@@ -930,49 +930,40 @@ def read_midi(path):
 
 
 NOTE_OFF, NOTE_ON, CONTROL, META = 0x80, 0x90, 0xB0, 0xFF
-TEMPO = b"\x51"                           # a kind of META
-QUANTITY = rb"([\x80-\xff]{0,3}[\0-\x7f])"  # a number: seven bits a byte, highest first
+TEMPO = 0x51                              # a kind of META
 
 
 def _midi_events(file):
     """A MIDI file's bytes -> its ticks a quarter note, and (tick, status, data) of each message to
     a channel and each tempo, track by track."""
-    tag, size, form, tracks, division = struct.unpack(">4sIHHH", file[:14].ljust(14, b"\0"))
+    whole, file = len(file), file + bytes(14)           # which no header or message reaches beyond
+    tag, size, form, tracks, division = struct.unpack_from(">4sIHHH", file)
     if tag != b"MThd" or form > 1 or not 0 < division < 0x8000:
         raise ValueError("it is none" if tag != b"MThd" else f"it is of format {form}" if form > 1
                          else "it counts frames of film, not ticks of a quarter note")
     end, events = 8 + size, []
-
-    def take(pattern):                    # what comes next in the track
-        nonlocal at
-        found = re.compile(pattern, re.DOTALL).match(file, at, end)
-        if not found:
-            raise ValueError("a message in it is damaged")
-        at = found.end()
-        return found.groups()
-
-    while tracks:
-        tag, size = struct.unpack(">4sI", file[end:end + 8].ljust(8, b"\0"))
-        at, end, tick, running = end + 8, end + 8 + size, 0, b"\0"
-        if len(file) < end:
-            raise ValueError(f"it is cut short, by {end - len(file):,} bytes or more")
+    while tracks and end <= whole:
+        tag, size = struct.unpack_from(">4sI", file, end)
+        at, end, tick, running = end + 8, end + 8 + size, 0, 0
         tracks -= tag == b"MTrk"          # there may be others
-        while tag == b"MTrk" and at < end:
-            ticks, status = take(QUANTITY + rb"([\x80-\xff]?)")
-            tick, status, kind = tick + _number(ticks[::-1]), ord(status or running), None
+        while tag == b"MTrk" and at < end <= whole:
+            ticks, at = _varints(file, at, 1, -1)
+            status, at = (file[at], at + 1) if file[at] >= 0x80 else (running, at)
             if 0x80 <= status < 0xF0:
-                running = bytes([status])
-                data, = take(rb"([\0-\x7f]{%d})" % (1 if status & 0xE0 == 0xC0 else 2))
+                running, kind, length = status, None, 1 if status & 0xE0 == 0xC0 else 2
             elif status in (0xF0, 0xF7, META):          # SysEx, and what is no message
-                kind, length = take((rb"(.)" if status == META else rb"()") + QUANTITY)
-                data, = take(rb"(.{%d})" % _number(length[::-1]))
+                kind, at = (file[at], at + 1) if status == META else (0, at)
+                length, at = _varints(file, at, 1, -1)
             else:
                 raise ValueError(f"a message has the status {status}")
-            if kind == TEMPO and len(data) != 3:
-                raise ValueError("a tempo in it is damaged")
+            tick, data, at = tick + ticks, file[at:at + length], at + length
+            if at > end or kind is None and max(data) > 127 or kind == TEMPO and length != 3:
+                raise ValueError("a message in it is damaged")
             if kind in (None, TEMPO):
                 events.append((tick, status, data))
         events.append((tick, 0, b""))     # notes may last until its end
+    if end > whole:
+        raise ValueError(f"it is cut short, by {end - whole:,} bytes or more")
     return division, events
 
 
