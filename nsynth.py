@@ -106,11 +106,14 @@ def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",),
     `skip_damaged`: then the notes lost are counted in `dropped`.
     """
     wish = Wish(length, sample_rate, tuple(pitch_range), tuple(sources), tuple(families))
-    if str(data) != "orchestra":
-        return _load_packed(str(data), wish, progress, skip_damaged, pack)
-    audio, found = [], progress_bar(_read_orchestra(wish), "notes made", progress)
-    rows, dropped = _gather(found, audio.append, data, wish, skip_damaged)
-    return _notes(np.stack(audio), rows, sample_rate, dropped)
+    if str(data) == "orchestra":
+        audio, found = [], progress_bar(_read_orchestra(wish), "notes made", progress)
+        rows, dropped = _gather(found, audio.append, data, wish, skip_damaged)
+        audio = np.stack(audio)
+    else:
+        audio, rows, dropped = _load_packed(str(data), wish, progress, skip_damaged, pack)
+    columns = map(np.array, zip(*rows))
+    return Notes(audio, np.arange(len(audio)), *columns, sample_rate, dict(dropped))
 
 
 def split(notes, seed=0, share=0.8, by="random"):
@@ -192,8 +195,7 @@ def describe(train, held_out, release=False) -> str:
              f"{'':18}{'train':>9}{'held out':>10}",
              f"{'all':18}{len(train):9,}{len(held_out):10,}"]
     if release:
-        lines += [f"{'paper: all':18}{0.8 * 70_379:9,.0f}{0.2 * 70_379:10,.0f}",
-                  f"{'release: all':18}{sum(RELEASE_COUNTS.values()):9,}"]
+        lines += ["paper: all           56,303    14,076", "release: all         60,788"]
     for column in ("source", "family", "pitch"):
         mine, theirs = (Counter(getattr(part, column).tolist()) for part in (train, held_out))
         if column != "pitch":
@@ -211,9 +213,8 @@ def describe(train, held_out, release=False) -> str:
 # Behind this line: where the notes come from. Nothing of it is needed to follow training.
 # =================================================================================================
 
-FORMS = ("a folder in NSynth's layout (examples.json beside a folder audio/ of WAV files), of "
-         "TFRecords, of TFDS or of your own WAV files; a TFRecord file; or the word orchestra for "
-         "the built-in notes")
+FORMS = ("a folder in NSynth's layout (examples.json beside audio/), of TFRecords, of TFDS or of your "
+         "own WAV files; a TFRecord file; or the word orchestra for the built-in notes")
 RATES = range(1000, 384_001)      # samples a second that a file may have
 LONGEST = 600                     # seconds that a note may last, and that are read of a file
 
@@ -295,15 +296,14 @@ def progress_bar(items, what, wanted=True, total=None, each=1):
 SOUNDS = (".wav", ".aif", ".aiff", ".caf", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wma")
 UNTOLD = [-1] * 10                # qualities of a note of which they are not known
 
-
-# One note: `origin` is its file and record, for messages; `sound` takes the seconds that are needed
-# and gives samples, (L,), in int16's range, and their rate. The rest is as in Notes.
+# `origin` is a note's file and record, for messages; `sound` takes the seconds that are needed and
+# gives samples, (L,), in int16's range, and their rate. The rest is as in Notes.
 Entry = namedtuple("Entry", "name pitch family source part qualities origin sound")
 
 
 def _gather(found, keep, data, wish, skip_damaged):
     """Of what a reader found, hand the samples, (L,) int16, of each note that is wanted to `keep`.
-    Returns a row for `_notes` of each, and the rest as {reason: how many}."""
+    Returns a row of each, its CRC-32 and an Entry's first six, and the rest as {reason: count}."""
     origins, rows, dropped = {}, [], Counter()
     for entry in found:
         try:
@@ -322,8 +322,7 @@ def _gather(found, keep, data, wish, skip_damaged):
                 origins[entry.name] = entry.origin
         except NoteError as error:
             if not skip_damaged:
-                raise NoteError(f"{error}; or go on without what is damaged, with --skip-damaged"
-                                ) from None
+                raise NoteError(f"{error}; or leave it out, with --skip-damaged") from None
             dropped[str(error)] += 1
     if not rows:
         why = ", ".join(_reasons(dropped, 3))
@@ -331,12 +330,6 @@ def _gather(found, keep, data, wish, skip_damaged):
                         "change the sources, families or pitches asked for, or the files" if why
                         else f"{data} holds no notes: expected {FORMS}")
     return rows, dropped
-
-
-def _notes(audio, rows, sample_rate, dropped):
-    """Notes of audio, (N, L), and for each a row of its CRC-32 and the first fields of an Entry."""
-    columns = map(np.array, zip(*rows))
-    return Notes(audio, np.arange(len(audio)), *columns, sample_rate, dict(dropped))
 
 
 def _reasons(dropped, most):
@@ -586,9 +579,8 @@ def _read_records(tables, files):
                 int(count) for split in json.loads(text)["splits"]
                 for i, count in enumerate(split["shardLengths"])}
 
-    counts, splits = {}, {file.name.split("-0")[0] for file in files}
-    for table in tables:
-        counts = _read(table, shards)
+    counts = _read(tables[0], shards) if tables else {}
+    splits = {file.name.split("-0")[0] for file in files}
     told = {files[0].with_name(name) for name in counts if name.split("-0")[0] in splits}
     for path in files + sorted(told - set(files)):
         for number, payload in enumerate(_records(path, counts.get(path.name)), 1):
@@ -752,9 +744,8 @@ def read_recording(path, seconds):
 # samples, read memory-mapped; packed.json its own CRC-32, then what was asked for, what was left
 # out, and a row for each note, with its samples' CRC-32.
 
-
 def _load_packed(data, wish, progress, skip_damaged, pack):
-    """The packed notes of `data`; packed now if they are not yet, or were from other files."""
+    """(audio, rows, dropped) of `data`; packed now if it is not yet, or was from other files."""
     path, asked = Path(data), json.loads(json.dumps(vars(wish)))        # as JSON has it
     if (path / "packed.json").is_file():
         return _open_packed(path, asked)
@@ -771,9 +762,8 @@ def _load_packed(data, wish, progress, skip_damaged, pack):
     except NoteError as error:            # not there yet, or of other files, or damaged
         if folder.exists():
             print(f"{error}; packing {_printable(data)} again", file=sys.stderr)
-    total = len(files)                    # about so many notes, or one for 256 kB of TFRecords
-    if reader is _read_records:
-        total = sum(stat.st_size for stat in stats) >> 18
+    total = (sum(stat.st_size for stat in stats) >> 18 if reader is _read_records else len(files)
+             )                            # about so many notes: one takes 256 kB of a TFRecord
     found = progress_bar(reader(tables, files), "notes read", progress, total)
     with explained(f"cannot pack {data} into {folder}",
                    "make room there, or name another place with --pack DIR"):
@@ -792,7 +782,7 @@ def _load_packed(data, wish, progress, skip_damaged, pack):
 
 
 def _open_packed(folder, asked):
-    """Notes of a packed folder. NoteError where it is damaged, or not what is asked for."""
+    """The same of a packed folder. NoteError where it is damaged, or not what is asked for."""
     with explained(f"cannot read {folder}", "delete it, and it will be packed again", Exception):
         crc, about = json.loads((folder / "packed.json").read_text())
         if zlib.crc32(json.dumps(about).encode()) != crc:
@@ -804,7 +794,7 @@ def _open_packed(folder, asked):
             raise NoteError(f"{folder} was packed " + (
                 "from files that have changed since" if key == "files" else
                 f"with {key} {had.get(key)}, and {value} is asked for"))
-    return _notes(audio, rows, had["sample_rate"], about["dropped"])
+    return audio, rows, about["dropped"]
 
 
 # ---- WAV files in and out -------------------------------------------------------------------
@@ -814,8 +804,8 @@ def read_sound(path, rate=None, seconds=LONGEST):
     and their rate in Hz, which may have to be `rate`. Any fault is a NoteError. Mono of 16 bits is
     exact, as int16; else float32: 8, 24 or 32 bits, floats that reach 1 or, as some write them,
     32,768, and more channels, which are averaged."""
-    with explained(f"cannot read {path}", "fetch it again, or make a WAV file of it (ffmpeg -i FILE "
-                   "NEW.wav, or sox FILE NEW.wav)", Exception):         # scipy raises many kinds
+    with explained(f"cannot read {path}", "fetch it again, or make a WAV file of it (ffmpeg -i "
+                   "FILE NEW.wav, or sox FILE NEW.wav)", Exception):    # scipy raises many kinds
         with open(path, "rb") as file:
             found, x = scipy.io.wavfile.read(io.BytesIO(_first(file, seconds)))
         if rate not in (None, found):
@@ -1005,15 +995,13 @@ HOLD = 0.75                       # of a note's length, as NSynth: held for 3 s 
 def _read_orchestra(wish):
     """An Entry for each note of the orchestra in the range of pitches, at two velocities."""
     low, high = wish.pitch_range
-    hertz = {pitch: 440 * 2 ** ((pitch - 69) / 12) for pitch in range(low, high + 1)}
-    if hertz[high] > 0.4 * wish.sample_rate:
-        raise NoteError(f"pitch {high} is {hertz[high]:.0f} Hz, too high for the orchestra at "
-                        f"{wish.sample_rate} Hz: ask for lower pitches or a higher sample rate")
-    for timbre, (pitch, f0), (velocity, force) in product(
-            TIMBRES, hertz.items(), VELOCITIES.items()):
+    if 440 * 2 ** ((high - 69) / 12) > 0.4 * wish.sample_rate:
+        raise NoteError(f"pitch {high} is too high for the orchestra at {wish.sample_rate} Hz: ask "
+                        "for lower pitches or a higher sample rate")
+    for timbre, pitch, velocity in product(TIMBRES, range(low, high + 1), VELOCITIES):
         name = f"{timbre}-{pitch:03}-{velocity:03}"
-        yield Entry(name, pitch, timbre.split("_")[0], "acoustic", "", UNTOLD, name,
-                    partial(_play, name, f0, force, wish))
+        yield Entry(name, pitch, timbre.split("_")[0], "acoustic", "", UNTOLD, name, partial(
+            _play, name, 440 * 2 ** ((pitch - 69) / 12), VELOCITIES[velocity], wish))
 
 
 def _play(name, f0, force, wish, seconds):
