@@ -295,6 +295,14 @@ def progress_bar(items, what, wanted=True, total=None, each=1):
 
 SOUNDS = (".wav", ".aif", ".aiff", ".caf", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wma")
 UNTOLD = [-1] * 10                # qualities of a note of which they are not known
+WORD = r"""(['"])[^/\\]+\1"""
+FIELDS = {                        # of a note: a value's form in Python, and in words
+    "note_str": (WORD, "a plain word"),
+    "instrument_family_str": (WORD, "a plain word"),
+    "instrument_source_str": (WORD, "a plain word"),
+    "pitch": (r"\d\d?|1[01]\d|12[0-7]", "a whole number, 0 to 127"),
+    "sample_rate": (r"[1-9]\d{3,5}", "a whole number, 1000 to 999999"),
+    "qualities": (r"None|\[[01](, [01]){9}\]", "ten of 0 and 1, or no such field")}
 
 # `origin` is a note's file and record, for messages; `sound` takes the seconds that are needed and
 # gives samples, (L,), in int16's range, and their rate. The rest is as in Notes.
@@ -396,16 +404,6 @@ def _read_list(path, parse, expected):
     return listed
 
 
-WORD = r"""(['"])[^/\\]+\1"""
-FIELDS = {                        # of a note: a value's form in Python, and in words
-    "note_str": (WORD, "a plain word"),
-    "instrument_family_str": (WORD, "a plain word"),
-    "instrument_source_str": (WORD, "a plain word"),
-    "pitch": (r"\d\d?|1[01]\d|12[0-7]", "a whole number, 0 to 127"),
-    "sample_rate": (r"[1-9]\d{3,5}", "a whole number, 1000 to 999999"),
-    "qualities": (r"None|\[[01](, [01]){9}\]", "ten of 0 and 1, or no such field")}
-
-
 def _entry(about, place, origin, sound):
     """The Entry of a note, from a dict of what NSynth says about it; ValueError where that is not
     as it should be. Its folder or file, `place`, tells the part; `sound` still needs the rate."""
@@ -461,6 +459,9 @@ def _read_examples(tables, sounds):
 
 FOLD, NEAR, FAR = 5685, 5685 - 1362, 5685 - 426
 
+# A whole number: seven bits a byte, lowest first; a top bit says that another byte follows.
+VARINT = rb"([\x80-\xff]{0,9}[\0-\x7f])"
+
 
 def _crc32c(data) -> bytes:
     """The CRC-32C of bytes, as TFRecord writes it. (zlib's CRC divides by another P.)"""
@@ -490,11 +491,9 @@ def _remainders():
 
 def _records(path, count):
     """Yield the payload of every record of a file, plain or GZIP, or a ValueError where one is
-    wrong. There should be `count`, if that is known.
-
-    A record is a length in bytes (uint64), the CRC of those 8 bytes, the payload and its CRC. After
-    a damaged payload comes the next record; after a damaged length nothing says where it begins.
-    """
+    wrong. There should be `count`, if that is known. A record is a length in bytes (uint64), the
+    CRC of those 8 bytes, the payload and its CRC. After a damaged payload comes the next record;
+    after a damaged length nothing says where it begins."""
     number = 0
     try:
         with open(path, "rb") as disk:    # a length could begin like GZIP, but of 559,903 only
@@ -513,10 +512,6 @@ def _records(path, count):
     except (OSError, EOFError, zlib.error) as error:          # all three from GZIP, too
         reason = getattr(error, "strerror", None) or error
         yield ValueError(f"{reason}, so the rest of the file is lost")
-
-
-# A whole number: seven bits a byte, lowest first; a top bit says that another byte follows.
-VARINT = rb"([\x80-\xff]{0,9}[\0-\x7f])"
 
 
 def _number(varint):
@@ -547,8 +542,8 @@ def _fields(message, kinds=(2,)):
 
 
 def _features(payload):
-    """The features of a tf.train.Example, {name: value}: text or an int, a list of more than one,
-    or an array of float32. What the fields' numbers mean is agreed elsewhere:
+    """The features of a tf.train.Example, {name: value}: text, an int, a list of more than one, or
+    an array of float32. What the fields' numbers mean is agreed elsewhere:
 
         Example     1: Features                   Feature   one of  1: BytesList,
         Features    1: entry (repeated)                     2: FloatList, 3: Int64List
@@ -559,15 +554,15 @@ def _features(payload):
         for _, entry in _fields(features):
             pair = {1: b"", 2: b"", **dict(_fields(entry))}
             for kind, listed in _fields(pair[2]):
-                values = [bytes(value) for _, value in _fields(listed)]
+                value = b"".join(value for _, value in _fields(listed))
                 if kind == 1:
-                    values = [str(value, "utf-8", "replace") for value in values]
+                    value = str(value, "utf-8", "replace")
                 elif kind == 2:           # ValueError if the last float is cut
-                    values = np.frombuffer(b"".join(values), "<f4")
+                    value = np.frombuffer(value, "<f4")
                 else:
-                    values = [_number(varint) for varint in re.findall(VARINT, b"".join(values))]
-                name = str(pair[1], "utf-8", "replace")
-                found[name] = values[0] if kind != 2 and len(values) == 1 else values
+                    value = [_number(varint) for varint in re.findall(VARINT, value)]
+                    value = value[0] if len(value) == 1 else value
+                found[str(pair[1], "utf-8", "replace")] = value
     return found
 
 
@@ -653,13 +648,11 @@ def read_bundle(index):
 
 
 def _entries(data, offset, size):
-    """Yield (name, value), bytes, of each entry of a block.
-
-    An entry: three varints (how many letters of its name are those of the name before, how many
-    others follow, the size of its value), those letters, the value. Behind the last: places of
-    whole names, and their number, uint32 each. Then, not in the block's size, a byte, which is 0
-    unless it is compressed, and a CRC of it all.
-    """
+    """Yield (name, value), bytes, of each entry of a block. An entry: three varints (how many
+    letters of its name are those of the name before, how many others follow, the size of its
+    value), those letters, the value. Behind the last: places of whole names, and their number,
+    uint32 each. Then, not in the block's size, a byte, which is 0 unless it is compressed, and a
+    CRC of it all."""
     block = data[offset:offset + size + 5]
     if _crc32c(block[:-4]) != block[-4:] or block[-5]:
         raise ValueError("a block of its .index is damaged, or compressed, as TensorFlow's are not")
@@ -704,11 +697,9 @@ def _read_recordings(tables, sounds):
 
 
 def pitch_of(name):
-    """MIDI pitch that a file's name tells, or None if it tells none, or more than one.
-
+    """MIDI pitch that a file's name tells, or None if it tells none, or more than one:
     guitar-060-100 (NSynth's: pitch, velocity); a note such as C4 (60), F#3, Bb-1, C_4, A0v1; or
-    else a number, 12 to 127, at the end or the beginning: take_060, m60, note60, 60-piano.
-    """
+    else a number, 12 to 127, at the end or the beginning: take_060, m60, note60, 60-piano."""
     nsynth = re.search(r"-(\d{3})-\d{3}$", name)
     name = re.sub(r"\d{4}([-_.]?)\d\d\1\d\d([ T_-]+\d\d[-_.:]\d\d[-_.:]\d\d)?", "", name)   # a date
     notes, numbers = set(), set()
@@ -856,9 +847,8 @@ def write_wav(path, wave, sample_rate):
     samples = (x.double() * 32768).round().clamp(-32768, 32767).numpy().astype(np.int16)
     with explained(f"cannot write {path}", "make room there, or name another place"), \
             TemporaryDirectory(".part", dir=path.parent) as beside:     # renamed when it is whole
-        part = Path(beside, "part")
-        scipy.io.wavfile.write(part, sample_rate, samples)
-        os.replace(part, path)
+        scipy.io.wavfile.write(f"{beside}/part", sample_rate, samples)
+        os.replace(f"{beside}/part", path)
 
 
 def save(notes, folder):
@@ -869,58 +859,55 @@ def save(notes, folder):
         if folder.exists() and any(folder.iterdir()):
             raise NoteError(f"{folder} is not empty: name a new folder to write to")
         (folder / "audio").mkdir(parents=True, exist_ok=True)
-        columns = (notes.name, notes.family, notes.source, notes.pitch,
-                   np.full(len(notes), notes.sample_rate), notes.qualities)
-        for i, note in enumerate(progress_bar(list(zip(*(c.tolist() for c in columns))), "notes")):
-            write_wav(folder / "audio" / f"{note[0]}.wav", notes.waves([i])[0], notes.sample_rate)
-            examples[note[0]] = {field: value for field, value in zip(FIELDS, note)
-                                 if value != UNTOLD}
+        for i, name in enumerate(progress_bar(notes.name.tolist(), "notes written")):
+            write_wav(folder / "audio" / f"{name}.wav", notes.waves([i])[0], notes.sample_rate)
+            told = (name, str(notes.family[i]), str(notes.source[i]), int(notes.pitch[i]),
+                    notes.sample_rate, notes.qualities[i].tolist())
+            examples[name] = {key: said for key, said in zip(FIELDS, told) if said != UNTOLD}
         (folder / "examples.json").write_text(json.dumps(examples, indent=1), encoding="utf-8")
 
 
 # ---- MIDI files ------------------------------------------------------------------------------
 
+NOTE_OFF, NOTE_ON, CONTROL, META = 0x80, 0x90, 0xB0, 0xFF
+TEMPO = 0x51                              # a kind of META
+
+
 def read_midi(path):
     """The notes of a standard MIDI file, of format 0 or 1, in order of their ends: a list of
-    (start, end, pitch, velocity, channel), in seconds and as the file counts.
-
-    A note ends when its key is let go and the pedal (controller 64) is up, when its key is struck
-    again, or with the file.
-    """
+    (start, end, pitch, velocity, channel), in seconds and as the file counts. A note ends when its
+    key is let go and the pedal (controller 64) is up, when its key is struck again, or with the
+    file. NoteError for what is no such file, or damaged."""
     with explained(f"cannot read {path}", "expected a MIDI file, of format 0 or 1",
                    (OSError, ValueError)):
         division, events = _midi_events(Path(path).read_bytes())
-    strokes, sounding, pedals = [], {}, set()           # sounding: starts and velocities
-    let_go = [set() for _ in range(16)]                 # pitches that a pedal may hold, by channel
+    strokes, pedals = [], set()           # a key: (channel, pitch)
+    sounding, let_go = {}, set()          # keys' starts and velocities; those a pedal may hold
     seconds, last, tempo = 0.0, 0, 500_000              # microseconds a quarter note
 
-    def end(channel, pitch):
-        let_go[channel].discard(pitch)
-        if (channel, pitch) in sounding:
-            start, velocity = sounding.pop((channel, pitch))
-            strokes.append((start, seconds, pitch, velocity, channel))
+    def end(key):
+        let_go.discard(key)
+        if key in sounding:
+            start, velocity = sounding.pop(key)
+            strokes.append((start, seconds, key[1], velocity, key[0]))
 
     for tick, status, data in sorted(events, key=lambda event: event[0]):
         seconds += (tick - last) * tempo / 1e6 / division
-        last, kind, channel = tick, status & 0xF0, status & 0x0F
+        last, kind, key = tick, status & 0xF0, (status & 0x0F, *data[:1])
         if status == META:                # of which there is only tempo
             tempo = int.from_bytes(data, "big")
         elif kind == NOTE_ON and data[1]:
-            end(channel, data[0])
-            sounding[channel, data[0]] = seconds, data[1]
+            end(key)
+            sounding[key] = seconds, data[1]
         elif kind in (NOTE_ON, NOTE_OFF):
-            let_go[channel].add(data[0])
+            let_go.add(key)
         elif kind == CONTROL and data[0] == 64:
-            (pedals.add if data[1] >= 64 else pedals.discard)(channel)
-        while let_go[channel] and channel not in pedals:
-            end(channel, min(let_go[channel]))
-    for channel, pitch in list(sounding):
-        end(channel, pitch)
+            (pedals.add if data[1] >= 64 else pedals.discard)(key[0])
+        for key in sorted(key for key in let_go if key[0] not in pedals):
+            end(key)
+    for key in list(sounding):
+        end(key)
     return strokes
-
-
-NOTE_OFF, NOTE_ON, CONTROL, META = 0x80, 0x90, 0xB0, 0xFF
-TEMPO = 0x51                              # a kind of META
 
 
 def _midi_events(file):
@@ -929,8 +916,7 @@ def _midi_events(file):
     whole, file = len(file), file + bytes(14)           # which no header or message reaches beyond
     tag, size, form, tracks, division = struct.unpack_from(">4sIHHH", file)
     if tag != b"MThd" or form > 1 or not 0 < division < 0x8000:
-        raise ValueError("it is none" if tag != b"MThd" else f"it is of format {form}" if form > 1
-                         else "it counts frames of film, not ticks of a quarter note")
+        raise ValueError("it is none, of another format, or counts frames of film")
     end, events = 8 + size, []
     while tracks and end <= whole:
         tag, size = struct.unpack_from(">4sI", file, end)
