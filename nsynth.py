@@ -213,8 +213,8 @@ def describe(train, held_out, release=False) -> str:
 # Behind this line: where the notes come from. Nothing of it is needed to follow training.
 # =================================================================================================
 
-FORMS = ("a folder in NSynth's layout (examples.json beside audio/), of TFRecords, of TFDS or of your "
-         "own WAV files; a TFRecord file; or the word orchestra for the built-in notes")
+FORMS = ("a folder in NSynth's layout (examples.json beside audio/), of TFRecords, of TFDS or of "
+         "your own WAV files; a TFRecord file; or the word orchestra for the built-in notes")
 RATES = range(1000, 384_001)      # samples a second that a file may have
 LONGEST = 600                     # seconds that a note may last, and that are read of a file
 
@@ -367,15 +367,13 @@ def _find(data):
     examples = list(path.glob("examples.json")) or sorted(path.glob("*/examples.json"))
     if examples:
         return _read_examples, examples, sounds
-
-    def rank(folder):                     # this folder, or else the newest version TFDS made
-        version = re.search(r"gansynth_subset[^/\\]*[/\\](\d+)\.(\d+)\.(\d+)$",
-                            os.path.abspath(folder))
-        return [folder == path, *map(int, version.groups() if version else [])]
-
     records = [file for file in inside if ".tfrecord" in file.name]
-    folder = max((file.parent for file in records), key=rank, default=None)
-    if folder and any(rank(folder)):
+    tfds = r"gansynth_subset[^/\\]*[/\\]\d+\.\d+\.\d+$"             # it makes a folder a version
+    folders = [file.parent for file in records
+               if file.parent == path or re.search(tfds, os.path.abspath(file.parent))]
+    if folders:                           # this one, or else the newest
+        folder = max(folders, key=lambda folder: (
+            folder == path, [int(number) for number in re.findall(r"\d+", folder.name)]))
         return (_read_records, list(folder.glob("dataset_info.json")),
                 [file for file in records if file.parent == folder])
     return _read_recordings, list(path.glob("pitches.csv")), sounds
@@ -410,8 +408,8 @@ def _entry(about, place, origin, sound):
     name, family, source, pitch, rate, flags = map(about.get, FIELDS)
     for field, (form, expected) in FIELDS.items():
         if not re.fullmatch(form, repr(about.get(field))):
-            raise ValueError(f"field {field} of note {str(name)!r:.80} is {about.get(field)!r:.80}: "
-                             f"expected {expected}")
+            raise ValueError(f"field {field} of note {str(name)!r:.80} is "
+                             f"{about.get(field)!r:.80}: expected {expected}")
     # NSynth's names say it once more, which tells when a file has been damaged.
     said = re.fullmatch(r"(.+)_([a-z]+)_\d{3}-(\d{3})-\d{3}", name)
     if said and (said[1], said[2], int(said[3])) != (family, source, pitch):
@@ -514,16 +512,14 @@ def _records(path, count):
         yield ValueError(f"{reason}, so the rest of the file is lost")
 
 
-def _number(varint):
-    return sum((byte & 127) << 7 * i for i, byte in enumerate(varint))
-
-
 def _varints(data, at, count, order=1):
     """So many varints from a place on, and the place behind them; of `order` -1, highest first."""
     found = re.compile(VARINT * count).match(data, at)
     if not found:
         raise ValueError("its contents break off, or are not as they should be")
-    return *(_number(varint[::order]) for varint in found.groups()), found.end()
+    numbers = [sum((byte & 127) << 7 * i for i, byte in enumerate(varint[::order]))
+               for varint in found.groups()]
+    return *numbers, found.end()
 
 
 def _fields(message, kinds=(2,)):
@@ -560,7 +556,7 @@ def _features(payload):
                 elif kind == 2:           # ValueError if the last float is cut
                     value = np.frombuffer(value, "<f4")
                 else:
-                    value = [_number(varint) for varint in re.findall(VARINT, value)]
+                    *value, _ = _varints(value, 0, sum(byte < 128 for byte in value))
                     value = value[0] if len(value) == 1 else value
                 found[str(pair[1], "utf-8", "replace")] = value
     return found
@@ -602,11 +598,8 @@ def _note(payload, place, origin):
     floats = about.get("audio")
     if not isinstance(floats, np.ndarray) or not len(floats) or not np.isfinite(floats).all():
         raise ValueError("feature audio is not as it should be: expected floats, and at least one")
-
-    def sound(rate, seconds):             # the floats are int16 / 32768, exactly
-        return np.rint(np.clip(floats, -1, 32767 / 32768) * 32768).astype(np.int16), rate
-
-    return _entry(about, place, origin, sound)
+    return _entry(about, place, origin, lambda rate, _: (   # the floats are int16 / 32768, exactly
+        np.rint(np.clip(floats, -1, 32767 / 32768) * 32768).astype(np.int16), rate))
 
 
 def _a_note_and_its_split(row, cells):
