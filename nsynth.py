@@ -47,6 +47,13 @@ FAMILIES = ("bass", "brass", "flute", "guitar", "keyboard", "mallet", "organ", "
 SOURCES = ("acoustic", "electronic", "synthetic")
 QUALITIES = ("bright", "dark", "distortion", "fast_decay", "long_release", "multiphonic",
              "nonlinear_env", "percussive", "reverb", "tempo-synced")
+# The release's training notes of each pitch (TFDS nsynth/gansynth_subset), 24..84: 60,788.
+# paper: 70,379 notes with those held out.
+RELEASE_COUNTS = Counter(dict(zip(range(24, 85), map(int, """
+    551 545 561 550 549 578 547 628 626 630 670 668 751 768 788 801 821 871 873 860 873 844 883
+    865 1058 1036 1094 1065 1186 1200 1187 1346 1273 1320 1263 1283 1349 1285 1281 1332 1286 1301
+    1220 1300 1209 1257 1288 1223 1258 1183 1178 1125 1171 1089 1024 1081 966 1043 991 959 977
+    """.split()))))
 
 
 class NoteError(ValueError):
@@ -130,8 +137,7 @@ def split(notes, seed=0, share=0.8, by="random"):
         return notes.subset(order[:cut]), notes.subset(order[cut:])
     part = notes.part
     if by != "folders":
-        listed = _read_list(by, _a_note_and_its_split, "a note's name, and its split if there is a "
-                            "column headed split, such as guitar_acoustic_000-060-100,train")
+        listed = _read_list(by, _a_note_and_its_split, "a note's name, and its split if so headed")
         part = np.array([listed.get(name, "") for name in notes.name])
     train = np.flatnonzero(part == "train")
     if len(train) == 0:
@@ -173,15 +179,6 @@ def epoch_order(position, n, count, seed) -> np.ndarray:
 def _shuffle(count, seed, *more):
     """A permutation of `count`, the same for the same whole numbers."""
     return np.random.default_rng([seed, *more]).permutation(count)
-
-
-# The release's training notes of each pitch (TFDS nsynth/gansynth_subset), 24..84: 60,788.
-# paper: 70,379 notes with those held out.
-RELEASE_COUNTS = Counter(dict(zip(range(24, 85), map(int, """
-    551 545 561 550 549 578 547 628 626 630 670 668 751 768 788 801 821 871 873 860 873 844 883
-    865 1058 1036 1094 1065 1186 1200 1187 1346 1273 1320 1263 1283 1349 1285 1281 1332 1286 1301
-    1220 1300 1209 1257 1288 1223 1258 1183 1178 1125 1171 1089 1024 1081 966 1043 991 959 977
-    """.split()))))
 
 
 def describe(train, held_out, release=False) -> str:
@@ -291,7 +288,11 @@ def progress_bar(items, what, wanted=True, total=None, each=1):
 # ---- Readers: from the files of one form to an Entry for every note in them -----------------
 #
 # Or else a NoteError for what is wrong, which ends it all or, with skip_damaged, is counted; or,
-# for a file that is of no use, the reason why, which is counted.
+# for a file that is of no use, the reason why, which is counted. `origin` is a note's file and
+# record, for messages; `sound` takes the seconds that are needed and gives samples, (L,), in
+# int16's range, and their rate. The rest is as in Notes.
+
+Entry = namedtuple("Entry", "name pitch family source part qualities origin sound")
 
 SOUNDS = (".wav", ".aif", ".aiff", ".caf", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wma")
 UNTOLD = [-1] * 10                # qualities of a note of which they are not known
@@ -303,10 +304,6 @@ FIELDS = {                        # of a note: a value's form in Python, and in 
     "pitch": (r"\d\d?|1[01]\d|12[0-7]", "a whole number, 0 to 127"),
     "sample_rate": (r"[1-9]\d{3,5}", "a whole number, 1000 to 999999"),
     "qualities": (r"None|\[[01](, [01]){9}\]", "ten of 0 and 1, or no such field")}
-
-# `origin` is a note's file and record, for messages; `sound` takes the seconds that are needed and
-# gives samples, (L,), in int16's range, and their rate. The rest is as in Notes.
-Entry = namedtuple("Entry", "name pitch family source part qualities origin sound")
 
 
 def _gather(found, keep, data, wish, skip_damaged):
@@ -746,9 +743,9 @@ def _load_packed(data, wish, progress, skip_damaged, pack):
     except NoteError as error:            # not there yet, or of other files, or damaged
         if folder.exists():
             print(f"{error}; packing {_printable(data)} again", file=sys.stderr)
-    total = (sum(stat.st_size for stat in stats) >> 18 if reader is _read_records else len(files)
-             )                            # about so many notes: one takes 256 kB of a TFRecord
-    found = progress_bar(reader(tables, files), "notes read", progress, total)
+    size = sum(stat.st_size for stat in stats)          # a note takes 256 kB of a TFRecord
+    found = progress_bar(reader(tables, files), "notes read", progress,
+                         size >> 18 if reader is _read_records else len(files))
     with explained(f"cannot pack {data} into {folder}",
                    "make room there, or name another place with --pack DIR"):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -838,8 +835,8 @@ def write_wav(path, wave, sample_rate):
         raise NoteError(f"cannot write {path}: expected a wave of floats with one axis and neither "
                         f"NaN nor infinity, not {x.dtype} of shape {tuple(x.shape)}")
     samples = (x.double() * 32768).round().clamp(-32768, 32767).numpy().astype(np.int16)
-    with explained(f"cannot write {path}", "make room there, or name another place"), \
-            TemporaryDirectory(".part", dir=path.parent) as beside:     # renamed when it is whole
+    with (explained(f"cannot write {path}", "make room there, or name another place"),
+          TemporaryDirectory(".part", dir=path.parent) as beside):      # renamed when it is whole
         scipy.io.wavfile.write(f"{beside}/part", sample_rate, samples)
         os.replace(f"{beside}/part", path)
 
