@@ -33,7 +33,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache, partial
-from itertools import accumulate, product, zip_longest
+from itertools import product, zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -212,7 +212,6 @@ def describe(train, held_out, release=False) -> str:
 
 FORMS = ("a folder in NSynth's layout (examples.json beside audio/), of TFRecords, of TFDS or of "
          "your own WAV files; a TFRecord file; or the word orchestra for the built-in notes")
-RATES = range(1000, 384_001)      # samples a second that a file may have
 LONGEST = 600                     # seconds that a note may last, and that are read of a file
 
 
@@ -479,9 +478,10 @@ def _crc32c(data) -> bytes:
 @lru_cache(maxsize=1)
 def _remainders():
     """x^k mod P as uint32, from k = 8 FOLD - 1 down to 0; the lowest bit is that of x^31."""
-    powers = accumulate(range(8 * FOLD - 1), initial=1 << 31, func=lambda power, _: (  # times x;
-        power >> 1 ^ (0x82F63B78 if power & 1 else 0)))     # x^32 is P's other terms
-    return np.array([*powers], np.uint32)[::-1]
+    powers = [1 << 31]
+    while len(powers) < 8 * FOLD:         # times x; x^32 is P's other terms
+        powers.append(powers[-1] >> 1 ^ (0x82F63B78 if powers[-1] & 1 else 0))
+    return np.array(powers[::-1], np.uint32)
 
 
 def _records(path, count):
@@ -668,8 +668,7 @@ def _read_recordings(tables, sounds):
         return name if right else None, pitch
 
     for table in tables:
-        pitches = _read_list(table, parse, "a file that is there, and its pitch, as in "
-                             "take1.wav,60 or take1.wav,C4")
+        pitches = _read_list(table, parse, "a file that is there, and its pitch: a.wav,60 or a,C4")
     root = os.path.commonpath([file.parent for file in sounds]) if sounds else ""
     for file in sounds:
         place = file.relative_to(root)
@@ -816,9 +815,8 @@ def _first(file, seconds):
     if len(head) < 8 or len(form) < 16 or there < size < 0x7FFF0000:  # more: written to a pipe
         raise ValueError(f"it is cut short: {max(0, there):,} of {size:,} bytes of sound are there")
     channels, rate, _, frame = struct.unpack("<HIIH", form[2:14])
-    if rate not in RATES or not 1 <= channels <= frame:
-        raise ValueError(f"it states {channels} channels at {rate:,} Hz: expected {RATES[0]:,} to "
-                         f"{RATES[-1]:,} Hz")
+    if not (1000 <= rate <= 384_000 and 1 <= channels <= frame):
+        raise ValueError(f"it has {channels} channels at {rate:,} Hz: expected 1,000 to 384,000 Hz")
     data = file.read(min(size, there, math.ceil(seconds * rate) * frame, 1 << 28) // frame * frame)
     if not data:
         raise ValueError("it holds no sound")
@@ -868,8 +866,7 @@ def read_midi(path):
     (start, end, pitch, velocity, channel), in seconds and as the file counts. A note ends when its
     key is let go and the pedal (controller 64) is up, when its key is struck again, or with the
     file. NoteError for what is no such file, or damaged."""
-    with explained(f"cannot read {path}", "expected a MIDI file, of format 0 or 1",
-                   (OSError, ValueError)):
+    with explained(f"cannot read {path}", "expected a MIDI file, of format 0 or 1", Exception):
         division, events = _midi_events(Path(path).read_bytes())
     strokes, pedals = [], set()           # a key: (channel, pitch)
     sounding, let_go = {}, set()          # keys' starts and velocities; those a pedal may hold
