@@ -29,11 +29,13 @@ import struct
 import time
 import zlib
 from collections import Counter, namedtuple
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache, partial
 from itertools import product, zip_longest
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import scipy.io.wavfile
@@ -45,6 +47,13 @@ FAMILIES = ("bass", "brass", "flute", "guitar", "keyboard", "mallet", "organ", "
 SOURCES = ("acoustic", "electronic", "synthetic")
 QUALITIES = ("bright", "dark", "distortion", "fast_decay", "long_release", "multiphonic",
              "nonlinear_env", "percussive", "reverb", "tempo-synced")
+# The release's training notes of each pitch (TFDS nsynth/gansynth_subset), 24..84: 60,788.
+# paper: 70,379 notes with those held out.
+RELEASE_COUNTS = Counter(dict(zip(range(24, 85), map(int, """
+    551 545 561 550 549 578 547 628 626 630 670 668 751 768 788 801 821 871 873 860 873 844 883
+    865 1058 1036 1094 1065 1186 1200 1187 1346 1273 1320 1263 1283 1349 1285 1281 1332 1286 1301
+    1220 1300 1209 1257 1288 1223 1258 1183 1178 1125 1171 1089 1024 1081 966 1043 991 959 977
+    """.split()))))
 
 
 class NoteError(ValueError):
@@ -60,8 +69,8 @@ class Notes:
     disk, stays int16 as in the files; `row` says which of its rows is which note's, so that a
     subset copies no sound."""
     audio: np.ndarray     # (M, L) int16, M >= N
-    crc: np.ndarray       # (M,) int64, CRC-32 of each row of audio when it was made
     row: np.ndarray       # (N,) int64, of audio
+    crc: np.ndarray       # (N,) int64, CRC-32 of the note's audio when it was made
     name: np.ndarray      # (N,) str: NSynth's note_str, e.g. guitar_acoustic_000-060-100
     pitch: np.ndarray     # (N,) int64, MIDI
     family: np.ndarray    # (N,) str, NSynth's family names
@@ -80,7 +89,7 @@ class Notes:
         indices = np.asarray(indices, dtype=np.int64)
         audio = self.audio[self.row[indices]]                           # (n, L)  a copy
         for i, samples in zip(indices, audio):
-            if zlib.crc32(samples) != self.crc[self.row[i]]:
+            if zlib.crc32(samples) != self.crc[i]:
                 raise NoteError(f"{self.audio.filename}: note {self.row[i]} ({self.name[i]}) is "
                                 "damaged: delete its folder, and it will be packed again")
         return torch.from_numpy(audio.astype(np.float32) / 32768)
@@ -88,7 +97,7 @@ class Notes:
     def subset(self, indices) -> "Notes":
         """The notes at `indices`, in that order, as Notes; the audio is shared."""
         i = np.asarray(indices, dtype=np.int64)
-        columns = ("row", "name", "pitch", "family", "source", "part", "qualities")
+        columns = ("row", "crc", "name", "pitch", "family", "source", "part", "qualities")
         return replace(self, **{column: getattr(self, column)[i] for column in columns})
 
 
@@ -104,11 +113,14 @@ def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",),
     `skip_damaged`: then the notes lost are counted in `dropped`.
     """
     wish = Wish(length, sample_rate, tuple(pitch_range), tuple(sources), tuple(families))
-    if str(data) != "orchestra":
-        return _load_packed(str(data), wish, progress, skip_damaged, pack)
-    audio = []
-    rows, dropped = _gather(_read_orchestra(wish), audio.append, data, wish, skip_damaged, progress)
-    return _notes(np.stack(audio), rows, sample_rate, dropped)
+    if str(data) == "orchestra":
+        audio, found = [], progress_bar(_read_orchestra(wish), "notes made", progress)
+        rows, dropped = _gather(found, audio.append, data, wish, skip_damaged)
+        audio = np.stack(audio)
+    else:
+        audio, rows, dropped = _load_packed(str(data), wish, progress, skip_damaged, pack)
+    columns = map(np.array, zip(*rows))
+    return Notes(audio, np.arange(len(audio)), *columns, sample_rate, dict(dropped))
 
 
 def split(notes, seed=0, share=0.8, by="random"):
@@ -125,8 +137,7 @@ def split(notes, seed=0, share=0.8, by="random"):
         return notes.subset(order[:cut]), notes.subset(order[cut:])
     part = notes.part
     if by != "folders":
-        listed = _read_list(by, _a_note_and_its_split, "a note's name, and its split if there is a "
-                            "column headed split, such as guitar_acoustic_000-060-100,train")
+        listed = _read_list(by, _a_note_and_its_split, "a note's name, and its split if so headed")
         part = np.array([listed.get(name, "") for name in notes.name])
     train = np.flatnonzero(part == "train")
     if len(train) == 0:
@@ -170,22 +181,10 @@ def _shuffle(count, seed, *more):
     return np.random.default_rng([seed, *more]).permutation(count)
 
 
-# The release's training notes of each pitch (TFDS nsynth/gansynth_subset), 24..84: 60,788.
-# paper: 70,379 notes with those held out.
-RELEASE_COUNTS = Counter(dict(zip(range(24, 85), map(int, """
-    551 545 561 550 549 578 547 628 626 630 670 668 751 768 788 801 821 871 873 860 873 844 883
-    865 1058 1036 1094 1065 1186 1200 1187 1346 1273 1320 1263 1283 1349 1285 1281 1332 1286 1301
-    1220 1300 1209 1257 1288 1223 1258 1183 1178 1125 1171 1089 1024 1081 966 1043 991 959 977
-    """.split()))))
-
-
 def describe(train, held_out, release=False) -> str:
     """What is in the two splits, and what was dropped; with `release`, beside the numbers of the
     paper and of the released code. Worth reading before training: a filter that kept electronic
     instead of acoustic notes cost users weeks (magenta issue 1607)."""
-    def counted(column):                  # {value: notes}, of both splits
-        return [Counter(getattr(part, column).tolist()) for part in (train, held_out)]
-
     kept, lost = len(train) + len(held_out), sum(train.dropped.values())
     seconds = train.audio.shape[1] / train.sample_rate
     lines = [f"kept {kept:,} of {kept + lost:,} notes, {seconds:g} s at {train.sample_rate:,} Hz",
@@ -193,14 +192,13 @@ def describe(train, held_out, release=False) -> str:
              f"{'':18}{'train':>9}{'held out':>10}",
              f"{'all':18}{len(train):9,}{len(held_out):10,}"]
     if release:
-        lines += [f"{'paper: all':18}{0.8 * 70_379:9,.0f}{0.2 * 70_379:10,.0f}",
-                  f"{'release: all':18}{sum(RELEASE_COUNTS.values()):9,}"]
-    for column in ("source", "family"):
-        mine, theirs = counted(column)
-        lines += [f"{f'{column} {value}':18}{mine[value]:9,}{theirs[value]:10,}"
-                  for value in sorted(mine | theirs)]
+        lines += ["paper: all           56,303    14,076", "release: all         60,788"]
+    for column in ("source", "family", "pitch"):
+        mine, theirs = (Counter(getattr(part, column).tolist()) for part in (train, held_out))
+        if column != "pitch":
+            lines += [f"{f'{column} {value}':18}{mine[value]:9,}{theirs[value]:10,}"
+                      for value in sorted(mine | theirs)]
     lines += ["pitch             " + "".join(f"{f'+{i}':>6}" for i in range(12))]
-    mine, theirs = counted("pitch")
     for low in range(min(mine | theirs), max(mine | theirs) + 1, 12):   # an octave a line
         for label, counts in ((f"{low:5}  train", mine), ("       held out", theirs),
                               *[("  release, train", RELEASE_COUNTS)] * release):
@@ -212,11 +210,19 @@ def describe(train, held_out, release=False) -> str:
 # Behind this line: where the notes come from. Nothing of it is needed to follow training.
 # =================================================================================================
 
-FORMS = ("a folder in NSynth's layout (examples.json beside a folder audio/ of WAV files), of "
-         "TFRecords, of TFDS or of your own WAV files; a TFRecord file; or the word orchestra for "
-         "the built-in notes")
-RATES = range(1000, 384_001)      # samples a second that a file may have
+FORMS = ("a folder in NSynth's layout (examples.json beside audio/), of TFRecords, of TFDS or of "
+         "your own WAV files; a TFRecord file; or the word orchestra for the built-in notes")
 LONGEST = 600                     # seconds that a note may last, and that are read of a file
+
+
+@contextmanager
+def explained(what, cure, kinds=OSError):
+    """Errors of these kinds become a NoteError: what cannot be done, why, and what to do then."""
+    try:
+        yield
+    except kinds as error:
+        reason = getattr(error, "strerror", None) or error
+        raise NoteError(f"{what}: {reason}; {cure}") from None
 
 
 @dataclass(frozen=True)
@@ -281,22 +287,29 @@ def progress_bar(items, what, wanted=True, total=None, each=1):
 # ---- Readers: from the files of one form to an Entry for every note in them -----------------
 #
 # Or else a NoteError for what is wrong, which ends it all or, with skip_damaged, is counted; or,
-# for a file that is of no use, the reason why, which is counted.
+# for a file that is of no use, the reason why, which is counted. `origin` is a note's file and
+# record, for messages; `sound` takes the seconds that are needed and gives samples, (L,), in
+# int16's range, and their rate. The rest is as in Notes.
+
+Entry = namedtuple("Entry", "name pitch family source part qualities origin sound")
 
 SOUNDS = (".wav", ".aif", ".aiff", ".caf", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wma")
 UNTOLD = [-1] * 10                # qualities of a note of which they are not known
+WORD = r"""(['"])[^/\\]+\1"""
+FIELDS = {                        # of a note: a value's form in Python, and in words
+    "note_str": (WORD, "a plain word"),
+    "instrument_family_str": (WORD, "a plain word"),
+    "instrument_source_str": (WORD, "a plain word"),
+    "pitch": (r"\d\d?|1[01]\d|12[0-7]", "a whole number, 0 to 127"),
+    "sample_rate": (r"[1-9]\d{3,5}", "a whole number, 1000 to 999999"),
+    "qualities": (r"None|\[[01](, [01]){9}\]", "ten of 0 and 1, or no such field")}
 
 
-# One note: `origin` is its file and record, for messages; `sound` takes the seconds that are needed
-# and gives samples, (L,), in int16's range, and their rate. The rest is as in Notes.
-Entry = namedtuple("Entry", "name pitch family source part qualities origin sound")
-
-
-def _gather(found, keep, data, wish, skip_damaged, progress, total=None):
+def _gather(found, keep, data, wish, skip_damaged):
     """Of what a reader found, hand the samples, (L,) int16, of each note that is wanted to `keep`.
-    Returns a row for `_notes` of each, and the rest as {reason: how many}."""
+    Returns a row of each, its CRC-32 and an Entry's first six, and the rest as {reason: count}."""
     origins, rows, dropped = {}, [], Counter()
-    for entry in progress_bar(found, "notes read", progress, total):
+    for entry in found:
         try:
             if isinstance(entry, NoteError):
                 raise entry
@@ -313,8 +326,7 @@ def _gather(found, keep, data, wish, skip_damaged, progress, total=None):
                 origins[entry.name] = entry.origin
         except NoteError as error:
             if not skip_damaged:
-                raise NoteError(f"{error}; or go on without what is damaged, with --skip-damaged"
-                                ) from None
+                raise NoteError(f"{error}; or leave it out, with --skip-damaged") from None
             dropped[str(error)] += 1
     if not rows:
         why = ", ".join(_reasons(dropped, 3))
@@ -322,12 +334,6 @@ def _gather(found, keep, data, wish, skip_damaged, progress, total=None):
                         "change the sources, families or pitches asked for, or the files" if why
                         else f"{data} holds no notes: expected {FORMS}")
     return rows, dropped
-
-
-def _notes(audio, rows, sample_rate, dropped):
-    """Notes of audio, (N, L), and for each a row of its CRC-32 and the first fields of an Entry."""
-    crc, *columns = map(np.array, zip(*rows))
-    return Notes(audio, crc, np.arange(len(audio)), *columns, sample_rate, dict(dropped))
 
 
 def _reasons(dropped, most):
@@ -344,40 +350,35 @@ def _printable(text):
 
 
 def _find(data):
-    """What is at a path or pattern: (reader, its files)."""
+    """What is at a path or pattern: (reader, tables, files); tables say what is in the files."""
     path = Path(data)
     if not path.is_dir():
         files = [Path(name) for name in sorted(glob.glob(data)) if os.path.isfile(name)]
         if files and all(".tfrecord" in file.name for file in files):
-            return _read_records, files
+            return _read_records, [], files
         raise NoteError(f"{data} is {'no data that can be read' if files else 'not there'}: "
                         f"expected {FORMS}")
-    names = [os.path.join(folder, name) for folder, _, names in os.walk(path) for name in names]
-    inside = [Path(name) for name in sorted(names) if os.path.isfile(name)]
+    inside = sorted((file for file in path.rglob("*") if file.is_file()), key=str)
     sounds = [file for file in inside if file.suffix.lower() in SOUNDS]
     examples = list(path.glob("examples.json")) or sorted(path.glob("*/examples.json"))
     if examples:
-        return _read_examples, examples + sounds
-
-    def rank(folder):                     # this folder, or else the newest version TFDS made
-        version = re.search(r"gansynth_subset[^/\\]*[/\\](\d+)\.(\d+)\.(\d+)$",
-                            os.path.abspath(folder))
-        return [folder == path, *map(int, version.groups() if version else [])]
-
-    folder = max((f.parent for f in inside if ".tfrecord" in f.name), key=rank, default=None)
-    if folder and any(rank(folder)):
-        return _read_records, [file for file in inside if file.parent == folder and (
-            ".tfrecord" in file.name or file.name == "dataset_info.json")]
-    return _read_recordings, [file for file in inside if file == path / "pitches.csv"] + sounds
+        return _read_examples, examples, sounds
+    records = [file for file in inside if ".tfrecord" in file.name]
+    tfds = r"gansynth_subset[^/\\]*[/\\]\d+\.\d+\.\d+$"             # it makes a folder a version
+    folders = [file.parent for file in records
+               if file.parent == path or re.search(tfds, os.path.abspath(file.parent))]
+    if folders:                           # this one, or else the newest
+        folder = max(folders, key=lambda folder: (
+            folder == path, [int(number) for number in re.findall(r"\d+", folder.name)]))
+        return (_read_records, list(folder.glob("dataset_info.json")),
+                [file for file in records if file.parent == folder])
+    return _read_recordings, list(path.glob("pitches.csv")), sounds
 
 
 def _read(path, parse):
-    """What a text file holds, by a function that knows its form."""
-    try:
+    """What a text file holds, by a function that knows its form, and may raise anything."""
+    with explained(f"cannot read {path}", "save, fetch or unpack it again", Exception):
         return parse(Path(path).read_text(encoding="utf-8-sig"))
-    except Exception as error:            # `parse` raises many kinds
-        reason = getattr(error, "strerror", None) or error
-        raise NoteError(f"cannot read {path} ({reason}): save, fetch or unpack it again") from None
 
 
 def _read_list(path, parse, expected):
@@ -400,19 +401,11 @@ def _read_list(path, parse, expected):
 def _entry(about, place, origin, sound):
     """The Entry of a note, from a dict of what NSynth says about it; ValueError where that is not
     as it should be. Its folder or file, `place`, tells the part; `sound` still needs the rate."""
-    words = ("note_str", "instrument_family_str", "instrument_source_str")
-    name, family, source, pitch, rate, flags = (
-        about.get(key) for key in (*words, "pitch", "sample_rate", "qualities"))
-    checks = [(key, "a plain word", type(about.get(key)) is str and about[key].isprintable()
-               and Path(about[key]).name == about[key] != "") for key in words] + [
-        ("pitch", "a whole number, 0 to 127", type(pitch) is int and pitch in range(128)),
-        ("sample_rate", "1000 to 384000", type(rate) is int and rate in RATES),
-        ("qualities", "ten of 0 and 1, or no such field", flags is None or type(flags) is list and
-         len(flags) == 10 and all(type(flag) is int and flag in (0, 1) for flag in flags))]
-    for key, expected, right in checks:
-        if not right:
-            raise ValueError(f"field {key} of note {str(name)!r:.80} is {about.get(key)!r:.80}: "
-                             f"expected {expected}")
+    name, family, source, pitch, rate, flags = map(about.get, FIELDS)
+    for field, (form, expected) in FIELDS.items():
+        if not re.fullmatch(form, repr(about.get(field))):
+            raise ValueError(f"field {field} of note {str(name)!r:.80} is "
+                             f"{about.get(field)!r:.80}: expected {expected}")
     # NSynth's names say it once more, which tells when a file has been damaged.
     said = re.fullmatch(r"(.+)_([a-z]+)_\d{3}-(\d{3})-\d{3}", name)
     if said and (said[1], said[2], int(said[3])) != (family, source, pitch):
@@ -423,19 +416,23 @@ def _entry(about, place, origin, sound):
                  str(origin), partial(sound, rate))
 
 
-def _read_examples(files):
+def _attempt(origin, make, *args):
+    """The Entry that make(*args) gives, or a NoteError for what is wrong there."""
+    try:
+        return make(*args)
+    except ValueError as error:
+        return NoteError(f"{origin}: {error}; fetch the file again")
+
+
+def _read_examples(tables, sounds):
     """NSynth's layout: the notes of folders that hold an examples.json each, beside audio/."""
-    unnamed = {file for file in files if file.name != "examples.json"}
-    for file in [file for file in files if file not in unnamed]:
-        examples = _read(file, lambda text: dict(json.loads(text)))
-        for name, about in examples.items():
+    unnamed = set(sounds)
+    for table in tables:
+        for name, about in _read(table, lambda text: dict(json.loads(text))).items():
             about = {**(about if isinstance(about, dict) else {}), "note_str": name}
-            wav = file.parent / "audio" / f"{name}.wav"
+            wav = table.parent / "audio" / f"{name}.wav"
             unnamed.discard(wav)
-            try:
-                yield _entry(about, file.parent.name, wav, partial(read_sound, wav))
-            except ValueError as error:
-                yield NoteError(f"{file}: {error}; fetch the file again")
+            yield _attempt(table, _entry, about, table.parent.name, wav, partial(read_sound, wav))
     yield from [f"no examples.json names that file (such as {min(unnamed, default='')})"
                 ] * len(unnamed)
 
@@ -455,6 +452,9 @@ def _read_examples(files):
 # three times it tells the same of bytes, six times of words of 64 bits, thousands in one XOR.
 
 FOLD, NEAR, FAR = 5685, 5685 - 1362, 5685 - 426
+
+# A whole number: seven bits a byte, lowest first; a top bit says that another byte follows.
+VARINT = rb"([\x80-\xff]{0,9}[\0-\x7f])"
 
 
 def _crc32c(data) -> bytes:
@@ -478,20 +478,17 @@ def _crc32c(data) -> bytes:
 @lru_cache(maxsize=1)
 def _remainders():
     """x^k mod P as uint32, from k = 8 FOLD - 1 down to 0; the lowest bit is that of x^31."""
-    table, power = np.empty(8 * FOLD, np.uint32), 1 << 31
-    for k in range(1, len(table) + 1):
-        table[-k] = power
-        power = power >> 1 ^ (0x82F63B78 if power & 1 else 0)  # times x; x^32 is P's other terms
-    return table
+    powers = [1 << 31]
+    while len(powers) < 8 * FOLD:         # times x; x^32 is P's other terms
+        powers.append(powers[-1] >> 1 ^ (0x82F63B78 if powers[-1] & 1 else 0))
+    return np.array(powers[::-1], np.uint32)
 
 
 def _records(path, count):
     """Yield the payload of every record of a file, plain or GZIP, or a ValueError where one is
-    wrong. There should be `count`, if that is known.
-
-    A record is a length in bytes (uint64), the CRC of those 8 bytes, the payload and its CRC. After
-    a damaged payload comes the next record; after a damaged length nothing says where it begins.
-    """
+    wrong. There should be `count`, if that is known. A record is a length in bytes (uint64), the
+    CRC of those 8 bytes, the payload and its CRC. After a damaged payload comes the next record;
+    after a damaged length nothing says where it begins."""
     number = 0
     try:
         with open(path, "rb") as disk:    # a length could begin like GZIP, but of 559,903 only
@@ -512,20 +509,14 @@ def _records(path, count):
         yield ValueError(f"{reason}, so the rest of the file is lost")
 
 
-# A whole number: seven bits a byte, lowest first; a top bit says that another byte follows.
-VARINT = rb"([\x80-\xff]{0,9}[\0-\x7f])"
-
-
-def _number(varint):
-    return sum((byte & 127) << 7 * i for i, byte in enumerate(varint))
-
-
-def _varints(data, at, count):
-    """So many varints from a place on, and the place behind them."""
+def _varints(data, at, count, order=1):
+    """So many varints from a place on, and the place behind them; of `order` -1, highest first."""
     found = re.compile(VARINT * count).match(data, at)
     if not found:
-        raise ValueError("its contents break off, or are not as TensorFlow writes them")
-    return *map(_number, found.groups()), found.end()
+        raise ValueError("its contents break off, or are not as they should be")
+    numbers = [sum((byte & 127) << 7 * i for i, byte in enumerate(varint[::order]))
+               for varint in found.groups()]
+    return *numbers, found.end()
 
 
 def _fields(message, kinds=(2,)):
@@ -537,15 +528,15 @@ def _fields(message, kinds=(2,)):
         tag, at = _varints(message, at, 1)
         value, at = (4, at) if tag & 7 == 5 else _varints(message, at, 1)
         if tag & 7 not in kinds or tag & 7 and value > len(message) - at:
-            raise ValueError("its contents break off, or are not as TensorFlow writes them")
+            raise ValueError("its contents break off, or are not as they should be")
         if tag & 7:
             value, at = message[at:at + value], at + value
         yield tag >> 3, value
 
 
 def _features(payload):
-    """The features of a tf.train.Example, {name: value}: text or an int, a list of more than one,
-    or an array of float32. What the fields' numbers mean is agreed elsewhere:
+    """The features of a tf.train.Example, {name: value}: text, an int, a list of more than one, or
+    an array of float32. What the fields' numbers mean is agreed elsewhere:
 
         Example     1: Features                   Feature   one of  1: BytesList,
         Features    1: entry (repeated)                     2: FloatList, 3: Int64List
@@ -556,48 +547,42 @@ def _features(payload):
         for _, entry in _fields(features):
             pair = {1: b"", 2: b"", **dict(_fields(entry))}
             for kind, listed in _fields(pair[2]):
-                values = [bytes(value) for _, value in _fields(listed)]
+                value = b"".join(value for _, value in _fields(listed))
                 if kind == 1:
-                    values = [str(value, "utf-8", "replace") for value in values]
+                    value = str(value, "utf-8", "replace")
                 elif kind == 2:           # ValueError if the last float is cut
-                    values = np.frombuffer(b"".join(values), "<f4")
+                    value = np.frombuffer(value, "<f4")
                 else:
-                    values = [_number(varint) for varint in re.findall(VARINT, b"".join(values))]
-                name = str(pair[1], "utf-8", "replace")
-                found[name] = values[0] if kind != 2 and len(values) == 1 else values
+                    *value, _ = _varints(value, 0, sum(byte < 128 for byte in value))
+                    value = value[0] if len(value) == 1 else value
+                found[str(pair[1], "utf-8", "replace")] = value
     return found
 
 
-def _read_records(files):
-    """The notes of TFRecord files, in NSynth's own schema or, if dataset_info.json is the first of
-    the files, as TensorFlow Datasets (TFDS) has them; a split of which no file is there is none."""
+def _read_records(tables, files):
+    """The notes of TFRecord files, in NSynth's own schema or, if there is a dataset_info.json, as
+    TensorFlow Datasets (TFDS) has them; of a split that has a file, none may be missing."""
     def shards(text):                     # {file's name: how many records it holds}
         return {f"nsynth-{split['name']}.tfrecord-{i:05}-of-{len(split['shardLengths']):05}":
                 int(count) for split in json.loads(text)["splits"]
                 for i, count in enumerate(split["shardLengths"])}
 
-    counts = {}
-    if files[0].name == "dataset_info.json":
-        info, *files = files
-        counts = _read(info, shards)
-        for name in sorted(set(counts) - {file.name for file in files}):
-            if any(file.name.startswith(name.split("-0")[0]) for file in files):
-                yield NoteError(f"{info.parent} lacks {name}; fetch the file again")
-    for path in files:
+    counts = _read(tables[0], shards) if tables else {}
+    splits = {file.name.split("-0")[0] for file in files}
+    told = {files[0].with_name(name) for name in counts if name.split("-0")[0] in splits}
+    for path in files + sorted(told - set(files)):
         for number, payload in enumerate(_records(path, counts.get(path.name)), 1):
             origin = f"{path}, record {number}"
-            try:
-                if isinstance(payload, ValueError):
-                    raise payload
-                yield _note(_features(payload), path.name, origin)
-            except ValueError as error:
-                yield NoteError(f"{origin}: {error}; fetch the file again")
+            yield _attempt(origin, _note, payload, path.name, origin)
 
 
-def _note(about, place, origin):
-    """The Entry of one record's features. ValueError where they are not as they should be. NSynth's
-    own schema has note_str, instrument_family_str and so on; that of TFDS id, instrument/family (a
-    place in FAMILIES), a feature for each quality, and no sample rate."""
+def _note(payload, place, origin):
+    """The Entry of a record. ValueError where it is not as it should be. NSynth's own schema has
+    note_str, instrument_family_str and so on; that of TFDS id, instrument/family (a place in
+    FAMILIES), a feature for each quality, and no sample rate."""
+    if isinstance(payload, ValueError):
+        raise payload
+    about = _features(payload)
     if "id" in about:
         about = {"note_str": about["id"], "sample_rate": 16000, **about}
     for what, known in (("family", FAMILIES), ("source", SOURCES)):
@@ -605,16 +590,13 @@ def _note(about, place, origin):
         if type(number) is int and number < len(known):
             about.setdefault(f"instrument_{what}_str", known[number])
     each = [about.get(f"qualities/{quality}") for quality in QUALITIES]
-    about = about if each == [None] * 10 else {**about, "qualities": each}
+    if each != [None] * 10:
+        about["qualities"] = each
     floats = about.get("audio")
     if not isinstance(floats, np.ndarray) or not len(floats) or not np.isfinite(floats).all():
         raise ValueError("feature audio is not as it should be: expected floats, and at least one")
-
-    def sound(rate, seconds):             # the floats are int16 / 32768, exactly
-        samples = np.rint(np.clip(floats, -1, 32767 / 32768) * 32768).astype(np.int16)
-        return samples, rate
-
-    return _entry(about, place, origin, sound)
+    return _entry(about, place, origin, lambda rate, _: (   # the floats are int16 / 32768, exactly
+        np.rint(np.clip(floats, -1, 32767 / 32768) * 32768).astype(np.int16), rate))
 
 
 def _a_note_and_its_split(row, cells):
@@ -656,13 +638,11 @@ def read_bundle(index):
 
 
 def _entries(data, offset, size):
-    """Yield (name, value), bytes, of each entry of a block.
-
-    An entry: three varints (how many letters of its name are those of the name before, how many
-    others follow, the size of its value), those letters, the value. Behind the last: places of
-    whole names, and their number, uint32 each. Then, not in the block's size, a byte, which is 0
-    unless it is compressed, and a CRC of it all.
-    """
+    """Yield (name, value), bytes, of each entry of a block. An entry: three varints (how many
+    letters of its name are those of the name before, how many others follow, the size of its
+    value), those letters, the value. Behind the last: places of whole names, and their number,
+    uint32 each. Then, not in the block's size, a byte, which is 0 unless it is compressed, and a
+    CRC of it all."""
     block = data[offset:offset + size + 5]
     if _crc32c(block[:-4]) != block[-4:] or block[-5]:
         raise ValueError("a block of its .index is damaged, or compressed, as TensorFlow's are not")
@@ -676,11 +656,10 @@ def _entries(data, offset, size):
 
 # ---- Your own recordings: a folder of WAV files ---------------------------------------------
 
-def _read_recordings(files):
+def _read_recordings(tables, sounds):
     """The notes of WAV files of any kind: the pitch from their names, or from pitches.csv. A file
     that cannot be used is left out, and counted: people's own folders hold other things as well."""
-    sounds = [file for file in files if file.name != "pitches.csv"]
-    known = {_printable(file.stem) for file in sounds}
+    known, pitches = {_printable(file.stem) for file in sounds}, {}
 
     def parse(row, _):
         name, told = re.sub(r"(?i)\.wav$", "", row[0]), "".join(row[1:2])
@@ -688,8 +667,8 @@ def _read_recordings(files):
         right = name in known and pitch in (None, *range(128))
         return name if right else None, pitch
 
-    pitches = {} if files == sounds else _read_list(
-        files[0], parse, "a file that is there, and its pitch, as in take1.wav,60 or take1.wav,C4")
+    for table in tables:
+        pitches = _read_list(table, parse, "a file that is there, and its pitch: a.wav,60 or a,C4")
     root = os.path.commonpath([file.parent for file in sounds]) if sounds else ""
     for file in sounds:
         place = file.relative_to(root)
@@ -707,11 +686,9 @@ def _read_recordings(files):
 
 
 def pitch_of(name):
-    """MIDI pitch that a file's name tells, or None if it tells none, or more than one.
-
+    """MIDI pitch that a file's name tells, or None if it tells none, or more than one:
     guitar-060-100 (NSynth's: pitch, velocity); a note such as C4 (60), F#3, Bb-1, C_4, A0v1; or
-    else a number, 12 to 127, at the end or the beginning: take_060, m60, note60, 60-piano.
-    """
+    else a number, 12 to 127, at the end or the beginning: take_060, m60, note60, 60-piano."""
     nsynth = re.search(r"-(\d{3})-\d{3}$", name)
     name = re.sub(r"\d{4}([-_.]?)\d\d\1\d\d([ T_-]+\d\d[-_.:]\d\d[-_.:]\d\d)?", "", name)   # a date
     notes, numbers = set(), set()
@@ -747,77 +724,68 @@ def read_recording(path, seconds):
 # samples, read memory-mapped; packed.json its own CRC-32, then what was asked for, what was left
 # out, and a row for each note, with its samples' CRC-32.
 
-
 def _load_packed(data, wish, progress, skip_damaged, pack):
-    """The packed notes of `data`; packed now if they are not yet, or were from other files."""
-    path, asked = Path(data), json.loads(json.dumps(asdict(wish)))      # as JSON has it
+    """(audio, rows, dropped) of `data`; packed now if it is not yet, or was from other files."""
+    path, asked = Path(data), json.loads(json.dumps(vars(wish)))        # as JSON has it
     if (path / "packed.json").is_file():
         return _open_packed(path, asked)
-    reader, files = _find(data)
+    reader, tables, files = _find(data)
     root = path if path.is_dir() else files[0].parent
     asked["skip_damaged"] = skip_damaged
     mark = zlib.crc32(ascii([path.name, asked, pack and root.resolve()]).encode())
     folder = Path(pack or root / "packed", f"{wish.sample_rate}Hz-{wish.length}-{mark:08x}")
-    stats = [file.stat() for file in files]
+    stats = [file.stat() for file in tables + files]
     asked["files"] = zlib.crc32(ascii([(file.parent.name, file.name, stat.st_size, stat.st_mtime_ns)
-                                       for file, stat in zip(files, stats)]).encode())
+                                       for file, stat in zip(tables + files, stats)]).encode())
     try:
         return _open_packed(folder, asked)
     except NoteError as error:            # not there yet, or of other files, or damaged
         if folder.exists():
             print(f"{error}; packing {_printable(data)} again", file=sys.stderr)
-    total = len(files)                    # about so many notes, or one for 256 kB of TFRecords
-    if reader is _read_records:
-        total = sum(stat.st_size for stat in stats) >> 18
-    part = folder.with_name(f"{folder.name}.{os.getpid()}.part")        # renamed when it is whole
-    try:
-        part.mkdir(parents=True, exist_ok=True)
-        with open(part / "audio.int16", "wb") as audio:
-            rows, dropped = _gather(reader(files), audio.write, data, wish,
-                                    skip_damaged or reader is _read_recordings, progress, total)
-        about = json.dumps({"asked": asked, "dropped": dropped, "rows": rows})
-        (part / "packed.json").write_text(f"[{zlib.crc32(about.encode())}, {about}]")
-        shutil.rmtree(folder, ignore_errors=True)
-        part.rename(folder)
-    except OSError as error:
-        raise NoteError(f"cannot pack {data} into {folder} ({error.strerror or error}): make room "
-                        "there, or name another place with --pack DIR") from None
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    size = sum(stat.st_size for stat in stats)          # a note takes 256 kB of a TFRecord
+    found = progress_bar(reader(tables, files), "notes read", progress,
+                         size >> 18 if reader is _read_records else len(files))
+    with explained(f"cannot pack {data} into {folder}",
+                   "make room there, or name another place with --pack DIR"):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(".part", dir=folder.parent) as beside:  # renamed when it is whole
+            part = Path(beside, "pack")
+            part.mkdir()
+            with open(part / "audio.int16", "wb") as audio:
+                rows, dropped = _gather(found, audio.write, data, wish,
+                                        skip_damaged or reader is _read_recordings)
+            about = json.dumps({"asked": asked, "dropped": dropped, "rows": rows})
+            (part / "packed.json").write_text(f"[{zlib.crc32(about.encode())}, {about}]")
+            shutil.rmtree(folder, ignore_errors=True)
+            part.rename(folder)
     return _open_packed(folder, asked)
 
 
 def _open_packed(folder, asked):
-    """Notes of a packed folder. NoteError where it is damaged, or not what is asked for."""
-    try:
+    """The same of a packed folder. NoteError where it is damaged, or not what is asked for."""
+    with explained(f"cannot read {folder}", "delete it, and it will be packed again", Exception):
         crc, about = json.loads((folder / "packed.json").read_text())
         if zlib.crc32(json.dumps(about).encode()) != crc:
             raise ValueError("the checksum of packed.json does not match")
         had, rows = about["asked"], about["rows"]
         audio = np.memmap(folder / "audio.int16", "<i2", "r").reshape(len(rows), had["length"])
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
-        raise NoteError(f"{folder} holds no packed notes that can be read ({error}): delete it, "
-                        "and it will be packed again") from None
     for key, value in asked.items():
         if had.get(key) != value:
             raise NoteError(f"{folder} was packed " + (
                 "from files that have changed since" if key == "files" else
                 f"with {key} {had.get(key)}, and {value} is asked for"))
-    return _notes(audio, rows, had["sample_rate"], about["dropped"])
+    return audio, rows, about["dropped"]
 
 
 # ---- WAV files in and out -------------------------------------------------------------------
-
-OTHERS = {b"FORM": "AIFF", b"fLaC": "FLAC", b"ID3": "MP3", b"\xff\xfb": "MP3", b"OggS": "Ogg",
-          b"ftyp": "MPEG-4"}  # how files begin that are no WAV files
-
 
 def read_sound(path, rate=None, seconds=LONGEST):
     """A WAV file of any common kind, its first `seconds` at most: (L,) samples in int16's range,
     and their rate in Hz, which may have to be `rate`. Any fault is a NoteError. Mono of 16 bits is
     exact, as int16; else float32: 8, 24 or 32 bits, floats that reach 1 or, as some write them,
     32,768, and more channels, which are averaged."""
-    try:
+    with explained(f"cannot read {path}", "fetch it again, or make a WAV file of it (ffmpeg -i "
+                   "FILE NEW.wav, or sox FILE NEW.wav)", Exception):    # scipy raises many kinds
         with open(path, "rb") as file:
             found, x = scipy.io.wavfile.read(io.BytesIO(_first(file, seconds)))
         if rate not in (None, found):
@@ -827,11 +795,6 @@ def read_sound(path, rate=None, seconds=LONGEST):
         kind, peak = x.dtype.kind, np.abs(x).max()
         if kind == "f" and not peak <= 32768:                           # or NaN
             raise ValueError(f"a sample of it is {peak:g}, and floats should be from -1 to 1")
-    except OSError as error:
-        raise NoteError(f"cannot read {path}: {error.strerror}") from None
-    except Exception as error:            # scipy raises many kinds for a damaged header
-        raise NoteError(f"{path} cannot be used ({error}): fetch it again, or make a WAV file of "
-                        "it (ffmpeg -i FILE NEW.wav, or sox FILE NEW.wav)") from None
     scale = {"u": 256, "i": 2.0 ** (16 - 8 * x.itemsize), "f": 32768 if peak <= 8 else 1}[kind]
     x = x.astype(np.float32).reshape(len(x), -1).mean(axis=1)           # (L,)
     return (x - 128 * (kind == "u")) * np.float32(scale), found         # 8 bits are unsigned
@@ -842,8 +805,7 @@ def _first(file, seconds):
     So a long file costs no memory, and one that was written to a pipe is read to its end."""
     start, form = file.read(12), b""
     if start[:4] not in (b"RIFF", b"RF64") or start[8:] != b"WAVE":
-        kinds = [kind for sign, kind in OTHERS.items() if sign in start[:8]]
-        raise ValueError("it is not a WAV file" + "".join(f", but looks like {k}" for k in kinds))
+        raise ValueError("it is not a WAV file")
     while len(head := file.read(8)) == 8 and head[:4] != b"data":  # chunks: tag, size, bytes
         size = int.from_bytes(head[4:], "little")
         end = file.tell() + size + size % 2
@@ -853,9 +815,8 @@ def _first(file, seconds):
     if len(head) < 8 or len(form) < 16 or there < size < 0x7FFF0000:  # more: written to a pipe
         raise ValueError(f"it is cut short: {max(0, there):,} of {size:,} bytes of sound are there")
     channels, rate, _, frame = struct.unpack("<HIIH", form[2:14])
-    if rate not in RATES or not 1 <= channels <= frame:
-        raise ValueError(f"it states {channels} channels at {rate:,} Hz: expected {RATES[0]:,} to "
-                         f"{RATES[-1]:,} Hz")
+    if not (1000 <= rate <= 384_000 and 1 <= channels <= frame):
+        raise ValueError(f"it has {channels} channels at {rate:,} Hz: expected 1,000 to 384,000 Hz")
     data = file.read(min(size, there, math.ceil(seconds * rate) * frame, 1 << 28) // frame * frame)
     if not data:
         raise ValueError("it holds no sound")
@@ -872,128 +833,100 @@ def write_wav(path, wave, sample_rate):
         raise NoteError(f"cannot write {path}: expected a wave of floats with one axis and neither "
                         f"NaN nor infinity, not {x.dtype} of shape {tuple(x.shape)}")
     samples = (x.double() * 32768).round().clamp(-32768, 32767).numpy().astype(np.int16)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        scipy.io.wavfile.write(beside, sample_rate, samples)
-        os.replace(beside, path)
-    except OSError as error:
-        raise NoteError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        beside.unlink(missing_ok=True)    # still there only if something went wrong
+    with (explained(f"cannot write {path}", "make room there, or name another place"),
+          TemporaryDirectory(".part", dir=path.parent) as beside):      # renamed when it is whole
+        scipy.io.wavfile.write(f"{beside}/part", sample_rate, samples)
+        os.replace(f"{beside}/part", path)
 
 
 def save(notes, folder):
     """Write Notes in NSynth's layout, so that they can be listened to, and loaded again. Refuses a
     folder that holds anything (NoteError). A folder that has an examples.json is complete."""
     folder, examples = Path(folder), {}
-    try:
+    with explained(f"cannot write to {folder}", "make room there, or name another place"):
         if folder.exists() and any(folder.iterdir()):
             raise NoteError(f"{folder} is not empty: name a new folder to write to")
         (folder / "audio").mkdir(parents=True, exist_ok=True)
         for i, name in enumerate(progress_bar(notes.name.tolist(), "notes written")):
             write_wav(folder / "audio" / f"{name}.wav", notes.waves([i])[0], notes.sample_rate)
-            flags = notes.qualities[i].tolist()
-            examples[name] = {
-                "note_str": name, "pitch": int(notes.pitch[i]), "sample_rate": notes.sample_rate,
-                "instrument_family_str": str(notes.family[i]), "instrument_source_str": str(
-                    notes.source[i]), **({} if flags == UNTOLD else {"qualities": flags})}
+            told = (name, str(notes.family[i]), str(notes.source[i]), int(notes.pitch[i]),
+                    notes.sample_rate, notes.qualities[i].tolist())
+            examples[name] = {key: said for key, said in zip(FIELDS, told) if said != UNTOLD}
         (folder / "examples.json").write_text(json.dumps(examples, indent=1), encoding="utf-8")
-    except OSError as error:
-        raise NoteError(f"cannot write to {folder}: {error.strerror}") from None
 
 
 # ---- MIDI files ------------------------------------------------------------------------------
-
-def read_midi(path):
-    """The notes of a standard MIDI file, of format 0 or 1, in order of their ends: a list of
-    (start, end, pitch, velocity, channel), in seconds and as the file counts.
-
-    A note ends when its key is let go and the pedal (controller 64) is up, when its key is struck
-    again, or with the file.
-    """
-    try:
-        with open(path, "rb") as file:
-            division, events = _midi_events(file.read())
-    except OSError as error:
-        raise NoteError(f"cannot read {path}: {error.strerror}") from None
-    except (ValueError, IndexError, struct.error) as error:
-        reason = error if isinstance(error, ValueError) else "it is cut short"
-        raise NoteError(f"{path}: expected a MIDI file, of format 0 or 1 ({reason})") from None
-    strokes, sounding, pedals = [], {}, set()           # sounding: starts and velocities
-    let_go = [set() for _ in range(16)]                 # pitches that a pedal may hold, by channel
-    seconds, last, tempo = 0.0, 0, 500_000              # microseconds a quarter note
-
-    def end(channel, pitch):
-        let_go[channel].discard(pitch)
-        if (channel, pitch) in sounding:
-            start, velocity = sounding.pop((channel, pitch))
-            strokes.append((start, seconds, pitch, velocity, channel))
-
-    for tick, status, data in sorted(events, key=lambda event: event[0]):
-        seconds += (tick - last) * tempo / 1e6 / division
-        last, kind, channel = tick, status & 0xF0, status & 0x0F
-        if status == META:                # of which there is only tempo
-            tempo = int.from_bytes(data, "big")
-        elif kind == NOTE_ON and data[1]:
-            end(channel, data[0])
-            sounding[channel, data[0]] = seconds, data[1]
-        elif kind in (NOTE_ON, NOTE_OFF):
-            let_go[channel].add(data[0])
-        elif kind == CONTROL and data[0] == 64:
-            (pedals.add if data[1] >= 64 else pedals.discard)(channel)
-        while let_go[channel] and channel not in pedals:
-            end(channel, min(let_go[channel]))
-    for channel, pitch in list(sounding):
-        end(channel, pitch)
-    return strokes
-
 
 NOTE_OFF, NOTE_ON, CONTROL, META = 0x80, 0x90, 0xB0, 0xFF
 TEMPO = 0x51                              # a kind of META
 
 
+def read_midi(path):
+    """The notes of a standard MIDI file, of format 0 or 1, in order of their ends: a list of
+    (start, end, pitch, velocity, channel), in seconds and as the file counts. A note ends when its
+    key is let go and the pedal (controller 64) is up, when its key is struck again, or with the
+    file. NoteError for what is no such file, or damaged."""
+    with explained(f"cannot read {path}", "expected a MIDI file, of format 0 or 1", Exception):
+        division, events = _midi_events(Path(path).read_bytes())
+    strokes, pedals = [], set()           # a key: (channel, pitch)
+    sounding, let_go = {}, set()          # keys' starts and velocities; those a pedal may hold
+    seconds, last, tempo = 0.0, 0, 500_000              # microseconds a quarter note
+
+    def end(key):
+        let_go.discard(key)
+        if key in sounding:
+            start, velocity = sounding.pop(key)
+            strokes.append((start, seconds, key[1], velocity, key[0]))
+
+    for tick, status, data in sorted(events, key=lambda event: event[0]):
+        seconds += (tick - last) * tempo / 1e6 / division
+        last, kind, key = tick, status & 0xF0, (status & 0x0F, *data[:1])
+        if status == META:                # of which there is only tempo
+            tempo = int.from_bytes(data, "big")
+        elif kind == NOTE_ON and data[1]:
+            end(key)
+            sounding[key] = seconds, data[1]
+        elif kind in (NOTE_ON, NOTE_OFF):
+            let_go.add(key)
+        elif kind == CONTROL and data[0] == 64:
+            (pedals.add if data[1] >= 64 else pedals.discard)(key[0])
+        for key in sorted(key for key in let_go if key[0] not in pedals):
+            end(key)
+    for key in list(sounding):
+        end(key)
+    return strokes
+
+
 def _midi_events(file):
     """A MIDI file's bytes -> its ticks a quarter note, and (tick, status, data) of each message to
     a channel and each tempo, track by track."""
+    whole, file = len(file), file + bytes(14)           # which no header or message reaches beyond
     tag, size, form, tracks, division = struct.unpack_from(">4sIHHH", file)
     if tag != b"MThd" or form > 1 or not 0 < division < 0x8000:
-        raise ValueError("it is none" if tag != b"MThd" else f"it is of format {form}" if form > 1
-                         else "it counts frames of film, not ticks of a quarter note")
-    at, events = 8 + size, []
-
-    def number():                         # seven bits a byte; the last is below 128
-        nonlocal at
-        value = 0
-        for byte in file[at:at + 4]:
-            at, value = at + 1, value << 7 | byte & 0x7F
-            if byte < 0x80:
-                return value
-        raise ValueError("a number in it has no end")
-
-    while tracks:
-        tag, size = struct.unpack_from(">4sI", file, at)
-        at, tick, running = at + 8, 0, 0
-        end = at + size
-        if len(file) < end:
-            raise ValueError(f"it is cut short, by {end - len(file):,} bytes or more")
+        raise ValueError("it is none, of another format, or counts frames of film")
+    end, events = 8 + size, []
+    while tracks and end <= whole:
+        tag, size = struct.unpack_from(">4sI", file, end)
+        at, end, tick, running = end + 8, end + 8 + size, 0, 0
         tracks -= tag == b"MTrk"          # there may be others
-        while tag == b"MTrk" and at < end:
-            tick += number()
+        while tag == b"MTrk" and at < end <= whole:
+            ticks, at = _varints(file, at, 1, -1)
             status, at = (file[at], at + 1) if file[at] >= 0x80 else (running, at)
             if 0x80 <= status < 0xF0:
                 running, kind, length = status, None, 1 if status & 0xE0 == 0xC0 else 2
             elif status in (0xF0, 0xF7, META):          # SysEx, and what is no message
                 kind, at = (file[at], at + 1) if status == META else (0, at)
-                length = number()
+                length, at = _varints(file, at, 1, -1)
             else:
                 raise ValueError(f"a message has the status {status}")
-            data, at = file[at:at + length], at + length
+            tick, data, at = tick + ticks, file[at:at + length], at + length
             if at > end or kind is None and max(data) > 127 or kind == TEMPO and length != 3:
                 raise ValueError("a message in it is damaged")
             if kind in (None, TEMPO):
                 events.append((tick, status, data))
         events.append((tick, 0, b""))     # notes may last until its end
-        at = end
+    if end > whole:
+        raise ValueError(f"it is cut short, by {end - whole:,} bytes or more")
     return division, events
 
 
@@ -1035,15 +968,13 @@ HOLD = 0.75                       # of a note's length, as NSynth: held for 3 s 
 def _read_orchestra(wish):
     """An Entry for each note of the orchestra in the range of pitches, at two velocities."""
     low, high = wish.pitch_range
-    hertz = {pitch: 440 * 2 ** ((pitch - 69) / 12) for pitch in range(low, high + 1)}
-    if hertz[high] > 0.4 * wish.sample_rate:
-        raise NoteError(f"pitch {high} is {hertz[high]:.0f} Hz, too high for the orchestra at "
-                        f"{wish.sample_rate} Hz: ask for lower pitches or a higher sample rate")
-    for timbre, (pitch, f0), (velocity, force) in product(
-            TIMBRES, hertz.items(), VELOCITIES.items()):
+    if 440 * 2 ** ((high - 69) / 12) > 0.4 * wish.sample_rate:
+        raise NoteError(f"pitch {high} is too high for the orchestra at {wish.sample_rate} Hz: ask "
+                        "for lower pitches or a higher sample rate")
+    for timbre, pitch, velocity in product(TIMBRES, range(low, high + 1), VELOCITIES):
         name = f"{timbre}-{pitch:03}-{velocity:03}"
-        yield Entry(name, pitch, timbre.split("_")[0], "acoustic", "", UNTOLD, name,
-                    partial(_play, name, f0, force, wish))
+        yield Entry(name, pitch, timbre.split("_")[0], "acoustic", "", UNTOLD, name, partial(
+            _play, name, 440 * 2 ** ((pitch - 69) / 12), VELOCITIES[velocity], wish))
 
 
 def _play(name, f0, force, wish, seconds):
@@ -1098,8 +1029,7 @@ def span(text):
 
 def names(text):
     """ "acoustic,electronic" -> a tuple of them, "all" -> none: a type for argparse."""
-    words = [word.strip() for word in text.split(",")]
-    return tuple(word for word in words if word not in ("", "all"))
+    return tuple(word for word in map(str.strip, text.split(",")) if word not in ("", "all"))
 
 
 def main(argv=None):
