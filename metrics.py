@@ -54,7 +54,7 @@ import spectral
 QUARTER_TONE = 50                         # cents
 
 
-class MetricError(ValueError):
+class MetricError(sample.SampleError):
     """Notes, a classifier or answers that cannot be measured with: why, and what to do about it."""
 
 
@@ -338,10 +338,8 @@ def find_classifier(setting, notes, args):
     names = sorted(zip(notes.name.tolist(), notes.pitch.tolist()))
     mark = zlib.crc32(f"{setting[1:5]} {names}".encode())           # tells training sets apart
     name = re.sub(r"[^\w.-]", "_", Path(setting.data).resolve().name)
-    path = args.classifier or Path("classifiers") / (
-        f"{name}-{setting.sample_rate}Hz-{setting.length}-pitch-{setting.pitch_low}-"
-        f"{setting.pitch_high}-width-{args.width}-{mark:08x}.pt")
-    if not args.classifier and (args.train_classifier or not path.exists()):
+    path = args.classifier or Path("classifiers", f"{name}-{mark:08x}-width-{args.width}.pt")
+    if args.train_classifier or not (args.classifier or path.exists()):
         path.parent.mkdir(exist_ok=True)
         print(f"training a classifier for {setting}, on {len(notes):,} notes of {setting.data}, to "
               f"be kept in {path}", file=sys.stderr, flush=True)
@@ -408,17 +406,12 @@ class Run(NamedTuple):
     pitch: np.ndarray                     # (N,) MIDI, as asked for
     waves: Callable                       # a slice of them -> (n, L) float32
     paper: str = ""                       # its row in the paper's tables
-    files: bool = False                   # whether rate and pitch are what files and names claim
 
-
-def batches(run):
-    """Yield (a slice, waves (n, L)) of a run, 16 notes at a time, with a bar on stderr."""
-    for i in nsynth.progress_bar(range(0, len(run.pitch), 16), f"notes ({run.name})", each=16):
-        waves = run.waves(slice(i, i + 16))
-        if not waves.isfinite().all():
-            raise MetricError(f"{run.name}: makes NaN or infinity, so its training went astray: "
-                              "use an earlier checkpoint")
-        yield slice(i, i + 16), waves
+    def batches(self):
+        """Yield (a slice, waves (n, L)), 16 notes at a time, with a bar on stderr."""
+        places = range(0, len(self.pitch), 16)
+        for i in nsynth.progress_bar(places, f"notes ({self.name})", each=16):
+            yield slice(i, i + 16), self.waves(slice(i, i + 16))
 
 
 def real_run(name, notes, indices, paper=""):
@@ -427,21 +420,12 @@ def real_run(name, notes, indices, paper=""):
 
 def checkpoint_run(path, args):
     """Fresh notes of a checkpoint, at pitches as often as trained -> its setting, its run."""
-    file = gansynth.find_checkpoint(path)
-    G, contents = gansynth.load_generator(file, args.device, nsynth.read_bundle)
-    config, low = contents["config"], contents["pitch_low"]
+    player = sample.Player(path, args)
+    config = player.contents["config"]
     setting = Setting(args.data or config["data"], *(config[name] for name in Setting._fields[1:]))
-    spectrum = spectral.restore(contents["spectrum"], args.mel_inverse)
-    if args.mel_inverse and spectrum.rep != "if-mel":
-        raise MetricError(f"{file}: has no mel scale, but {spectrum.rep}: leave --mel-inverse out")
-    z, pitch = sample.draw(setting.count(args.samples), G.arch.latent, contents["counts"].cpu(),
-                           low, args.seed)
-    random = torch.Generator().manual_seed(args.seed)               # a WaveNet draws its samples
-    return setting, Run(
-        f"{path}, {contents['images']:,} examples", np.array(pitch),
-        lambda some: gansynth.synthesise(G, spectrum, z[some], torch.tensor(pitch[some]) - low,
-                                         contents["progress"], generator=random),
-        paper_name(config))
+    z, pitch = player.draw(setting.count(args.samples))
+    return setting, Run(f"{path}, {player.contents['images']:,} examples", np.array(pitch),
+                        lambda some: player.few(z[some], pitch[some]), paper_name(config))
 
 
 def folder_run(folder, setting, args):
@@ -462,8 +446,7 @@ def folder_run(folder, setting, args):
     wish = nsynth.Wish(setting.length, setting.sample_rate)
     return Run(name, np.array([nsynth.pitch_of(file.stem) for file in files]),
                lambda some: torch.from_numpy(np.stack(
-                   [wish.fit(*nsynth.read_sound(file)) for file in files[some]])) / 32768,
-               files=True)
+                   [wish.fit(*nsynth.read_sound(file)) for file in files[some]])) / 32768)
 
 
 def controls(train, held_out, length, count, seed):
@@ -489,7 +472,7 @@ def hear(run, classifier, rate, device, alone=True):
     few, columns, pictures = np.zeros(len(run.pitch), bool), [], None
     for pitch in np.unique(run.pitch):
         few[np.flatnonzero(run.pitch == pitch)[:VARIETY_NOTES]] = alone
-    for some, waves in batches(run):
+    for some, waves in run.batches():
         spectrogram = log_spectrogram(waves.to(device), rate)                   # (n, 1, F, T)
         features, logits = classifier(spectrogram)
         pool = max(1, spectrogram[0].numel() // NDB_SIZE)           # along time: pitch stays sharp
@@ -545,11 +528,11 @@ def remarks(run, heard, values, reference):
     if not sounding.all():
         yield f"{(~sounding).sum():,} notes are silent, and count all the same"
     off = heard.off[sounding & (np.abs(heard.off) < 12_000)]        # those with a fundamental
-    shift = np.median(off) if run.files and len(off) >= 10 else 0
+    shift = np.median(off) if len(off) >= 10 else 0
     if abs(shift) > 2 * QUARTER_TONE and np.mean(np.abs(off - shift) <= QUARTER_TONE) > 0.75:
-        yield (f"they sound {shift / 100:+.1f} semitones beside the pitches in their names: named "
-               f"by other octaves (C4 is 60), or of {2 ** (-shift / 1200):.2f} times the rate that "
-               "the files claim?")
+        yield (f"they sound {shift / 100:+.1f} semitones beside their pitches: if they are files, "
+               "named by other octaves (C4 is 60), or of "
+               f"{2 ** (-shift / 1200):.2f} times the rate that they claim?")
 
 
 # ---- The table, and its page ----------------------------------------------------------------
@@ -591,43 +574,39 @@ def table_texts(rows):
     """The rows of a table (see `measure`) as texts, a heading first; the paper's beneath ours."""
     pairs = [pair for entry in rows for pair in (
         (entry["name"], entry["values"]),
-        (f"  paper: {entry['paper']}", PAPER.get(entry["paper"]))) if pair[1]]
+        (f"paper: {entry['paper']}", PAPER.get(entry["paper"]))) if pair[1]]
     return [["", *COLUMNS]] + [
         [name] + ["-" if values.get(column) is None else form.format(values[column])
                   for column, form in COLUMNS.items()] for name, values in pairs]
 
 
-def aligned(texts):
-    """Rows of texts as lines: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*texts)]
-    return [first.ljust(widths[0]) + "".join(f"  {cell:>{width}}" for cell, width in
-                                             zip(cells, widths[1:])) for first, *cells in texts]
-
-
 def markdown(texts):
-    """The same as a table of Markdown."""
-    lines = ["| " + " | ".join(cell.strip().replace("|", "\\|") for cell in cells) + " |"
-             for cells in texts]
-    return [lines[0], "| --- " + "| ---: " * len(COLUMNS) + "|", *lines[1:]]
+    """Rows of texts, a heading first -> the lines of a table of Markdown, whose columns are aligned
+    for the eye: the first to the left, the others to the right."""
+    texts = [[cell.replace("|", "\\|") for cell in row] for row in texts]
+    widths = [max(3, *map(len, column)) for column in zip(*texts)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [[first.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]
+             for first, *cells in (texts[0], rule, *texts[1:])]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 def print_table(setting, runs, args):
     """Measure real notes and runs; print the table, and write a folder with a page of it."""
-    out = sample.out_folder(args.out, Path("runs"), "metrics")
-    with sample.whole_folder(out) as part:              # fails now, or after minutes of work
+    with sample.new_folder(args.out, Path("runs"), "metrics") as (part, out):
         table, figures = measure(setting, runs, args, part)
         texts = table_texts(table["rows"])
-        rows = [f"<tr{' class=soft' * cells[0].startswith('  paper')}><td>"
+        rows = [f"<tr{' class=soft' * cells[0].startswith('paper: ')}><td>"
                 + "<td>".join(map(html.escape, cells)) for cells in texts]
-        page = PAGE.format(title=html.escape(table["title"]), rows="\n".join(rows), cells=CELLS,
-                           remarks="<br>".join(map(html.escape, table["remarks"])),
-                           figures="".join(figures))
         (part / "table.json").write_text(json.dumps(table, indent=1), "utf-8")
-        (part / "index.html").write_text(sample.page("Measures", page, PAGE_STYLE), "utf-8",
-                                         "replace")
-    lines = (markdown if args.markdown else aligned)(texts)
-    print(json.dumps(table, indent=1) if args.json else
-          "\n".join(["", table["title"], "", *lines, "", *table["remarks"]]))
+        sample.write_page(part, "Measures", PAGE.format(
+            title=html.escape(table["title"]), rows="\n".join(rows), cells=CELLS,
+            remarks="<br>".join(map(html.escape, table["remarks"])), figures="".join(figures)),
+            PAGE_STYLE)
+    lines = markdown(texts)
+    if not args.markdown:
+        lines = ["", table["title"], "", *lines, "", *table["remarks"]]
+    print(json.dumps(table, indent=1) if args.json else "\n".join(lines))
     print(f"\nlook at {out / 'index.html'}", file=sys.stderr)
 
 
@@ -703,15 +682,16 @@ streak of one colour); and NDB's {cells} cells, the fullest first, with the shar
 """
 
 FIGURE = """\
-<figure><figcaption>{name} <audio src="{file}.wav" controls preload="none" onplay="
-document.querySelectorAll('audio').forEach(audio => audio === this || audio.pause())"></audio>
-</figcaption><img src="{file}.png" alt="">{ndb}</figure>
+<figure><figcaption>{name} <audio src="{file}.wav" controls preload="none"></audio></figcaption>
+<img src="{file}.png" alt="">{ndb}</figure>
 """
 
 PAGE_STYLE = """\
-td { padding: .2rem .4rem; font-size: .85rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 tr:first-child { font-weight: bold; }
-td:first-child { min-width: 9rem; white-space: normal; overflow-wrap: anywhere; }
+td { padding: .2rem .4rem; text-align: right; border-bottom: 1px solid var(--line); }
+td:first-child { min-width: 9rem; padding-left: 0; text-align: left; overflow-wrap: anywhere; }
 figure { display: flex; flex-wrap: wrap; gap: 1rem; align-items: end; }
 figcaption { width: 100%; }
 audio { width: 16rem; max-width: 100%; height: 2rem; vertical-align: middle; }
@@ -734,14 +714,10 @@ def parse(argv):
     add("--pack", default="", metavar="DIR", help="where to pack them (default: beside them)")
     add("--samples", type=at_least(2), metavar="N",
         help="notes a row (default: 12,800 of 4 s, the paper's; 1,000 of shorter ones)")
-    add("--seed", type=at_least(0), default=1, help="of latents and choices (default 1)")
-    add("--mel-inverse", choices=spectral.MEL_INVERSES, help="for if-mel (default: the run's own)")
-    add("--device", type=sample.device, default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     add("--controls", action="store_true", help="add rows of three deliberate failures")
-    add("--markdown", action="store_true", help="print Markdown")
+    add("--markdown", action="store_true", help="print the table alone")
     add("--json", action="store_true", help="print JSON")
-    add("--out", type=Path, metavar="DIR", help="new, for the page (default: runs/metrics-0001)")
+    sample.common_flags(parser, 1, "runs/metrics-0001, ...")
 
     add = parser.add_argument_group("what notes are like, where no run says it").add_argument
     add("--length", type=at_least(1000), metavar="N", help="samples (default 64,000)")
@@ -793,16 +769,9 @@ def gather(args):
 
 
 def main(argv=None):
-    args = parse(argv)
-    try:
+    with sample.one_sentence("metrics.py"):
+        args = parse(argv)
         print_table(*gather(args), args)
-    except (MetricError, sample.SampleError, gansynth.CheckpointError,
-            nsynth.NoteError, spectral.SpectrumError, OSError) as error:
-        sys.exit(f"metrics.py: {error}")
-    except KeyboardInterrupt:
-        print("metrics.py: stopped before it was done; classifiers trained before are kept",
-              file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -3613,7 +3613,7 @@ def test_a_recordings_pitch_is_heard_or_asked_for(tmp_path, monkeypatch):
     noise = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, 4000))
     for sound, words in ((noise, "to have no pitch"), (noise[:900] * 0 + 0.1, "to have no pitch"),
                          (noise * 0, "silent"), (noise[:30], "lasts 0.0037 s: expected at least"),
-                         (torch.from_numpy(harmonic_note(hertz(72))), "pitch 72 was never trained")):
+                         (torch.from_numpy(harmonic_note(hertz(72))), "pitch 72 was never")):
         nsynth.write_wav(recording, sound, 8000)
         assert words in refusal(sample, checkpoint, "--like", recording, "--out", tmp_path / "x")
     nsynth.write_wav(recording, noise, 8000)
@@ -4003,7 +4003,7 @@ def test_one_command_one_table(classified, tmp_path, monkeypatch, capsys):
     assert page.count("<svg") == 5        # of 60 notes, not of 40
     metrics.main([*map(str, argv), "--markdown", "--device", "cpu", "--out", str(tmp_path / "b")])
     assert json.loads((tmp_path / "b" / "table.json").read_text()) == table     # the same seed
-    *_, real, paper = capsys.readouterr().out.splitlines()[:7]
+    _, _, real, paper, *_ = re.sub(" +", " ", capsys.readouterr().out).splitlines()
     assert real.startswith(f"| real: held out of orchestra | {len(held_out)} |")
     assert f"| {truth['PA']:.1%} |" in real and paper.startswith("| paper: Real data | 12,800 |")
 
@@ -4079,7 +4079,7 @@ def test_what_is_odd_about_wavs_is_told(classified, tmp_path, monkeypatch, capsy
         name, f"{slow}, from 2,400 samples at 10,079 Hz"]
     remarks = "\n".join(table["remarks"])
     assert f"1 notes are silent, and count all the same ({name})" in remarks
-    assert "sound +12.0 semitones beside the pitches in their names" in remarks
+    assert "sound +12.0 semitones beside their pitches" in remarks
     assert "sound +4.0 semitones" in remarks and "of 0.79 times the rate" in remarks
 
 
@@ -4174,7 +4174,7 @@ def test_wins_ties_and_losses_are_counted_from_both_sides(tmp_path):
         ("x", "y"): [3, 0, 1], ("x", "z"): [0, 1, 1], ("y", "z"): [2, 1, 1]}
     assert pairs["x", "y"][3:] == pytest.approx([10 / 16, 1])       # 3 of 4 or further from 2
     text = listening_test.format_scores(*found)
-    assert re.search(r"^x +6 +3 +50\.0% +1 +16\.7% +2 +33\.3%$", text, re.M)
+    assert re.search(r"^\| x +\| +6 \| +3 +50\.0% \| +1 +16\.7% \| +2 +33\.3% \|$", text, re.M)
     assert "2 raters, 10 ratings" in text and "needs 7 such ratings" in text    # 3 x 2^-6 < 0.05
     neutral = listening_test.score_test([answers_file(tmp_path / "1", [("x", "y", 3)] * 8)])
     assert neutral[2]["x", "y"] == [0, 8, 0, 1, 1]
