@@ -648,8 +648,8 @@ def figure(file, name, heard, cells, rate):
     first = np.unique(pitch, return_index=True)[1]
     few = heard.waves[first[np.linspace(0, len(first) - 1, 4).astype(int)]]
     nsynth.write_wav(f"{file}.wav", torch.from_numpy(few.ravel() / max(1, np.abs(few).max())), rate)
-    return FIGURE.format(name=html.escape(name), file=file.name,
-                         ndb=ndb_picture(cells) if cells else "")
+    return sample.FIGURE.format(name=html.escape(name), picture=f"{file.name}.png", sound=f"{file.name}.wav",
+                         more=ndb_picture(cells) if cells else "")
 
 
 def ndb_picture(cells):
@@ -679,11 +679,6 @@ streak of one colour); and NDB's {cells} cells, the fullest first, with the shar
 <b class="real">training notes</b> beside that of the run, <b class="alike">alike</b> or
 <b class="differs">further apart than by chance</b>.</p>
 {figures}
-"""
-
-FIGURE = """\
-<figure><figcaption>{name} <audio src="{file}.wav" controls preload="none"></audio></figcaption>
-<img src="{file}.png" alt="">{ndb}</figure>
 """
 
 PAGE_STYLE = """\

@@ -196,15 +196,15 @@ def notes(args, player):
     if args.scale:
         pitch = args.pitch or range(player.low, player.high + 1)
         return player.grid("A page to play on", z[:args.count], pitch)
-    title, pitch = "Notes, each of its own timbre", args.pitch or pitch
     if args.interpolate:
         if len(z) < 2:
             raise SampleError("--interpolate needs 2 timbres: name two, as by --timbre t00,t01")
-        title, pitch = "From one timbre to another", args.pitch or [player.three[1]]
-        z = slerp(z[0], z[1], args.count or 9)
+        z, pitch = slerp(z[0], z[1], args.count or 9), args.pitch or [player.three[1]]
+        return player.grid("From one timbre to another", z, pitch)
+    pitch = args.pitch or pitch
     many = args.count or max(len(z), len(pitch))
     z, pitch = z[torch.arange(many) % len(z)], [pitch[i % len(pitch)] for i in range(many)]
-    return Result(title, z, pitch, player.play(z, pitch), [""] * many)
+    return Result("Notes", z, pitch, player.play(z, pitch), [""] * many)
 
 
 def sample(args):
@@ -233,9 +233,7 @@ def save(args):
     """Write a checkpoint, which may be Magenta's, to a file of ours."""
     if args.save.exists() or not args.save.parent.is_dir():
         raise SampleError(f"{args.save} is there already, or its folder is not: name a new file")
-    path = gansynth.find_checkpoint(args.checkpoint)
-    _, contents = gansynth.load_generator(path, read_bundle=nsynth.read_bundle)
-    gansynth.save_checkpoint(args.save, contents)
+    gansynth.save_checkpoint(args.save, Player(args.checkpoint, args).contents)
     print(f"{args.save}: python sample.py plays it, python train.py --init starts from it")
 
 
@@ -466,46 +464,23 @@ body { margin: 0 auto; max-width: 80rem; padding: clamp(1rem, 4vw, 3rem); backgr
   color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
 h1 { margin: 0 0 .3em; font-size: clamp(1.5rem, 5vw, 2.2rem); line-height: 1.2; }
 p { max-width: 44rem; margin: .5em 0; }
-.soft, small, figcaption { color: var(--soft); font-size: .85rem; }
+.soft, figcaption { color: var(--soft); font-size: .85rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: 1rem; }
 figure { margin: 1rem 0; }
-img { max-width: 100%; }
+img, audio { max-width: 100%; }
 button { padding: .4rem 1rem; font: inherit; color: inherit; background: var(--card);
   border: 1px solid var(--line); border-radius: .6rem; cursor: pointer; }
-[aria-pressed=true] { border-color: var(--accent); box-shadow: 0 0 0 2px var(--accent); }
 :focus-visible { outline: 3px solid var(--ink); outline-offset: 2px; }
 """
 
-
-PAGE_NOTES = 64                           # shown at most, but of --scale
-PAGE_TIMBRES = 12                         # of --scale
-PAGE_BYTES = 9_500_000                    # of sounds inside that of --scale: 13 MB as text
+FIGURE = """\
+<figure><figcaption>{name}</figcaption>
+<img alt="" src="{picture}"><audio src="{sound}" controls preload="none"></audio>{more}</figure>
+"""
 
 
 def write_notes_page(folder, names, result, args, player):
-    """A page of the notes of these names in `folder`, with sounds and pictures inside it; of a
-    keyboard only the sounds, of every n-th pitch where all would be too much."""
-    def data(kind, name):
-        return f"data:{kind};base64,{base64.b64encode((folder / name).read_bytes()).decode()}"
-
-    timbres = list(dict.fromkeys(result.timbre))
-    of_each, most, every = len(names) // len(timbres), PAGE_NOTES, 1
-    if args.scale:
-        most = of_each * PAGE_TIMBRES
-        size = (folder / f"{names[0]}.wav").stat().st_size * len(names[:most])
-        every = math.ceil(size / PAGE_BYTES)
-    cards = []
-    for i, (name, p, timbre) in enumerate(zip(names[:most], result.pitch, result.timbre)):
-        sound = "" if i % of_each % every else data("audio/wav", f"{name}.wav")
-        picture = f"{name}.png" if args.scale else data("image/png", f"{name}.png")
-        place = f"grid-area: {11 - p // 12} / {p % 12 + 1}" if args.scale else ""
-        cards.append(f"""\
-<button class="card" aria-pressed="false" data-pitch="{p}" data-timbre="{timbre}" style="{place}"
-data-wav="{sound}"><img alt="" loading="lazy" src="{picture}"><b>{note_name(p)}</b>
-<small>{name}</small></button>
-""")
-    figures = [f"""\
-<figure><figcaption>{name}</figcaption><img alt="" src="{name}.png">
-<audio controls src="{name}.wav"></audio></figure>""" for name in result.more]
+    """A page of the notes of these names in `folder`: to listen to, or with --scale to play on."""
     contents, seconds = player.contents, player.spectrum.length / player.rate
     facts = [*result.facts, f"{player.path.resolve().parent.name}/{player.path.name}",
              contents["model"], f"{contents['images']:,} examples trained",
@@ -513,52 +488,76 @@ data-wav="{sound}"><img alt="" loading="lazy" src="{picture}"><b>{note_name(p)}<
              f"{seconds:g} s at {player.rate:,} Hz",
              f"from {args.latents.name}" if args.latents else
              "timbres chosen before" if args.timbre else f"seed {args.seed}"]
-    if most < len(names):
-        facts.append(f"the first {most} of {len(names):,} notes")
-    if every > 1:
-        facts.append(f"one note in {every} is inside this page, and lent to those between")
-    options = "".join(f"<option>{timbre}</option>" for timbre in timbres[:PAGE_TIMBRES])
+    body, more = (keyboard if args.scale else figures)(folder, names, result, player.rate)
     write_page(folder, result.title, f"""\
 <h1>{html.escape(result.title)}</h1>
-<p class="soft">{html.escape(" · ".join(facts))}</p>
-<div class="more">{"".join(figures)}</div>
-<p>Click a note to hear it. The pictures are rainbowgrams: time runs to the right and pitch upwards,
-bright is loud, and a steady overtone is a streak of one colour.</p>
-<p{" hidden" * args.scale}><label><input type="checkbox" id="onward"> After a note, play the next
-</label></p>
-<p{" hidden" * (not args.scale)}>Or play A W S E D F ... as a piano; Z and X move an octave.
+<p class="soft">{html.escape(" · ".join(facts + more))}</p>
+<p>The pictures are rainbowgrams: time runs to the right and pitch upwards, bright is loud, and a
+steady overtone is a streak of one colour.</p>
+{body}""", KEYBOARD_STYLE, KEYBOARD_SCRIPT if args.scale else "")
+
+
+def inside(file, kind):
+    """A file as part of a page."""
+    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+PAGE_NOTES = 64                           # heard on a page at most, if it is no keyboard
+
+
+def figures(folder, names, result, rate):
+    """Notes and their pictures, inside the page; other sounds are files beside it.  -> HTML, and
+    facts about it, a list."""
+    sounds = [(name, f"{name}.png", f"{name}.wav") for name in result.more]
+    sounds += [(name, inside(folder / f"{name}.png", "image/png"),
+                inside(folder / f"{name}.wav", "audio/wav")) for name in names[:PAGE_NOTES]]
+    body = "".join(FIGURE.format(name=name, picture=picture, sound=sound, more="")
+                   for name, picture, sound in sounds)
+    few = [f"the first {PAGE_NOTES} of {len(names):,} notes"] * (len(names) > PAGE_NOTES)
+    return f'<div class="figures">{body}</div>', few
+
+
+PAGE_TIMBRES = 12                         # that a keyboard plays at most
+PAGE_BYTES = 9_500_000                    # of sounds inside its page: 13 MB as text
+
+
+def keyboard(folder, names, result, rate):
+    """The same for timbres over all pitches: with all sounds inside the page or, where that would
+    be too much, those of every n-th pitch."""
+    timbres = list(dict.fromkeys(result.timbre))
+    of_each = len(names) // len(timbres)
+    names = names[:of_each * PAGE_TIMBRES]
+    every = math.ceil((folder / f"{names[0]}.wav").stat().st_size * len(names) / PAGE_BYTES)
+    cards = []
+    for i, (name, p, timbre) in enumerate(zip(names, result.pitch, result.timbre)):
+        sound = "" if i % of_each % every else inside(folder / f"{name}.wav", "audio/wav")
+        cards.append(f"""\
+<button class="card" aria-pressed="false" data-pitch="{p}" data-timbre="{timbre}" \
+style="grid-area: {11 - p // 12} / {p % 12 + 1}"
+data-wav="{sound}"><img alt="" loading="lazy" src="{name}.png">{note_name(p)}</button>
+""")
+    options = "".join(f"<option>{timbre}</option>" for timbre in timbres[:PAGE_TIMBRES])
+    return f"""\
+<p>Play them by pointer, or A W S E D F ... as a piano; Z and X move an octave.
 <label>Timbre <select id="timbre">{options}</select></label>
 <button id="midi">Use a MIDI keyboard</button></p>
-<main class="{"keyboard" * args.scale}" data-rate="{player.rate}" style="--seconds: {seconds:g}s">
+<main data-rate="{rate}">
 {"".join(cards)}</main>
-""", NOTES_STYLE, NOTES_SCRIPT)
+""", [f"one note in {every} is inside this page, and lent to those between"] * (every > 1)
 
 
-NOTES_STYLE = """\
-.more { display: flex; flex-wrap: wrap; gap: 1rem; }
-figure { flex: 1 1 18rem; }
-figure img { width: 100%; height: 10rem; background: #000; }
-audio { width: 100%; }
-main { --high: 8rem; display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
-.card { position: relative; display: flex; flex-direction: column; padding: 0 0 .5rem;
-  overflow: hidden; text-align: left; }
-.card img { width: 100%; height: var(--high); margin-bottom: .4rem; background: #000; }
-.card :is(b, small) { display: block; padding: 0 .7rem; }
-.card[aria-pressed=true]::after { content: ""; position: absolute; top: 0; width: 2px;
-  height: var(--high); background: #fff; animation: play var(--seconds) linear; }
-@keyframes play { from { left: 0; } to { left: 100%; } }
-.keyboard { --high: 4rem; gap: 2px; grid-template-columns: repeat(12, 1fr); touch-action: none;
+KEYBOARD_STYLE = """\
+main { display: grid; grid-template-columns: repeat(12, 1fr); gap: 2px; touch-action: none;
   user-select: none; }
-.keyboard b { padding: 0; font-size: clamp(.6rem, 2vw, 1rem); text-align: center; }
-.keyboard small { display: none; }
+.card { padding: 0 0 .5rem; overflow: hidden; font-size: clamp(.6rem, 2vw, 1rem); }
+.card img { display: block; width: 100%; height: 4rem; margin-bottom: .4rem; background: #000; }
+.card[aria-pressed=true] { border-color: var(--accent); box-shadow: 0 0 0 2px var(--accent); }
 """
 
-NOTES_SCRIPT = """\
-const main = document.querySelector("main"), keyboard = main.classList.contains("keyboard");
-const cards = [...document.querySelectorAll(".card")], voices = new Map();
-const [onward, timbre, midi] = ["onward", "timbre", "midi"].map(id => document.getElementById(id));
-const level = keyboard ? 0.3 : 1;         // several notes at once are not to clip
+KEYBOARD_SCRIPT = """\
+const main = document.querySelector("main"), voices = new Map();
+const cards = [...document.querySelectorAll(".card")];
+const [timbre, midi] = ["timbre", "midi"].map(id => document.getElementById(id));
 let context;                              // begins with the first touch, as browsers ask
 
 function bufferOf(card) {                 // a WAV file of 16 bits, behind its head of 44 bytes
@@ -569,7 +568,7 @@ function bufferOf(card) {                 // a WAV file of 16 bits, behind its h
   return buffer;
 }
 
-function begin(by, card, loudness = level) {            // by: a pointer, a key, a MIDI note
+function begin(by, card, loudness = 0.3) {              // by: a pointer, a key, a MIDI note
   end(by);
   if (!card) return;
   context ??= new AudioContext({sampleRate: main.dataset.rate});
@@ -583,16 +582,12 @@ function begin(by, card, loudness = level) {            // by: a pointer, a key,
   source.connect(gain).connect(context.destination);
   gain.gain.setTargetAtTime(loudness, context.currentTime, 0.002);
   source.start();
-  source.onended = () => {
-    if (voices.get(by)?.source !== source) return;      // it was let go before
-    end(by);
-    if (onward.checked) begin(by, cards[cards.indexOf(card) + 1]);
-  };
+  source.onended = () => voices.get(by)?.source === source && end(by);
   voices.set(by, {card, source, gain});
   card.setAttribute("aria-pressed", true);
 }
 
-function end(by) {                    // it fades in some 0.3 s
+function end(by) {                        // it fades in some 0.3 s
   if (!voices.has(by)) return;
   const {card, source, gain} = voices.get(by);
   gain.gain.setTargetAtTime(0, context.currentTime, 0.06);
@@ -601,44 +596,43 @@ function end(by) {                    // it fades in some 0.3 s
   card.setAttribute("aria-pressed", false);
 }
 
-cards.forEach(card => card.onclick = event => {
-  if (keyboard && event.detail) return;   // a pointer has played it; Enter and Space have not
-  voices.get("click")?.card === card ? end("click") : begin("click", card);
+const keys = [..."awsedftgyhujkolp"], octaves = [...new Set(cards.map(
+  card => Math.floor(card.dataset.pitch / 12)))].sort((a, b) => a - b);
+const cardAt = pitch => cards.find(card => card.dataset.pitch == pitch && !card.hidden);
+let on = octaves.length >> 1;             // of those that hold notes: Z and X find no others
+document.onkeydown = event => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  const key = event.key.toLowerCase(), place = keys.indexOf(key);
+  if (key === "z") on = Math.max(on - 1, 0);
+  if (key === "x") on = Math.min(on + 1, octaves.length - 1);
+  if (place >= 0) begin(key, cardAt(12 * octaves[on] + place));
+};
+document.onkeyup = event => end(event.key.toLowerCase());
+cards.forEach(card => {
+  card.onpointerdown = event => begin(event.pointerId, card);
+  card.onclick = event => {               // by Enter or Space; pointers have played it already
+    const again = voices.get("click")?.card === card;
+    if (!event.detail) begin("click", again ? null : card);
+  };
 });
-
-if (keyboard) {
-  const keys = [..."awsedftgyhujkolp"], octaves = [...new Set(cards.map(
-    card => Math.floor(card.dataset.pitch / 12)))].sort((a, b) => a - b);
-  const cardAt = pitch => cards.find(card => card.dataset.pitch == pitch && !card.hidden);
-  let on = octaves.length >> 1;           // of those that hold notes: Z and X find no others
-  document.onkeydown = event => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-    const key = event.key.toLowerCase(), place = keys.indexOf(key);
-    if (key === "z") on = Math.max(on - 1, 0);
-    if (key === "x") on = Math.min(on + 1, octaves.length - 1);
-    if (place >= 0) begin(key, cardAt(12 * octaves[on] + place));
-  };
-  document.onkeyup = event => end(event.key.toLowerCase());
-  cards.forEach(card => card.onpointerdown = event => begin(event.pointerId, card));
-  document.onpointerup = document.onpointercancel = event => {
-    end(event.pointerId);
-    context?.resume();                    // a touch allows sound once it ends
-  };
-  window.onblur = () => [...voices.keys()].forEach(end);
-  timbre.onchange = () => {
-    cards.forEach(card => card.hidden = card.dataset.timbre !== timbre.value);
-    timbre.blur();                        // its letters are keys
-  };
-  timbre.onchange();
-  midi.hidden = !navigator.requestMIDIAccess;
-  midi.onclick = () => navigator.requestMIDIAccess().then(access => {
-    access.inputs.forEach(input => input.onmidimessage = ({data: [status, note, velocity]}) => {
-      const loudness = status >> 4 === 9 ? level * (velocity / 127) ** 2 : 0;
-      if (loudness) begin("midi" + note, cardAt(note), loudness);
-      else if (status >> 4 === 8 || status >> 4 === 9) end("midi" + note);
-    });
-  }).catch(error => midi.textContent = error.message);
-}
+document.onpointerup = document.onpointercancel = event => {
+  end(event.pointerId);
+  context?.resume();                      // a touch allows sound once it ends
+};
+window.onblur = () => [...voices.keys()].forEach(end);
+timbre.onchange = () => {
+  cards.forEach(card => card.hidden = card.dataset.timbre !== timbre.value);
+  timbre.blur();                          // its letters are keys
+};
+timbre.onchange();
+midi.hidden = !navigator.requestMIDIAccess;
+midi.onclick = () => navigator.requestMIDIAccess().then(access => {
+  access.inputs.forEach(input => input.onmidimessage = ({data: [status, note, velocity]}) => {
+    const kind = status >> 4, loudness = 0.3 * (velocity / 127) ** 2;       // 0.3: of several
+    if (kind === 9 && velocity) begin("midi" + note, cardAt(note), loudness);
+    else if (kind === 8 || kind === 9) end("midi" + note);
+  });
+}).catch(error => midi.textContent = error.message);
 """
 
 
