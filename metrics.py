@@ -466,12 +466,15 @@ NDB_SIZE = 8192                           # numbers of a note's spectrogram that
 SILENT = 1e-3                             # a peak below it: -60 dB of full scale
 
 
-def hear(run, classifier, rate, device, alone=True):
-    """Go through a run's notes, 12,800 of any length -> what is kept: off in cents, waves of the
-    first few of each pitch.  alone: not only to be compared with, but measured itself."""
-    few, columns, pictures = np.zeros(len(run.pitch), bool), [], None
+NOTES = {"off": tuning, "clean": harmonic_share, "steady": phase_coherence}      # of one note each
+
+
+def hear(run, classifier, rate, device, measures=NOTES):
+    """Go through a run's notes, 12,800 of any length -> what is kept: what the classifier finds,
+    peaks, `measures` by their names, and waves of the first few of each pitch."""
+    few, parts, pictures = np.zeros(len(run.pitch), bool), [], None
     for pitch in np.unique(run.pitch):
-        few[np.flatnonzero(run.pitch == pitch)[:VARIETY_NOTES]] = alone
+        few[np.flatnonzero(run.pitch == pitch)[:VARIETY_NOTES]] = True
     for some, waves in run.batches():
         spectrogram = log_spectrogram(waves.to(device), rate)                   # (n, 1, F, T)
         features, logits = classifier(spectrogram)
@@ -479,15 +482,13 @@ def hear(run, classifier, rate, device, alone=True):
         small = F.avg_pool2d(spectrogram, (1, pool)).flatten(1).cpu()
         if pictures is None:              # one large array: many small ones would keep apart, and
             pictures = np.empty((len(few), small.shape[1]), np.float32)     # in memory, the gaps
-        pictures[some], waves, pitch = small, waves.numpy(), run.pitch[some]
-        own = [[measure(*note, rate) for note in zip(waves, pitch)] if alone else pitch
-               for measure in (tuning, harmonic_share, phase_coherence)]
-        columns.append([features.cpu(), logits["pitch"].cpu(), np.abs(waves).max(1), *own,
-                        waves[few[some]]])
-    features, logits, peak, off, clean, steady, waves = map(np.concatenate, zip(*columns))
-    return SimpleNamespace(
-        features=features, logits=logits, pictures=pictures, pitch=run.pitch, peak=peak, off=off,
-        clean=clean, steady=steady, few=few, waves=waves)
+        pictures[some], waves = small, waves.numpy()
+        own = {name: [measure(*note, rate) for note in zip(waves, run.pitch[some])]
+               for name, measure in measures.items()}
+        parts.append({"features": features.cpu(), "logits": logits["pitch"].cpu(), **own,
+                      "peak": np.abs(waves).max(1), "waves": waves[few[some]]})
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return SimpleNamespace(pitch=run.pitch, pictures=pictures, few=few, **whole)
 
 
 def row(heard, reference):
@@ -618,7 +619,7 @@ def measure(setting, runs, args, folder):
     count, rate = setting.count(args.samples), setting.sample_rate
     some, real = (np.sort(np.random.default_rng(args.seed).permutation(len(notes))[:count])
                   for notes in (train, held_out))
-    reference = hear(real_run("training notes", train, some), classifier, rate, args.device, False)
+    reference = hear(real_run("training notes", train, some), classifier, rate, args.device, {})
     reference.centres = cell_centres(reference.pictures) if len(some) >= CELLS else None
     runs = [real_run(f"real: held out of {setting.data}", held_out, real, "Real data"), *runs]
     if args.controls:
@@ -640,16 +641,15 @@ def measure(setting, runs, args, folder):
 
 def figure(file, name, heard, cells, rate):
     """A run for the page: some notes in turn, FILE.wav; FILE.png, the paper's Fig. 3 of a note near
-    middle C that is as steady as most; and NDB's cells.  -> HTML."""
-    pitch, steady = heard.pitch[heard.few], heard.steady[heard.few]
-    near = np.flatnonzero(np.abs(pitch - 60) == np.abs(pitch - 60).min())
-    i = near[np.argsort(steady[near])[len(near) // 2]]
+    middle C; and NDB's cells.  -> HTML."""
+    pitch = heard.pitch[heard.few]
+    i = np.abs(pitch - 60).argmin()
     spectral.write_png(f"{file}.png", phase_picture(heard.waves[i], pitch[i], rate))
     first = np.unique(pitch, return_index=True)[1]
     few = heard.waves[first[np.linspace(0, len(first) - 1, 4).astype(int)]]
     nsynth.write_wav(f"{file}.wav", torch.from_numpy(few.ravel() / max(1, np.abs(few).max())), rate)
-    return sample.FIGURE.format(name=html.escape(name), picture=f"{file.name}.png", sound=f"{file.name}.wav",
-                         more=ndb_picture(cells) if cells else "")
+    return sample.FIGURE.format(name=html.escape(name), picture=f"{file.name}.png",
+                                sound=f"{file.name}.wav", more=ndb_picture(cells) if cells else "")
 
 
 def ndb_picture(cells):

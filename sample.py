@@ -112,8 +112,8 @@ class Player:
                               "--mel-inverse out")
         self.latent, self.rate = self.G.arch.latent, self.spectrum.sample_rate
         self.low, self.counts = self.contents["pitch_low"], self.contents["counts"].cpu()
-        self.high = self.low + len(self.counts) - 1
-        self.three = [self.low + (self.high - self.low) * n // 6 for n in (1, 3, 5)]
+        self.pitches = range(self.low, self.low + len(self.counts))
+        self.three = [self.pitches[(len(self.counts) - 1) * n // 6] for n in (1, 3, 5)]
         self.seed, self.random = args.seed, torch.Generator().manual_seed(args.seed)
 
     def draw(self, n):
@@ -141,11 +141,10 @@ class Player:
 
     def each(self, z, pitch):
         """Yield the same one by one, (L,), made 16 at a time, at any pitches that are trained."""
-        for p in pitch:
-            if not self.low <= p <= self.high:
-                raise SampleError(
-                    f"pitch {p} was never trained: this checkpoint plays {self.low} to {self.high} "
-                    f"({note_name(self.low)} to {note_name(self.high)})")
+        for p in set(pitch) - set(self.pitches):
+            low, high = self.low, self.pitches[-1]
+            raise SampleError(f"pitch {p} was never trained: this checkpoint plays {low} to {high} "
+                              f"({note_name(low)} to {note_name(high)})")
         for i in nsynth.progress_bar(range(0, len(z), 16), "notes", each=16):
             yield from self.few(z[i:i + 16], pitch[i:i + 16])
 
@@ -194,8 +193,7 @@ def notes(args, player):
     n = 2 if args.interpolate else args.count or (1 if args.scale else 16)
     z, pitch = choose(args, player, n)
     if args.scale:
-        pitch = args.pitch or range(player.low, player.high + 1)
-        return player.grid("A page to play on", z[:args.count], pitch)
+        return player.grid("A page to play on", z[:args.count], args.pitch or player.pitches)
     if args.interpolate:
         if len(z) < 2:
             raise SampleError("--interpolate needs 2 timbres: name two, as by --timbre t00,t01")
@@ -321,16 +319,15 @@ def like(args, player):
     z, _ = player.draw(CANDIDATES)
     waves = player.play(z, pitch[:1] * CANDIDATES)
     away = torch.cat([distance(few) for few in waves.split(64)])
-    z, least = z[away.argsort()[:STARTS]].requires_grad_(), math.inf
+    z = z[away.argsort()[:STARTS]].requires_grad_()
     optimiser = torch.optim.Adam([z])
     for step in nsynth.progress_bar(range(STEPS), "steps"):
         optimiser.param_groups[0]["lr"] = 0.05 * (1 - step / STEPS)
         away = distance(player.few(z, pitch[:1] * STARTS))          # (STARTS,)
-        if away.min() < least:
-            nearest, least = z[away.argmin()][None].detach().clone(), away.min().item()
         optimiser.zero_grad()
         away.sum().backward()
         optimiser.step()
+    nearest = z[away.argmin()][None].detach()
     result = player.grid(f"Like {args.like.stem}", nearest, pitch + player.three)
     match = result.waves[0]
     target *= match.norm() / target.norm()              # as loud
@@ -389,7 +386,7 @@ def midi(args, player):
     uses, moved, late = {}, 0, 0          # (number among `turns`, pitch) -> where it is played
     for start, end, asked, velocity, channel in strokes:
         turn = int(start / every * ARC) if every else channels.index(channel)
-        octaves = range(player.low + (asked - player.low) % 12, player.high + 1, 12)
+        octaves = player.pitches[(asked - player.low) % 12::12]
         pitch = min(octaves, key=lambda p: abs(p - asked), default=asked)
         uses.setdefault((turn, pitch), []).append((start, end - start, velocity))
         moved += pitch != asked
@@ -488,10 +485,10 @@ def write_notes_page(folder, names, result, args, player):
              f"{seconds:g} s at {player.rate:,} Hz",
              f"from {args.latents.name}" if args.latents else
              "timbres chosen before" if args.timbre else f"seed {args.seed}"]
-    body, more = (keyboard if args.scale else figures)(folder, names, result, player.rate)
+    body = (keyboard if args.scale else figures)(folder, names, result, player.rate)
     write_page(folder, result.title, f"""\
 <h1>{html.escape(result.title)}</h1>
-<p class="soft">{html.escape(" · ".join(facts + more))}</p>
+<p class="soft">{html.escape(" · ".join(facts))}</p>
 <p>The pictures are rainbowgrams: time runs to the right and pitch upwards, bright is loud, and a
 steady overtone is a streak of one colour.</p>
 {body}""", KEYBOARD_STYLE, KEYBOARD_SCRIPT if args.scale else "")
@@ -505,16 +502,17 @@ def inside(file, kind):
 PAGE_NOTES = 64                           # heard on a page at most, if it is no keyboard
 
 
-def figures(folder, names, result, rate):
-    """Notes and their pictures, inside the page; other sounds are files beside it.  -> HTML, and
-    facts about it, a list."""
+def figures(folder, names, result, _):
+    """HTML of notes and their pictures, both inside it, and of other sounds, files beside it."""
     sounds = [(name, f"{name}.png", f"{name}.wav") for name in result.more]
-    sounds += [(name, inside(folder / f"{name}.png", "image/png"),
-                inside(folder / f"{name}.wav", "audio/wav")) for name in names[:PAGE_NOTES]]
+    for name in names[:PAGE_NOTES]:
+        sounds.append((name, inside(folder / f"{name}.png", "image/png"),
+                       inside(folder / f"{name}.wav", "audio/wav")))
     body = "".join(FIGURE.format(name=name, picture=picture, sound=sound, more="")
                    for name, picture, sound in sounds)
-    few = [f"the first {PAGE_NOTES} of {len(names):,} notes"] * (len(names) > PAGE_NOTES)
-    return f'<div class="figures">{body}</div>', few
+    if len(names) > PAGE_NOTES:
+        body += f"These are the first {PAGE_NOTES} of {len(names):,} notes."
+    return f'<div class="figures">{body}</div>'
 
 
 PAGE_TIMBRES = 12                         # that a keyboard plays at most
@@ -522,8 +520,8 @@ PAGE_BYTES = 9_500_000                    # of sounds inside its page: 13 MB as 
 
 
 def keyboard(folder, names, result, rate):
-    """The same for timbres over all pitches: with all sounds inside the page or, where that would
-    be too much, those of every n-th pitch."""
+    """The same of timbres over all pitches, to play on: with all sounds inside it or, where that
+    would be too much, those of every n-th pitch."""
     timbres = list(dict.fromkeys(result.timbre))
     of_each = len(names) // len(timbres)
     names = names[:of_each * PAGE_TIMBRES]
@@ -540,10 +538,11 @@ data-wav="{sound}"><img alt="" loading="lazy" src="{name}.png">{note_name(p)}</b
     return f"""\
 <p>Play them by pointer, or A W S E D F ... as a piano; Z and X move an octave.
 <label>Timbre <select id="timbre">{options}</select></label>
-<button id="midi">Use a MIDI keyboard</button></p>
+<button id="midi">Use a MIDI keyboard</button>
+{f"One note in {every} is in this page, and lent to those between." if every > 1 else ""}</p>
 <main data-rate="{rate}">
 {"".join(cards)}</main>
-""", [f"one note in {every} is inside this page, and lent to those between"] * (every > 1)
+"""
 
 
 KEYBOARD_STYLE = """\
