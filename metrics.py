@@ -688,8 +688,8 @@ tr:first-child { font-weight: bold; }
 td { padding: .2rem .4rem; text-align: right; border-bottom: 1px solid var(--line); }
 td:first-child { min-width: 9rem; padding-left: 0; text-align: left; overflow-wrap: anywhere; }
 figure { display: flex; flex-wrap: wrap; gap: 1rem; align-items: end; }
-figcaption { width: 100%; }
-audio { width: 16rem; max-width: 100%; height: 2rem; vertical-align: middle; }
+figcaption { order: -2; width: calc(100% - 17rem); }
+audio { order: -1; width: 16rem; height: 2rem; }
 svg { width: 40rem; max-width: 100%; font-size: 12px; fill: var(--soft); text-anchor: end; }
 path { stroke: var(--line); }
 .real { color: #77777f; fill: currentColor; }

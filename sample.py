@@ -34,7 +34,6 @@ import csv
 import html
 import math
 import os
-import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -463,6 +462,8 @@ h1 { margin: 0 0 .3em; font-size: clamp(1.5rem, 5vw, 2.2rem); line-height: 1.2; 
 p { max-width: 44rem; margin: .5em 0; }
 .soft, figcaption { color: var(--soft); font-size: .85rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: 1rem; }
+.figures :is(img, audio) { width: 100%; height: 10rem; background: #000; }
+.figures audio { height: 2.5rem; background: none; }
 figure { margin: 1rem 0; }
 img, audio { max-width: 100%; }
 button { padding: .4rem 1rem; font: inherit; color: inherit; background: var(--card);
@@ -472,12 +473,22 @@ button { padding: .4rem 1rem; font: inherit; color: inherit; background: var(--c
 
 FIGURE = """\
 <figure><figcaption>{name}</figcaption>
-<img alt="" src="{picture}"><audio src="{sound}" controls preload="none"></audio>{more}</figure>
+<img alt="" src="{picture}"><audio src="{sound}" controls></audio>{more}</figure>
 """
 
 
+PAGE_NOTES = 64                           # heard on a page at most, if it is no keyboard
+PAGE_BYTES = 9_500_000                    # of sounds inside a keyboard's page: 13 MB as text
+
+
+def inside(file, kind):
+    """A file as a part of a page."""
+    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
 def write_notes_page(folder, names, result, args, player):
-    """A page of the notes of these names in `folder`: to listen to, or with --scale to play on."""
+    """A page of a result, with --scale to play on, otherwise with each of the notes of these names,
+    sound and picture, inside it.  Further sounds stay files beside it."""
     contents, seconds = player.contents, player.spectrum.length / player.rate
     facts = [*result.facts, f"{player.path.resolve().parent.name}/{player.path.name}",
              contents["model"], f"{contents['images']:,} examples trained",
@@ -485,7 +496,18 @@ def write_notes_page(folder, names, result, args, player):
              f"{seconds:g} s at {player.rate:,} Hz",
              f"from {args.latents.name}" if args.latents else
              "timbres chosen before" if args.timbre else f"seed {args.seed}"]
-    body = (keyboard if args.scale else figures)(folder, names, result, player.rate)
+    if args.scale:
+        body = keyboard(folder, names, result, player.rate)
+    else:
+        figures = [FIGURE.format(name=name, picture=f"{name}.png", sound=f"{name}.wav", more="")
+                   for name in result.more]
+        for name in names[:PAGE_NOTES]:
+            figures.append(FIGURE.format(
+                name=name, picture=inside(folder / f"{name}.png", "image/png"),
+                sound=inside(folder / f"{name}.wav", "audio/wav"), more=""))
+        body = f'<div class="figures">{"".join(figures)}</div>'
+        if len(names) > PAGE_NOTES:
+            facts.append(f"the first {PAGE_NOTES} of {len(names):,} notes")
     write_page(folder, result.title, f"""\
 <h1>{html.escape(result.title)}</h1>
 <p class="soft">{html.escape(" · ".join(facts))}</p>
@@ -494,52 +516,25 @@ steady overtone is a streak of one colour.</p>
 {body}""", KEYBOARD_STYLE, KEYBOARD_SCRIPT if args.scale else "")
 
 
-def inside(file, kind):
-    """A file as part of a page."""
-    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
-
-
-PAGE_NOTES = 64                           # heard on a page at most, if it is no keyboard
-
-
-def figures(folder, names, result, _):
-    """HTML of notes and their pictures, both inside it, and of other sounds, files beside it."""
-    sounds = [(name, f"{name}.png", f"{name}.wav") for name in result.more]
-    for name in names[:PAGE_NOTES]:
-        sounds.append((name, inside(folder / f"{name}.png", "image/png"),
-                       inside(folder / f"{name}.wav", "audio/wav")))
-    body = "".join(FIGURE.format(name=name, picture=picture, sound=sound, more="")
-                   for name, picture, sound in sounds)
-    if len(names) > PAGE_NOTES:
-        body += f"These are the first {PAGE_NOTES} of {len(names):,} notes."
-    return f'<div class="figures">{body}</div>'
-
-
-PAGE_TIMBRES = 12                         # that a keyboard plays at most
-PAGE_BYTES = 9_500_000                    # of sounds inside its page: 13 MB as text
-
-
 def keyboard(folder, names, result, rate):
-    """The same of timbres over all pitches, to play on: with all sounds inside it or, where that
-    would be too much, those of every n-th pitch."""
+    """HTML of timbres over all pitches, to play on: with all sounds inside it or, where that would
+    be too much, those of every n-th pitch."""
     timbres = list(dict.fromkeys(result.timbre))
-    of_each = len(names) // len(timbres)
-    names = names[:of_each * PAGE_TIMBRES]
     every = math.ceil((folder / f"{names[0]}.wav").stat().st_size * len(names) / PAGE_BYTES)
     cards = []
     for i, (name, p, timbre) in enumerate(zip(names, result.pitch, result.timbre)):
-        sound = "" if i % of_each % every else inside(folder / f"{name}.wav", "audio/wav")
+        own = i % (len(names) // len(timbres)) % every == 0
         cards.append(f"""\
 <button class="card" aria-pressed="false" data-pitch="{p}" data-timbre="{timbre}" \
 style="grid-area: {11 - p // 12} / {p % 12 + 1}"
-data-wav="{sound}"><img alt="" loading="lazy" src="{name}.png">{note_name(p)}</button>
+data-wav="{inside(folder / f'{name}.wav', 'audio/wav') if own else ''}">\
+<img alt="" loading="lazy" src="{name}.png">{note_name(p)}</button>
 """)
-    options = "".join(f"<option>{timbre}</option>" for timbre in timbres[:PAGE_TIMBRES])
     return f"""\
 <p>Play them by pointer, or A W S E D F ... as a piano; Z and X move an octave.
-<label>Timbre <select id="timbre">{options}</select></label>
-<button id="midi">Use a MIDI keyboard</button>
 {f"One note in {every} is in this page, and lent to those between." if every > 1 else ""}</p>
+<p><label>Timbre <select id="timbre">{"".join(f"<option>{t}</option>" for t in timbres)}</select>
+</label> <button id="midi">Use a MIDI keyboard</button></p>
 <main data-rate="{rate}">
 {"".join(cards)}</main>
 """
@@ -679,7 +674,7 @@ def bench(device, budget=5.0, arch=gansynth.Architecture(), spectrum=spectral.Sp
 def at_least(low):
     """A type for argparse: whole numbers from `low` on that a seed can hold."""
     def whole_number(text):
-        if not re.fullmatch(r"\s*[0-9]{1,18}\s*", text) or int(text) < low:
+        if not text.isdecimal() or not low <= int(text) < 10 ** 18:
             raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least {low}")
         return int(text)
     return whole_number
