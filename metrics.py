@@ -435,8 +435,8 @@ def folder_run(folder, setting, args):
     inside = [file for file in wavs if nsynth.pitch_of(file.stem) in wanted]
     if len(inside) < 2:
         raise MetricError(f"{folder}: no run, and {len(inside)} of its {len(wavs):,} WAVs tell a "
-                          f"pitch in {setting.pitch_low}-{setting.pitch_high}: expected two or "
-                          "more, with names such as note-060.wav, note_C4.wav or note-060-100.wav")
+                          f"pitch in {wanted[0]}-{wanted[-1]}: expected two or more, with names "
+                          "such as note-060.wav, note_C4.wav or note-060-100.wav")
     sound, rate = nsynth.read_sound(inside[0])
     name = f"{folder}" + f", {len(inside):,} of its {len(wavs):,} WAVs" * (inside != wavs)
     if (len(sound), rate) != setting[1:3]:
@@ -597,18 +597,30 @@ def print_table(setting, runs, args):
     with sample.new_folder(args.out, Path("runs"), "metrics") as (part, out):
         table, figures = measure(setting, runs, args, part)
         texts = table_texts(table["rows"])
-        rows = [f"<tr{' class=soft' * cells[0].startswith('paper: ')}><td>"
-                + "<td>".join(map(html.escape, cells)) for cells in texts]
         (part / "table.json").write_text(json.dumps(table, indent=1), "utf-8")
-        sample.write_page(part, "Measures", PAGE.format(
-            title=html.escape(table["title"]), rows="\n".join(rows), cells=CELLS,
-            remarks="<br>".join(map(html.escape, table["remarks"])), figures="".join(figures)),
-            PAGE_STYLE)
+        write_table_page(part, table, texts, figures)
     lines = markdown(texts)
     if not args.markdown:
         lines = ["", table["title"], "", *lines, "", *table["remarks"]]
     print(json.dumps(table, indent=1) if args.json else "\n".join(lines))
     print(f"\nlook at {out / 'index.html'}", file=sys.stderr)
+
+
+def write_table_page(folder, table, texts, figures):
+    """A page of the table and its figures; the paper's rows are softer than ours."""
+    rows = [f"<tr{' class=soft' * cells[0].startswith('paper: ')}><td>"
+            + "<td>".join(map(html.escape, cells)) for cells in texts]
+    sample.write_page(folder, "Measures", f"""\
+<h1>Measures</h1>
+<p>{html.escape(table["title"])}</p>
+<div class="wide"><table>{"".join(rows)}</table></div>
+<p class="soft">{"<br>".join(map(html.escape, table["remarks"]))}</p>
+<p class="soft">Below, of each run: four notes from low to high; a note near middle C, its cycles
+drawn over each other (a steady note draws one line) above its rainbowgram (a steady overtone is a
+streak of one colour); and NDB's {CELLS} cells, the fullest first, with the share of
+<b class="real">training notes</b> beside that of the run, <b class="alike">alike</b> or
+<b class="differs">further apart than by chance</b>.</p>
+{"".join(figures)}""", PAGE_STYLE)
 
 
 def measure(setting, runs, args, folder):
@@ -653,33 +665,14 @@ def figure(file, name, heard, cells, rate):
 
 
 def ndb_picture(cells):
-    """NDB's histogram as SVG: the share of training notes in each cell beside the samples'."""
-    top, parts = max(cells.train.max(), cells.samples.max()), []
-    for part in (0, 0.5, 1):
-        y = 180 - 160 * part
-        parts.append(f'<path d="M46 {y}H650"/><text x="42" y="{y + 4}">{part * top:.1%}</text>')
-    for i, (real, ours, p) in enumerate(zip(cells.train, cells.samples, cells.p)):
+    """NDB's histogram, HTML: the share of training notes in each cell beside the samples'."""
+    top, bars = max(cells.train.max(), cells.samples.max()), []
+    for real, ours, p in zip(cells.train, cells.samples, cells.p):
         kind = "differs" if p < NDB_LEVEL else "alike"
-        for share, x, colour in ((real, 50 + 12 * i, "real"), (ours, 55 + 12 * i, kind)):
-            parts.append(f'<rect class="{colour}" x="{x}" y="{180 - 160 * share / top:.1f}" '
-                         f'width="5" height="{160 * share / top:.1f}"/>')
-    return f'<svg viewBox="0 0 650 190">{"".join(parts)}</svg>'
+        for share, colour in ((real, "real"), (ours, kind)):
+            bars.append(f'<i class="{colour}" style="height: {share / top:.1%}"></i>')
+    return f'<div class="cells"><span>{top:.1%}</span>{"".join(bars)}</div>'
 
-
-PAGE = """\
-<h1>Measures</h1>
-<p>{title}</p>
-<div class="wide"><table>
-{rows}
-</table></div>
-<p class="soft">{remarks}</p>
-<p class="soft">Below, of each run: four notes from low to high; a note near middle C, its cycles
-drawn over each other (a steady note draws one line) above its rainbowgram (a steady overtone is a
-streak of one colour); and NDB's {cells} cells, the fullest first, with the share of
-<b class="real">training notes</b> beside that of the run, <b class="alike">alike</b> or
-<b class="differs">further apart than by chance</b>.</p>
-{figures}
-"""
 
 PAGE_STYLE = """\
 .wide { overflow-x: auto; }
@@ -690,11 +683,14 @@ td:first-child { min-width: 9rem; padding-left: 0; text-align: left; overflow-wr
 figure { display: flex; flex-wrap: wrap; gap: 1rem; align-items: end; }
 figcaption { order: -2; width: calc(100% - 17rem); }
 audio { order: -1; width: 16rem; height: 2rem; }
-svg { width: 40rem; max-width: 100%; font-size: 12px; fill: var(--soft); text-anchor: end; }
-path { stroke: var(--line); }
-.real { color: #77777f; fill: currentColor; }
-.alike { color: #2c8a4b; fill: currentColor; }
-.differs { color: #e0483c; fill: currentColor; }
+.cells { display: flex; align-items: end; width: 44rem; max-width: 100%; height: 12rem;
+  border-block: 1px solid var(--line); }
+.cells span { align-self: start; width: 0; margin-top: -1.5em; }
+.cells i { flex: 1; background: currentColor; }
+.cells i:nth-of-type(even) { margin-right: 3px; }
+.real { color: #77777f; }
+.alike { color: #2c8a4b; }
+.differs { color: #e0483c; }
 """
 
 
@@ -729,8 +725,7 @@ def parse(argv):
     args = parser.parse_args(argv)
     args.width = WIDTHS[args.width or ("full" if args.device.type == "cuda" else "thin")]
     if not (args.runs or args.data or args.train_classifier):
-        parser.error("name a run: a run folder, a checkpoint or a folder of WAVs; or give "
-                     "--data alone, for the row of real notes")
+        parser.error("name a run, or give --data alone, for the row of real notes")
     if args.classifier and args.train_classifier or args.examples and not args.train_classifier:
         parser.error("--examples goes with --train-classifier, and --classifier does not")
     if (args.length or args.sample_rate or args.pitches) and any(map(is_run, args.runs)):
