@@ -496,6 +496,9 @@ def write_notes_page(folder, names, result, args, player):
              f"{seconds:g} s at {player.rate:,} Hz",
              f"from {args.latents.name}" if args.latents else
              "timbres chosen before" if args.timbre else f"seed {args.seed}"]
+    if contents["model"] == "gansynth":
+        blocks = gansynth.grown(contents["progress"])[0]
+        facts.append(f"{blocks} of {contents['architecture']['resolutions']} blocks")
     if args.scale:
         body = keyboard(folder, names, result, player.rate)
     else:
