@@ -685,7 +685,7 @@ figcaption { order: -2; width: calc(100% - 17rem); }
 audio { order: -1; width: 16rem; height: 2rem; }
 .cells { display: flex; align-items: end; width: 44rem; max-width: 100%; height: 12rem;
   border-block: 1px solid var(--line); }
-.cells span { align-self: start; width: 0; margin-top: -1.5em; }
+.cells span { align-self: start; width: 0; margin-top: -1.5em; white-space: nowrap; }
 .cells i { flex: 1; background: currentColor; }
 .cells i:nth-of-type(even) { margin-right: 3px; }
 .real { color: #77777f; }
