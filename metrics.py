@@ -54,7 +54,7 @@ import spectral
 QUARTER_TONE = 50                         # cents
 
 
-class MetricError(ValueError):
+class MetricError(sample.SampleError):
     """Notes, a classifier or answers that cannot be measured with: why, and what to do about it."""
 
 
@@ -338,10 +338,8 @@ def find_classifier(setting, notes, args):
     names = sorted(zip(notes.name.tolist(), notes.pitch.tolist()))
     mark = zlib.crc32(f"{setting[1:5]} {names}".encode())           # tells training sets apart
     name = re.sub(r"[^\w.-]", "_", Path(setting.data).resolve().name)
-    path = args.classifier or Path("classifiers") / (
-        f"{name}-{setting.sample_rate}Hz-{setting.length}-pitch-{setting.pitch_low}-"
-        f"{setting.pitch_high}-width-{args.width}-{mark:08x}.pt")
-    if not args.classifier and (args.train_classifier or not path.exists()):
+    path = args.classifier or Path("classifiers", f"{name}-{mark:08x}-width-{args.width}.pt")
+    if args.train_classifier or not (args.classifier or path.exists()):
         path.parent.mkdir(exist_ok=True)
         print(f"training a classifier for {setting}, on {len(notes):,} notes of {setting.data}, to "
               f"be kept in {path}", file=sys.stderr, flush=True)
@@ -408,17 +406,12 @@ class Run(NamedTuple):
     pitch: np.ndarray                     # (N,) MIDI, as asked for
     waves: Callable                       # a slice of them -> (n, L) float32
     paper: str = ""                       # its row in the paper's tables
-    files: bool = False                   # whether rate and pitch are what files and names claim
 
-
-def batches(run):
-    """Yield (a slice, waves (n, L)) of a run, 16 notes at a time, with a bar on stderr."""
-    for i in nsynth.progress_bar(range(0, len(run.pitch), 16), f"notes ({run.name})", each=16):
-        waves = run.waves(slice(i, i + 16))
-        if not waves.isfinite().all():
-            raise MetricError(f"{run.name}: makes NaN or infinity, so its training went astray: "
-                              "use an earlier checkpoint")
-        yield slice(i, i + 16), waves
+    def batches(self):
+        """Yield (a slice, waves (n, L)), 16 notes at a time, with a bar on stderr."""
+        places = range(0, len(self.pitch), 16)
+        for i in nsynth.progress_bar(places, f"notes ({self.name})", each=16):
+            yield slice(i, i + 16), self.waves(slice(i, i + 16))
 
 
 def real_run(name, notes, indices, paper=""):
@@ -427,21 +420,12 @@ def real_run(name, notes, indices, paper=""):
 
 def checkpoint_run(path, args):
     """Fresh notes of a checkpoint, at pitches as often as trained -> its setting, its run."""
-    file = gansynth.find_checkpoint(path)
-    G, contents = gansynth.load_generator(file, args.device, nsynth.read_bundle)
-    config, low = contents["config"], contents["pitch_low"]
+    player = sample.Player(path, args)
+    config = player.contents["config"]
     setting = Setting(args.data or config["data"], *(config[name] for name in Setting._fields[1:]))
-    spectrum = spectral.restore(contents["spectrum"], args.mel_inverse)
-    if args.mel_inverse and spectrum.rep != "if-mel":
-        raise MetricError(f"{file}: has no mel scale, but {spectrum.rep}: leave --mel-inverse out")
-    z, pitch = sample.draw(setting.count(args.samples), G.arch.latent, contents["counts"].cpu(),
-                           low, args.seed)
-    random = torch.Generator().manual_seed(args.seed)               # a WaveNet draws its samples
-    return setting, Run(
-        f"{path}, {contents['images']:,} examples", np.array(pitch),
-        lambda some: gansynth.synthesise(G, spectrum, z[some], torch.tensor(pitch[some]) - low,
-                                         contents["progress"], generator=random),
-        paper_name(config))
+    z, pitch = player.draw(setting.count(args.samples))
+    return setting, Run(f"{path}, {player.contents['images']:,} examples", np.array(pitch),
+                        lambda some: player.few(z[some], pitch[some]), paper_name(config))
 
 
 def folder_run(folder, setting, args):
@@ -451,8 +435,8 @@ def folder_run(folder, setting, args):
     inside = [file for file in wavs if nsynth.pitch_of(file.stem) in wanted]
     if len(inside) < 2:
         raise MetricError(f"{folder}: no run, and {len(inside)} of its {len(wavs):,} WAVs tell a "
-                          f"pitch in {setting.pitch_low}-{setting.pitch_high}: expected two or "
-                          "more, with names such as note-060.wav, note_C4.wav or note-060-100.wav")
+                          f"pitch in {wanted[0]}-{wanted[-1]}: expected two or more, with names "
+                          "such as note-060.wav, note_C4.wav or note-060-100.wav")
     sound, rate = nsynth.read_sound(inside[0])
     name = f"{folder}" + f", {len(inside):,} of its {len(wavs):,} WAVs" * (inside != wavs)
     if (len(sound), rate) != setting[1:3]:
@@ -462,8 +446,7 @@ def folder_run(folder, setting, args):
     wish = nsynth.Wish(setting.length, setting.sample_rate)
     return Run(name, np.array([nsynth.pitch_of(file.stem) for file in files]),
                lambda some: torch.from_numpy(np.stack(
-                   [wish.fit(*nsynth.read_sound(file)) for file in files[some]])) / 32768,
-               files=True)
+                   [wish.fit(*nsynth.read_sound(file)) for file in files[some]])) / 32768)
 
 
 def controls(train, held_out, length, count, seed):
@@ -483,28 +466,29 @@ NDB_SIZE = 8192                           # numbers of a note's spectrogram that
 SILENT = 1e-3                             # a peak below it: -60 dB of full scale
 
 
-def hear(run, classifier, rate, device, alone=True):
-    """Go through a run's notes, 12,800 of any length -> what is kept: off in cents, waves of the
-    first few of each pitch.  alone: not only to be compared with, but measured itself."""
-    few, columns, pictures = np.zeros(len(run.pitch), bool), [], None
+NOTES = {"off": tuning, "clean": harmonic_share, "steady": phase_coherence}      # of one note each
+
+
+def hear(run, classifier, rate, device, measures=NOTES):
+    """Go through a run's notes, 12,800 of any length -> what is kept: what the classifier finds,
+    peaks, `measures` by their names, and waves of the first few of each pitch."""
+    few, parts, pictures = np.zeros(len(run.pitch), bool), [], None
     for pitch in np.unique(run.pitch):
-        few[np.flatnonzero(run.pitch == pitch)[:VARIETY_NOTES]] = alone
-    for some, waves in batches(run):
+        few[np.flatnonzero(run.pitch == pitch)[:VARIETY_NOTES]] = True
+    for some, waves in run.batches():
         spectrogram = log_spectrogram(waves.to(device), rate)                   # (n, 1, F, T)
         features, logits = classifier(spectrogram)
         pool = max(1, spectrogram[0].numel() // NDB_SIZE)           # along time: pitch stays sharp
         small = F.avg_pool2d(spectrogram, (1, pool)).flatten(1).cpu()
         if pictures is None:              # one large array: many small ones would keep apart, and
             pictures = np.empty((len(few), small.shape[1]), np.float32)     # in memory, the gaps
-        pictures[some], waves, pitch = small, waves.numpy(), run.pitch[some]
-        own = [[measure(*note, rate) for note in zip(waves, pitch)] if alone else pitch
-               for measure in (tuning, harmonic_share, phase_coherence)]
-        columns.append([features.cpu(), logits["pitch"].cpu(), np.abs(waves).max(1), *own,
-                        waves[few[some]]])
-    features, logits, peak, off, clean, steady, waves = map(np.concatenate, zip(*columns))
-    return SimpleNamespace(
-        features=features, logits=logits, pictures=pictures, pitch=run.pitch, peak=peak, off=off,
-        clean=clean, steady=steady, few=few, waves=waves)
+        pictures[some], waves = small, waves.numpy()
+        own = {name: [measure(*note, rate) for note in zip(waves, run.pitch[some])]
+               for name, measure in measures.items()}
+        parts.append({"features": features.cpu(), "logits": logits["pitch"].cpu(), **own,
+                      "peak": np.abs(waves).max(1), "waves": waves[few[some]]})
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return SimpleNamespace(pitch=run.pitch, pictures=pictures, few=few, **whole)
 
 
 def row(heard, reference):
@@ -545,11 +529,11 @@ def remarks(run, heard, values, reference):
     if not sounding.all():
         yield f"{(~sounding).sum():,} notes are silent, and count all the same"
     off = heard.off[sounding & (np.abs(heard.off) < 12_000)]        # those with a fundamental
-    shift = np.median(off) if run.files and len(off) >= 10 else 0
+    shift = np.median(off) if len(off) >= 10 else 0
     if abs(shift) > 2 * QUARTER_TONE and np.mean(np.abs(off - shift) <= QUARTER_TONE) > 0.75:
-        yield (f"they sound {shift / 100:+.1f} semitones beside the pitches in their names: named "
-               f"by other octaves (C4 is 60), or of {2 ** (-shift / 1200):.2f} times the rate that "
-               "the files claim?")
+        yield (f"they sound {shift / 100:+.1f} semitones beside their pitches: if they are files, "
+               "named by other octaves (C4 is 60), or of "
+               f"{2 ** (-shift / 1200):.2f} times the rate that they claim?")
 
 
 # ---- The table, and its page ----------------------------------------------------------------
@@ -591,44 +575,52 @@ def table_texts(rows):
     """The rows of a table (see `measure`) as texts, a heading first; the paper's beneath ours."""
     pairs = [pair for entry in rows for pair in (
         (entry["name"], entry["values"]),
-        (f"  paper: {entry['paper']}", PAPER.get(entry["paper"]))) if pair[1]]
+        (f"paper: {entry['paper']}", PAPER.get(entry["paper"]))) if pair[1]]
     return [["", *COLUMNS]] + [
         [name] + ["-" if values.get(column) is None else form.format(values[column])
                   for column, form in COLUMNS.items()] for name, values in pairs]
 
 
-def aligned(texts):
-    """Rows of texts as lines: the first column to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*texts)]
-    return [first.ljust(widths[0]) + "".join(f"  {cell:>{width}}" for cell, width in
-                                             zip(cells, widths[1:])) for first, *cells in texts]
-
-
 def markdown(texts):
-    """The same as a table of Markdown."""
-    lines = ["| " + " | ".join(cell.strip().replace("|", "\\|") for cell in cells) + " |"
-             for cells in texts]
-    return [lines[0], "| --- " + "| ---: " * len(COLUMNS) + "|", *lines[1:]]
+    """Rows of texts, a heading first -> the lines of a table of Markdown, whose columns are aligned
+    for the eye: the first to the left, the others to the right."""
+    texts = [[cell.replace("|", "\\|") for cell in row] for row in texts]
+    widths = [max(3, *map(len, column)) for column in zip(*texts)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    lines = [[first.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]
+             for first, *cells in (texts[0], rule, *texts[1:])]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
 def print_table(setting, runs, args):
     """Measure real notes and runs; print the table, and write a folder with a page of it."""
-    out = sample.out_folder(args.out, Path("runs"), "metrics")
-    with sample.whole_folder(out) as part:              # fails now, or after minutes of work
+    with sample.new_folder(args.out, Path("runs"), "metrics") as (part, out):
         table, figures = measure(setting, runs, args, part)
         texts = table_texts(table["rows"])
-        rows = [f"<tr{' class=soft' * cells[0].startswith('  paper')}><td>"
-                + "<td>".join(map(html.escape, cells)) for cells in texts]
-        page = PAGE.format(title=html.escape(table["title"]), rows="\n".join(rows), cells=CELLS,
-                           remarks="<br>".join(map(html.escape, table["remarks"])),
-                           figures="".join(figures))
         (part / "table.json").write_text(json.dumps(table, indent=1), "utf-8")
-        (part / "index.html").write_text(sample.page("Measures", page, PAGE_STYLE), "utf-8",
-                                         "replace")
-    lines = (markdown if args.markdown else aligned)(texts)
-    print(json.dumps(table, indent=1) if args.json else
-          "\n".join(["", table["title"], "", *lines, "", *table["remarks"]]))
+        write_table_page(part, table, texts, figures)
+    lines = markdown(texts)
+    if not args.markdown:
+        lines = ["", table["title"], "", *lines, "", *table["remarks"]]
+    print(json.dumps(table, indent=1) if args.json else "\n".join(lines))
     print(f"\nlook at {out / 'index.html'}", file=sys.stderr)
+
+
+def write_table_page(folder, table, texts, figures):
+    """A page of the table and its figures; the paper's rows are softer than ours."""
+    rows = [f"<tr{' class=soft' * cells[0].startswith('paper: ')}><td>"
+            + "<td>".join(map(html.escape, cells)) for cells in texts]
+    sample.write_page(folder, "Measures", f"""\
+<h1>Measures</h1>
+<p>{html.escape(table["title"])}</p>
+<div class="wide"><table>{"".join(rows)}</table></div>
+<p class="soft">{"<br>".join(map(html.escape, table["remarks"]))}</p>
+<p class="soft">Below, of each run: four notes from low to high; a note near middle C, its cycles
+drawn over each other (a steady note draws one line) above its rainbowgram (a steady overtone is a
+streak of one colour); and NDB's {CELLS} cells, the fullest first, with the share of
+<b class="real">training notes</b> beside that of the run, <b class="alike">alike</b> or
+<b class="differs">further apart than by chance</b>.</p>
+{"".join(figures)}""", PAGE_STYLE)
 
 
 def measure(setting, runs, args, folder):
@@ -639,7 +631,7 @@ def measure(setting, runs, args, folder):
     count, rate = setting.count(args.samples), setting.sample_rate
     some, real = (np.sort(np.random.default_rng(args.seed).permutation(len(notes))[:count])
                   for notes in (train, held_out))
-    reference = hear(real_run("training notes", train, some), classifier, rate, args.device, False)
+    reference = hear(real_run("training notes", train, some), classifier, rate, args.device, {})
     reference.centres = cell_centres(reference.pictures) if len(some) >= CELLS else None
     runs = [real_run(f"real: held out of {setting.data}", held_out, real, "Real data"), *runs]
     if args.controls:
@@ -661,65 +653,44 @@ def measure(setting, runs, args, folder):
 
 def figure(file, name, heard, cells, rate):
     """A run for the page: some notes in turn, FILE.wav; FILE.png, the paper's Fig. 3 of a note near
-    middle C that is as steady as most; and NDB's cells.  -> HTML."""
-    pitch, steady = heard.pitch[heard.few], heard.steady[heard.few]
-    near = np.flatnonzero(np.abs(pitch - 60) == np.abs(pitch - 60).min())
-    i = near[np.argsort(steady[near])[len(near) // 2]]
+    middle C; and NDB's cells.  -> HTML."""
+    pitch = heard.pitch[heard.few]
+    i = np.abs(pitch - 60).argmin()
     spectral.write_png(f"{file}.png", phase_picture(heard.waves[i], pitch[i], rate))
     first = np.unique(pitch, return_index=True)[1]
     few = heard.waves[first[np.linspace(0, len(first) - 1, 4).astype(int)]]
     nsynth.write_wav(f"{file}.wav", torch.from_numpy(few.ravel() / max(1, np.abs(few).max())), rate)
-    return FIGURE.format(name=html.escape(name), file=file.name,
-                         ndb=ndb_picture(cells) if cells else "")
+    return sample.FIGURE.format(name=html.escape(name), picture=f"{file.name}.png",
+                                sound=f"{file.name}.wav", more=ndb_picture(cells) if cells else "")
 
 
 def ndb_picture(cells):
-    """NDB's histogram as SVG: the share of training notes in each cell beside the samples'."""
-    top, parts = max(cells.train.max(), cells.samples.max()), []
-    for part in (0, 0.5, 1):
-        y = 180 - 160 * part
-        parts.append(f'<path d="M46 {y}H650"/><text x="42" y="{y + 4}">{part * top:.1%}</text>')
-    for i, (real, ours, p) in enumerate(zip(cells.train, cells.samples, cells.p)):
+    """NDB's histogram, HTML: the share of training notes in each cell beside the samples'."""
+    top, bars = max(cells.train.max(), cells.samples.max()), []
+    for real, ours, p in zip(cells.train, cells.samples, cells.p):
         kind = "differs" if p < NDB_LEVEL else "alike"
-        for share, x, colour in ((real, 50 + 12 * i, "real"), (ours, 55 + 12 * i, kind)):
-            parts.append(f'<rect class="{colour}" x="{x}" y="{180 - 160 * share / top:.1f}" '
-                         f'width="5" height="{160 * share / top:.1f}"/>')
-    return f'<svg viewBox="0 0 650 190">{"".join(parts)}</svg>'
+        for share, colour in ((real, "real"), (ours, kind)):
+            bars.append(f'<i class="{colour}" style="height: {share / top:.1%}"></i>')
+    return f'<div class="cells"><span>{top:.1%}</span>{"".join(bars)}</div>'
 
-
-PAGE = """\
-<h1>Measures</h1>
-<p>{title}</p>
-<div class="wide"><table>
-{rows}
-</table></div>
-<p class="soft">{remarks}</p>
-<p class="soft">Below, of each run: four notes from low to high; a note near middle C, its cycles
-drawn over each other (a steady note draws one line) above its rainbowgram (a steady overtone is a
-streak of one colour); and NDB's {cells} cells, the fullest first, with the share of
-<b class="real">training notes</b> beside that of the run, <b class="alike">alike</b> or
-<b class="differs">further apart than by chance</b>.</p>
-{figures}
-"""
-
-FIGURE = """\
-<figure><figcaption>{name} <audio src="{file}.wav" controls preload="none" onplay="
-document.querySelectorAll('audio').forEach(audio => audio === this || audio.pause())"></audio>
-</figcaption><img src="{file}.png" alt="">{ndb}</figure>
-"""
 
 PAGE_STYLE = """\
-td { padding: .2rem .4rem; font-size: .85rem; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 tr:first-child { font-weight: bold; }
-td:first-child { min-width: 9rem; white-space: normal; overflow-wrap: anywhere; }
+td { padding: .2rem .4rem; text-align: right; border-bottom: 1px solid var(--line); }
+td:first-child { min-width: 9rem; padding-left: 0; text-align: left; overflow-wrap: anywhere; }
 figure { display: flex; flex-wrap: wrap; gap: 1rem; align-items: end; }
-figcaption { width: 100%; }
-audio { width: 16rem; max-width: 100%; height: 2rem; vertical-align: middle; }
-svg { width: 40rem; max-width: 100%; font-size: 12px; fill: var(--soft); text-anchor: end; }
-path { stroke: var(--line); }
-.real { color: #77777f; fill: currentColor; }
-.alike { color: #2c8a4b; fill: currentColor; }
-.differs { color: #e0483c; fill: currentColor; }
+figcaption { order: -2; width: calc(100% - 17rem); }
+audio { order: -1; width: 16rem; height: 2rem; }
+.cells { display: flex; align-items: end; width: 44rem; max-width: 100%; height: 12rem;
+  border-block: 1px solid var(--line); }
+.cells span { align-self: start; width: 0; margin-top: -1.5em; white-space: nowrap; }
+.cells i { flex: 1; background: currentColor; }
+.cells i:nth-of-type(even) { margin-right: 3px; }
+.real { color: #77777f; }
+.alike { color: #2c8a4b; }
+.differs { color: #e0483c; }
 """
 
 
@@ -734,14 +705,10 @@ def parse(argv):
     add("--pack", default="", metavar="DIR", help="where to pack them (default: beside them)")
     add("--samples", type=at_least(2), metavar="N",
         help="notes a row (default: 12,800 of 4 s, the paper's; 1,000 of shorter ones)")
-    add("--seed", type=at_least(0), default=1, help="of latents and choices (default 1)")
-    add("--mel-inverse", choices=spectral.MEL_INVERSES, help="for if-mel (default: the run's own)")
-    add("--device", type=sample.device, default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
     add("--controls", action="store_true", help="add rows of three deliberate failures")
-    add("--markdown", action="store_true", help="print Markdown")
+    add("--markdown", action="store_true", help="print the table alone")
     add("--json", action="store_true", help="print JSON")
-    add("--out", type=Path, metavar="DIR", help="new, for the page (default: runs/metrics-0001)")
+    sample.common_flags(parser, 1, "runs/metrics-0001, ...")
 
     add = parser.add_argument_group("what notes are like, where no run says it").add_argument
     add("--length", type=at_least(1000), metavar="N", help="samples (default 64,000)")
@@ -758,8 +725,7 @@ def parse(argv):
     args = parser.parse_args(argv)
     args.width = WIDTHS[args.width or ("full" if args.device.type == "cuda" else "thin")]
     if not (args.runs or args.data or args.train_classifier):
-        parser.error("name a run: a run folder, a checkpoint or a folder of WAVs; or give "
-                     "--data alone, for the row of real notes")
+        parser.error("name a run, or give --data alone, for the row of real notes")
     if args.classifier and args.train_classifier or args.examples and not args.train_classifier:
         parser.error("--examples goes with --train-classifier, and --classifier does not")
     if (args.length or args.sample_rate or args.pitches) and any(map(is_run, args.runs)):
@@ -793,16 +759,9 @@ def gather(args):
 
 
 def main(argv=None):
-    args = parse(argv)
-    try:
+    with sample.one_sentence("metrics.py"):
+        args = parse(argv)
         print_table(*gather(args), args)
-    except (MetricError, sample.SampleError, gansynth.CheckpointError,
-            nsynth.NoteError, spectral.SpectrumError, OSError) as error:
-        sys.exit(f"metrics.py: {error}")
-    except KeyboardInterrupt:
-        print("metrics.py: stopped before it was done; classifiers trained before are kept",
-              file=sys.stderr)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

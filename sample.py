@@ -34,10 +34,8 @@ import csv
 import html
 import math
 import os
-import re
 import shutil
 from collections import namedtuple
-from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -51,10 +49,6 @@ import spectral
 
 SHARPS = "C C# D D# E F F# G G# A A# B".split()
 FLATS = "C Db D Eb E F Gb G Ab A Bb B".split()
-PAGE_NOTES = 64                           # shown at most, but of --scale
-PAGE_BYTES = 9_500_000                    # of sounds inside that of --scale: 13 MB as text
-PAGE_TIMBRES = 12                         # of --scale
-PICTURE_SECONDS = 12                      # of a sound
 
 
 class SampleError(ValueError):
@@ -75,16 +69,6 @@ def parse_pitches(text):
         raise argparse.ArgumentTypeError(f"{error} is no pitch, such as 60, C4, F#3 or Bb4")
 
 
-def draw(n, latent, counts, low, seed):
-    """n random notes: latents (n, latent), and MIDI pitches, a list of n, as often as `counts`
-    (P,), from `low` up, has them.  One by one: many notes begin with the same ones as few."""
-    random = torch.Generator().manual_seed(seed)
-    notes = [(torch.randn(latent, generator=random), nsynth.draw_pitches(counts, 1, random))
-             for _ in range(n)]
-    z, label = zip(*notes)
-    return torch.stack(z), (torch.cat(label) + low).tolist()
-
-
 def slerp(z0, z1, steps):
     """Spherical interpolation from z0 to z1, (latent,) each -> (steps, latent), ends included.
 
@@ -100,73 +84,71 @@ def slerp(z0, z1, steps):
 
 
 def read_latents(path, latent):
-    """The latents.npz of an earlier run: z (n, latent) and MIDI pitches, a list of n."""
+    """The latents.npz of an earlier run: z (n, latent) and MIDI pitches (n,)."""
     try:
         with np.load(path) as file:
-            z, pitch = torch.from_numpy(file["z"].astype(np.float32)), file["pitch"]
+            z, pitch = file["z"].astype(np.float32), file["pitch"]
     except Exception as error:            # numpy raises many kinds for a damaged file
         fault = getattr(error, "strerror", None) or "not an .npz file with numbers z and pitch"
         raise SampleError(f"{path}: {fault}: give the latents.npz of an earlier run, such "
                           "as --timbres 12 makes") from None
-    if z.ndim != 2 or len(z) == 0 or z.shape[1] != latent or not z.isfinite().all():
-        raise SampleError(f"{path}: z has shape {tuple(z.shape)}: this checkpoint takes "
-                          f"(n, {latent}), finite numbers")
-    if pitch.shape != (len(z),) or pitch.dtype.kind not in "iu":
-        raise SampleError(f"{path}: pitch is not ({len(z)},) whole numbers, one for each latent")
-    return z, pitch.tolist()
+    if (z.ndim != 2 or z.shape != (*pitch.shape, latent) or len(z) == 0
+            or not np.isfinite(z).all() or pitch.dtype.kind not in "iu"):
+        raise SampleError(f"{path}: z has shape {z.shape}, pitch {pitch.shape}: this checkpoint "
+                          f"takes (n, {latent}) finite numbers and (n,) whole ones")
+    return z, pitch
 
 
 class Player:
     """A checkpoint that is ready to play: its averaged generator, and what belongs to it."""
 
-    def __init__(self, args):
-        self.path = gansynth.find_checkpoint(args.checkpoint)
+    def __init__(self, path, args):
+        self.path = gansynth.find_checkpoint(path)
         self.G, self.contents = gansynth.load_generator(self.path, args.device, nsynth.read_bundle)
         self.spectrum = spectral.restore(self.contents["spectrum"], args.mel_inverse)
-        if self.contents["model"] == "wavenet" and any(vars(args)[name] for name in OF_LATENTS):
-            raise SampleError(f"{self.path}: is a WaveNet, which has no latents for "
-                              f"--{', --'.join(OF_LATENTS)}: use --pitch, --scale or --midi")
         if args.mel_inverse and self.spectrum.rep != "if-mel":
-            raise SampleError(f"{self.path}: was trained on {self.spectrum.rep}, which has no mel "
-                              "scale: leave out --mel-inverse, which is for if-mel")
+            raise SampleError(f"{self.path}: has no mel scale, but {self.spectrum.rep}: leave "
+                              "--mel-inverse out")
         self.latent, self.rate = self.G.arch.latent, self.spectrum.sample_rate
         self.low, self.counts = self.contents["pitch_low"], self.contents["counts"].cpu()
-        self.high = self.low + len(self.counts) - 1
-        self.three = [self.low + (self.high - self.low) * n // 6 for n in (1, 3, 5)]
+        self.pitches = range(self.low, self.low + len(self.counts))
+        self.three = [self.pitches[(len(self.counts) - 1) * n // 6] for n in (1, 3, 5)]
         self.seed, self.random = args.seed, torch.Generator().manual_seed(args.seed)
 
     def draw(self, n):
-        """n random latents (n, latent), and as many MIDI pitches."""
-        return draw(n, self.latent, self.counts, self.low, self.seed)
+        """n random notes: latents (n, latent), and MIDI pitches, a list of n, as often as they were
+        trained.  One by one: many notes begin with the same ones as few."""
+        random, z, pitch = torch.Generator().manual_seed(self.seed), [], []
+        for _ in range(n):
+            z.append(torch.randn(self.latent, generator=random))
+            pitch.append(self.low + nsynth.draw_pitches(self.counts, 1, random).item())
+        return torch.stack(z), pitch
+
+    def few(self, z, pitch):
+        """The notes (N, L) of latents (N, latent) at trained MIDI pitches, a list of N, at once."""
+        def show(samples):                # of a WaveNet, whose notes take minutes
+            if sys.stderr.isatty():
+                print(f"{samples:,} of {self.spectrum.length:,} samples", end="   \r",
+                      file=sys.stderr, flush=True)
+
+        waves = gansynth.synthesise(self.G, self.spectrum, z, torch.tensor(pitch) - self.low,
+                                    self.contents["progress"], self.random, show)
+        if not waves.isfinite().all():
+            raise SampleError(f"{self.path}: makes NaN or infinity, so its training went astray: "
+                              "use an earlier checkpoint")
+        return waves
 
     def each(self, z, pitch):
-        """Yield the notes (L,) of latents (N, latent) at MIDI pitches, a list of N, made 16 at a
-        time; a terminal shows how many are done."""
-        for p in pitch:
-            if not self.low <= p <= self.high:
-                raise SampleError(
-                    f"pitch {p} was never trained: this checkpoint plays {self.low} to {self.high} "
-                    f"({note_name(self.low)} to {note_name(self.high)})")
-        show = sys.stderr.isatty() and not z.requires_grad
-        label = torch.tensor(pitch) - self.low
-        for i in range(0, len(z), 16):
-            few = z[i:i + 16]
-
-            def tell(samples):            # each over the one before
-                done = i + len(few) * samples / self.spectrum.length
-                if show:
-                    print(f"{round(done, 2):,} of {len(z):,} notes", end="\r", file=sys.stderr,
-                          flush=True)
-
-            waves = gansynth.synthesise(self.G, self.spectrum, few, label[i:i + 16],
-                                        self.contents["progress"], self.random, tell)
-            tell(self.spectrum.length)
-            if not waves.isfinite().all():
-                raise SampleError(f"{self.path}: makes NaN or infinity: use an earlier checkpoint")
-            yield from waves
+        """Yield the same one by one, (L,), made 16 at a time, at any pitches that are trained."""
+        for p in set(pitch) - set(self.pitches):
+            low, high = self.low, self.pitches[-1]
+            raise SampleError(f"pitch {p} was never trained: this checkpoint plays {low} to {high} "
+                              f"({note_name(low)} to {note_name(high)})")
+        for i in nsynth.progress_bar(range(0, len(z), 16), "notes", each=16):
+            yield from self.few(z[i:i + 16], pitch[i:i + 16])
 
     def play(self, z, pitch):
-        """The same at once: (N, L)."""
+        """The same in one, (N, L)."""
         return torch.stack(list(self.each(z, pitch)))
 
     def grid(self, title, z, pitch, *more):
@@ -192,51 +174,52 @@ def choose(args, player, n):
         run = player.path.parent
         file = max(run.glob("timbres-[0-9]*/latents.npz"), default=run / "timbres-0001/latents.npz")
     if not file:
-        return player.draw(max(2, n))
+        return player.draw(n)
     z, pitch = read_latents(file, player.latent)
+    rows = np.arange(len(z))
     if args.timbre or args.scale or args.interpolate or args.midi:
-        rows = sorted(np.unique(z, axis=0, return_index=True)[1])
-        if max(args.timbre or [0]) >= len(rows):
-            raise SampleError(f"{file} has {len(rows)} timbres from t00 on, and no "
-                              f"t{max(args.timbre):02}")
-        rows = [rows[k] for k in args.timbre or range(len(rows))]
-        z, pitch = z[rows], [pitch[i] for i in rows]
-    needed = 2 if args.interpolate else 1 if args.timbre else args.count or 1
-    if len(z) < needed:
-        raise SampleError(f"{file} holds {len(z)} latents, and this needs {needed}")
-    return z, pitch
+        rows = np.sort(np.unique(z, axis=0, return_index=True)[1])
+    if args.timbre:
+        known = {f"t{k:02}": row for k, row in enumerate(rows)}
+        for name in set(args.timbre) - set(known):
+            raise SampleError(f"{file} has {len(rows)} timbres from t00 on, and no {name}")
+        rows = [known[name] for name in args.timbre]
+    return torch.from_numpy(z[rows]), pitch[rows].tolist()
 
 
 def notes(args, player):
     """Random notes, timbres over all pitches, or an arc from one timbre to another."""
-    z, pitch = choose(args, player, args.count or 16)
+    n = 2 if args.interpolate else args.count or (1 if args.scale else 16)
+    z, pitch = choose(args, player, n)
     if args.scale:
-        many = args.count or (len(z) if args.latents or args.timbre else 1)
-        return player.grid("A page to play on", z[:many],
-                           args.pitch or range(player.low, player.high + 1))
-    title, pitch = "Notes, each of its own timbre", args.pitch or pitch
+        return player.grid("A page to play on", z[:args.count], args.pitch or player.pitches)
     if args.interpolate:
-        title, pitch = "From one timbre to another", args.pitch or [player.three[1]]
-        z = slerp(z[0], z[1], args.count or 9)
-    many = args.count or (max(len(z), len(pitch)) if args.timbre else len(z))
-    z, pitch = (list(islice(cycle(some), many)) for some in (z, pitch))
-    return Result(title, torch.stack(z), pitch, player.play(torch.stack(z), pitch), [""] * many)
+        if len(z) < 2:
+            raise SampleError("--interpolate needs 2 timbres: name two, as by --timbre t00,t01")
+        z, pitch = slerp(z[0], z[1], args.count or 9), args.pitch or [player.three[1]]
+        return player.grid("From one timbre to another", z, pitch)
+    pitch = args.pitch or pitch
+    many = args.count or max(len(z), len(pitch))
+    z, pitch = z[torch.arange(many) % len(z)], [pitch[i % len(pitch)] for i in range(many)]
+    return Result("Notes", z, pitch, player.play(z, pitch), [""] * many)
 
 
 def sample(args):
     """Make and write what the command line asks for -> the page's path."""
-    player = Player(args)
+    player = Player(args.checkpoint, args)
+    if not player.latent and any(vars(args)[name] for name in OF_LATENTS):
+        raise SampleError(f"{player.path}: is a WaveNet, which has no latents for "
+                          f"--{', --'.join(OF_LATENTS)}: use --pitch, --scale or --midi")
     make = midi if args.midi else like if args.like else timbres if args.timbres else notes
-    out = out_folder(args.out, player.path.parent, "timbres" if args.timbres else "samples")
-    with whole_folder(out) as part:       # before the notes, as a WaveNet takes hours
-        result = make(args, player)
+    kind = "timbres" if args.timbres else "samples"
+    with new_folder(args.out, player.path.parent, kind) as (part, out):
+        result = make(args, player)       # inside, as a WaveNet takes hours
         for fact in result.facts:
             print(f"{result.title}: {fact}")
         names = write_sounds(part, result, player)
         np.savez(part / "latents.npz", z=result.z.numpy(), pitch=np.array(result.pitch),
                  seed=args.seed)
-        text = notes_page(part, names, result, args, player)
-        (part / "index.html").write_text(text, encoding="utf-8", errors="replace")
+        write_notes_page(part, names, result, args, player)
     return out / "index.html"
 
 
@@ -247,38 +230,38 @@ def save(args):
     """Write a checkpoint, which may be Magenta's, to a file of ours."""
     if args.save.exists() or not args.save.parent.is_dir():
         raise SampleError(f"{args.save} is there already, or its folder is not: name a new file")
-    path = gansynth.find_checkpoint(args.checkpoint)
-    _, contents = gansynth.load_generator(path, read_bundle=nsynth.read_bundle)
-    gansynth.save_checkpoint(args.save, contents)
+    gansynth.save_checkpoint(args.save, Player(args.checkpoint, args).contents)
     print(f"{args.save}: python sample.py plays it, python train.py --init starts from it")
 
 
-def out_folder(out, beside, kind="samples"):
-    """The folder to make: `out`, if new or empty, or beside/samples-0001 and so on (of `kind`)."""
+@contextlib.contextmanager
+def new_folder(out, beside, kind):
+    """Make a folder whole or not at all: `out`, if new or empty, or beside/KIND-0001 and so on.
+
+    -> a folder to fill, which is renamed in the end, and what it will be called.  Enter before long
+    work: a folder that cannot be made is told at once.
+    """
     if out is None:
         taken = sorted(beside.glob(f"{kind}-[0-9][0-9][0-9][0-9]")) or [f"{kind}-0000"]
-        return beside / f"{kind}-{int(str(taken[-1])[-4:]) + 1:04}"
+        out = beside / f"{kind}-{int(str(taken[-1])[-4:]) + 1:04}"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SampleError(f"{out} is there already and not an empty folder: name a new one")
-    return out.absolute()                 # "." has no name to put another beside
-
-
-@contextlib.contextmanager
-def whole_folder(out):
-    """Make `out`, of `out_folder`, whole or not at all: -> a folder beside it to fill, which is
-    renamed in the end.  Enter before long work: a folder that cannot be made is told at once."""
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    part = out.absolute()                 # "." has no name to put another beside
+    part = part.with_name(f".{part.name}.{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
     except OSError as error:
         raise SampleError(f"{out} cannot be made ({error.strerror}): name another folder") from None
     try:
-        yield part
+        yield part, out
         if out.exists():
             out.rmdir()                   # empty: not every system renames onto a folder
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+PICTURE_SECONDS = 12                      # of a sound
 
 
 def write_sounds(folder, result, player):
@@ -318,12 +301,10 @@ def like(args, player):
     pitch = args.pitch
     if not pitch:
         f = spectral.fundamental(x[:2 * rate], rate, high=4200.0, clear=0.7)
-        pitch = [round(69 + 12 * math.log2(f / 440))] if f else []
-        if not set(pitch) & set(range(player.low, player.high + 1)):
-            raise SampleError(
-                f"{args.like} seems to have {f'pitch {pitch[0]}' if pitch else 'no pitch'}, and "
-                f"this checkpoint plays {player.low} to {player.high}: give a steady note, or "
-                "the pitch to play it at, as by --pitch C4")
+        if f == 0:
+            raise SampleError(f"{args.like} seems to have no pitch: give a steady note, or the "
+                              "pitch to play it at, as by --pitch C4")
+        pitch = [round(69 + 12 * math.log2(f / 440))]
     target = nsynth.Wish(player.spectrum.length, player.rate).fit(x, rate)
     target = torch.from_numpy(target / np.float32(32768))           # (L,)
     magnitude, frequency = heard(target[None], player.rate)
@@ -335,18 +316,17 @@ def like(args, player):
         return (ours - magnitude).square().mean((1, 2)) + (weight * turns ** 2).sum((1, 2))
 
     z, _ = player.draw(CANDIDATES)
-    waves = player.play(z, pitch * CANDIDATES)
+    waves = player.play(z, pitch[:1] * CANDIDATES)
     away = torch.cat([distance(few) for few in waves.split(64)])
-    z, least = z[away.argsort()[:STARTS]].requires_grad_(), math.inf
+    z = z[away.argsort()[:STARTS]].requires_grad_()
     optimiser = torch.optim.Adam([z])
     for step in nsynth.progress_bar(range(STEPS), "steps"):
         optimiser.param_groups[0]["lr"] = 0.05 * (1 - step / STEPS)
-        away = distance(player.play(z, pitch * STARTS))             # (STARTS,)
-        if away.min() < least:
-            nearest, least = z[away.argmin()][None].detach().clone(), away.min().item()
+        away = distance(player.few(z, pitch[:1] * STARTS))          # (STARTS,)
         optimiser.zero_grad()
         away.sum().backward()
         optimiser.step()
+    nearest = z[away.argmin()][None].detach()
     result = player.grid(f"Like {args.like.stem}", nearest, pitch + player.three)
     match = result.waves[0]
     target *= match.norm() / target.norm()              # as loud
@@ -405,7 +385,7 @@ def midi(args, player):
     uses, moved, late = {}, 0, 0          # (number among `turns`, pitch) -> where it is played
     for start, end, asked, velocity, channel in strokes:
         turn = int(start / every * ARC) if every else channels.index(channel)
-        octaves = range(player.low + (asked - player.low) % 12, player.high + 1, 12)
+        octaves = player.pitches[(asked - player.low) % 12::12]
         pitch = min(octaves, key=lambda p: abs(p - asked), default=asked)
         uses.setdefault((turn, pitch), []).append((start, end - start, velocity))
         moved += pitch != asked
@@ -454,10 +434,10 @@ def prelude(sixteenth=0.22):
 
 # ---- Pages ----------------------------------------------------------------------------------
 
-def page(title, body, style="", script=""):
-    """A whole HTML document that needs no other file: title is text, body is HTML.  `style` adds to
-    the look that all pages share; a wide table goes into <div class="wide">."""
-    return f"""\
+def write_page(folder, title, body, style="", script=""):
+    """folder/index.html, which needs no other file: title is text, body is HTML; `style` adds to
+    the look that all pages share."""
+    (folder / "index.html").write_text(f"""\
 <!DOCTYPE html>
 <html lang="en">
 <meta charset="utf-8">
@@ -466,7 +446,7 @@ def page(title, body, style="", script=""):
 <style>{LOOK}{style}</style>
 {body}
 <script>{script}</script>
-"""
+""", "utf-8", "replace")
 
 
 LOOK = """\
@@ -480,102 +460,101 @@ body { margin: 0 auto; max-width: 80rem; padding: clamp(1rem, 4vw, 3rem); backgr
   color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
 h1 { margin: 0 0 .3em; font-size: clamp(1.5rem, 5vw, 2.2rem); line-height: 1.2; }
 p { max-width: 44rem; margin: .5em 0; }
-.soft, small, figcaption { color: var(--soft); font-size: .85rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .7rem; text-align: right; border-bottom: 1px solid var(--line); }
-:is(th, td):first-child { padding-left: 0; text-align: left; }
+.soft, figcaption { color: var(--soft); font-size: .85rem; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(14rem, 1fr)); gap: 1rem; }
+.figures :is(img, audio) { width: 100%; height: 10rem; background: #000; }
+.figures audio { height: 2.5rem; background: none; }
 figure { margin: 1rem 0; }
-img { max-width: 100%; }
+img, audio { max-width: 100%; }
 button { padding: .4rem 1rem; font: inherit; color: inherit; background: var(--card);
   border: 1px solid var(--line); border-radius: .6rem; cursor: pointer; }
-button:disabled { opacity: .5; cursor: default; }
-[aria-pressed=true] { border-color: var(--accent); box-shadow: 0 0 0 2px var(--accent); }
 :focus-visible { outline: 3px solid var(--ink); outline-offset: 2px; }
 """
 
-
-def notes_page(folder, names, result, args, player):
-    """A page of the notes of these names in `folder`, with sounds and pictures inside it; of a
-    keyboard only the sounds, of every n-th pitch where all would be too much."""
-    def data(kind, name):
-        return f"data:{kind};base64,{base64.b64encode((folder / name).read_bytes()).decode()}"
-
-    timbres = list(dict.fromkeys(result.timbre))
-    of_each, most, every = len(names) // len(timbres), PAGE_NOTES, 1
-    if args.scale:
-        most = of_each * PAGE_TIMBRES
-        size = (folder / f"{names[0]}.wav").stat().st_size * len(names[:most])
-        every = math.ceil(size / PAGE_BYTES)
-    cards = []
-    for i, (name, p, timbre) in enumerate(zip(names[:most], result.pitch, result.timbre)):
-        sound = "" if i % of_each % every else data("audio/wav", f"{name}.wav")
-        picture = f"{name}.png" if args.scale else data("image/png", f"{name}.png")
-        place = f"grid-area: {11 - p // 12} / {p % 12 + 1}" if args.scale else ""
-        cards.append(f"""\
-<button class="card" aria-pressed="false" data-pitch="{p}" data-timbre="{timbre}" style="{place}"
-data-wav="{sound}"><img alt="" loading="lazy" src="{picture}"><b>{note_name(p)}</b>
-<small>{name}</small></button>
-""")
-    figures = [f"""\
-<figure><figcaption>{name}</figcaption><img alt="" src="{name}.png">
-<audio controls src="{name}.wav"></audio></figure>""" for name in result.more]
-    contents, seconds = player.contents, player.spectrum.length / player.rate
-    shape = contents["architecture"]
-    facts = [*result.facts, f"{player.path.resolve().parent.name}/{player.path.name}",
-             contents["model"], f"{contents['images']:,} examples trained",
-             shape.get("output", player.spectrum.rep), f"{seconds:g} s at {player.rate:,} Hz",
-             f"from {args.latents.name}" if args.latents else
-             "timbres chosen before" if args.timbre else f"seed {args.seed}"]
-    if "resolutions" in shape:
-        blocks = gansynth.grown(contents["progress"])[0]
-        facts.append(f"{blocks} of {shape['resolutions']} blocks")
-    if most < len(names):
-        facts.append(f"the first {most} of {len(names):,} notes")
-    if every > 1:
-        facts.append(f"one note in {every} is inside this page, and lent to those between")
-    options = "".join(f"<option>{timbre}</option>" for timbre in timbres[:PAGE_TIMBRES])
-    return page(result.title, f"""\
-<h1>{html.escape(result.title)}</h1>
-<p class="soft">{html.escape(" · ".join(facts))}</p>
-<div class="more">{"".join(figures)}</div>
-<p>Click a note to hear it. The pictures are rainbowgrams: time runs to the right and pitch upwards,
-bright is loud, and a steady overtone is a streak of one colour.</p>
-<p{" hidden" * args.scale}><label><input type="checkbox" id="onward"> After a note, play the next
-</label></p>
-<p{" hidden" * (not args.scale)}>Or play A W S E D F ... as a piano; Z and X move an octave.
-<label>Timbre <select id="timbre">{options}</select></label>
-<button id="midi">Use a MIDI keyboard</button></p>
-<main class="{"keyboard" * args.scale}" data-rate="{player.rate}" style="--seconds: {seconds:g}s">
-{"".join(cards)}</main>
-""", NOTES_STYLE, NOTES_SCRIPT)
-
-
-NOTES_STYLE = """\
-.more { display: flex; flex-wrap: wrap; gap: 1rem; }
-figure { flex: 1 1 18rem; }
-figure img { width: 100%; height: 10rem; background: #000; }
-audio { width: 100%; }
-main { --high: 8rem; display: grid; gap: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(8rem, 1fr)); }
-.card { position: relative; display: flex; flex-direction: column; padding: 0 0 .5rem;
-  overflow: hidden; text-align: left; }
-.card img { width: 100%; height: var(--high); margin-bottom: .4rem; background: #000; }
-.card :is(b, small) { display: block; padding: 0 .7rem; }
-.card[aria-pressed=true]::after { content: ""; position: absolute; top: 0; width: 2px;
-  height: var(--high); background: #fff; animation: play var(--seconds) linear; }
-@keyframes play { from { left: 0; } to { left: 100%; } }
-.keyboard { --high: 4rem; gap: 2px; grid-template-columns: repeat(12, 1fr); touch-action: none;
-  user-select: none; }
-.keyboard b { padding: 0; font-size: clamp(.6rem, 2vw, 1rem); text-align: center; }
-.keyboard small { display: none; }
+FIGURE = """\
+<figure><figcaption>{name}</figcaption>
+<img alt="" src="{picture}"><audio src="{sound}" controls></audio>{more}</figure>
 """
 
-NOTES_SCRIPT = """\
-const main = document.querySelector("main"), keyboard = main.classList.contains("keyboard");
-const cards = [...document.querySelectorAll(".card")], voices = new Map();
-const [onward, timbre, midi] = ["onward", "timbre", "midi"].map(id => document.getElementById(id));
-const level = keyboard ? 0.3 : 1;         // several notes at once are not to clip
+
+PAGE_NOTES = 64                           # heard on a page at most, if it is no keyboard
+PAGE_BYTES = 9_500_000                    # of sounds inside a keyboard's page: 13 MB as text
+
+
+def inside(file, kind):
+    """A file as a part of a page."""
+    return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
+def write_notes_page(folder, names, result, args, player):
+    """A page of a result, with --scale to play on, otherwise with each of the notes of these names,
+    sound and picture, inside it.  Further sounds stay files beside it."""
+    contents, seconds = player.contents, player.spectrum.length / player.rate
+    facts = [*result.facts, f"{player.path.resolve().parent.name}/{player.path.name}",
+             contents["model"], f"{contents['images']:,} examples trained",
+             contents["architecture"].get("output", player.spectrum.rep),
+             f"{seconds:g} s at {player.rate:,} Hz",
+             f"from {args.latents.name}" if args.latents else
+             "timbres chosen before" if args.timbre else f"seed {args.seed}"]
+    if contents["model"] == "gansynth":
+        blocks = gansynth.grown(contents["progress"])[0]
+        facts.append(f"{blocks} of {contents['architecture']['resolutions']} blocks")
+    if args.scale:
+        body = keyboard(folder, names, result, player.rate)
+    else:
+        figures = [FIGURE.format(name=name, picture=f"{name}.png", sound=f"{name}.wav", more="")
+                   for name in result.more]
+        for name in names[:PAGE_NOTES]:
+            figures.append(FIGURE.format(
+                name=name, picture=inside(folder / f"{name}.png", "image/png"),
+                sound=inside(folder / f"{name}.wav", "audio/wav"), more=""))
+        body = f'<div class="figures">{"".join(figures)}</div>'
+        if len(names) > PAGE_NOTES:
+            facts.append(f"the first {PAGE_NOTES} of {len(names):,} notes")
+    write_page(folder, result.title, f"""\
+<h1>{html.escape(result.title)}</h1>
+<p class="soft">{html.escape(" · ".join(facts))}</p>
+<p>The pictures are rainbowgrams: time runs to the right and pitch upwards, bright is loud, and a
+steady overtone is a streak of one colour.</p>
+{body}""", KEYBOARD_STYLE, KEYBOARD_SCRIPT if args.scale else "")
+
+
+def keyboard(folder, names, result, rate):
+    """HTML of timbres over all pitches, to play on: with all sounds inside it or, where that would
+    be too much, those of every n-th pitch."""
+    timbres = list(dict.fromkeys(result.timbre))
+    every = math.ceil((folder / f"{names[0]}.wav").stat().st_size * len(names) / PAGE_BYTES)
+    cards = []
+    for i, (name, p, timbre) in enumerate(zip(names, result.pitch, result.timbre)):
+        own = i % (len(names) // len(timbres)) % every == 0
+        cards.append(f"""\
+<button class="card" aria-pressed="false" data-pitch="{p}" data-timbre="{timbre}" \
+style="grid-area: {11 - p // 12} / {p % 12 + 1}"
+data-wav="{inside(folder / f'{name}.wav', 'audio/wav') if own else ''}">\
+<img alt="" loading="lazy" src="{name}.png">{note_name(p)}</button>
+""")
+    return f"""\
+<p>Play them by pointer, or A W S E D F ... as a piano; Z and X move an octave.
+{f"One note in {every} is in this page, and lent to those between." if every > 1 else ""}</p>
+<p><label>Timbre <select id="timbre">{"".join(f"<option>{t}</option>" for t in timbres)}</select>
+</label> <button id="midi">Use a MIDI keyboard</button></p>
+<main data-rate="{rate}">
+{"".join(cards)}</main>
+"""
+
+
+KEYBOARD_STYLE = """\
+main { display: grid; grid-template-columns: repeat(12, 1fr); gap: 2px; touch-action: none;
+  user-select: none; }
+.card { padding: 0 0 .5rem; overflow: hidden; font-size: clamp(.6rem, 2vw, 1rem); }
+.card img { display: block; width: 100%; height: 4rem; margin-bottom: .4rem; background: #000; }
+.card[aria-pressed=true] { border-color: var(--accent); box-shadow: 0 0 0 2px var(--accent); }
+"""
+
+KEYBOARD_SCRIPT = """\
+const main = document.querySelector("main"), voices = new Map();
+const cards = [...document.querySelectorAll(".card")];
+const [timbre, midi] = ["timbre", "midi"].map(id => document.getElementById(id));
 let context;                              // begins with the first touch, as browsers ask
 
 function bufferOf(card) {                 // a WAV file of 16 bits, behind its head of 44 bytes
@@ -586,7 +565,7 @@ function bufferOf(card) {                 // a WAV file of 16 bits, behind its h
   return buffer;
 }
 
-function begin(by, card, loudness = level) {            // by: a pointer, a key, a MIDI note
+function begin(by, card, loudness = 0.3) {              // by: a pointer, a key, a MIDI note
   end(by);
   if (!card) return;
   context ??= new AudioContext({sampleRate: main.dataset.rate});
@@ -600,67 +579,57 @@ function begin(by, card, loudness = level) {            // by: a pointer, a key,
   source.connect(gain).connect(context.destination);
   gain.gain.setTargetAtTime(loudness, context.currentTime, 0.002);
   source.start();
-  source.onended = () => {
-    if (voices.get(by)?.source !== source) return;      // it was let go before
-    end(by);
-    if (onward.checked) begin(by, cards[cards.indexOf(card) + 1]);
-  };
+  source.onended = () => voices.get(by)?.source === source && end(by);
   voices.set(by, {card, source, gain});
-  show();
+  card.setAttribute("aria-pressed", true);
 }
 
-function end(by) {                    // it fades in some 0.3 s
+function end(by) {                        // it fades in some 0.3 s
   if (!voices.has(by)) return;
-  const {source, gain} = voices.get(by);
+  const {card, source, gain} = voices.get(by);
   gain.gain.setTargetAtTime(0, context.currentTime, 0.06);
   source.stop(context.currentTime + 0.5);
   voices.delete(by);
-  show();
+  card.setAttribute("aria-pressed", false);
 }
 
-function show() {
-  const sounding = new Set([...voices.values()].map(voice => voice.card));
-  cards.forEach(card => card.setAttribute("aria-pressed", sounding.has(card)));
-}
-
-cards.forEach(card => card.onclick = event => {
-  if (keyboard && event.detail) return;   // a pointer has played it; Enter and Space have not
-  voices.get("click")?.card === card ? end("click") : begin("click", card);
+const keys = [..."awsedftgyhujkolp"], octaves = [...new Set(cards.map(
+  card => Math.floor(card.dataset.pitch / 12)))].sort((a, b) => a - b);
+const cardAt = pitch => cards.find(card => card.dataset.pitch == pitch && !card.hidden);
+let on = octaves.length >> 1;             // of those that hold notes: Z and X find no others
+document.onkeydown = event => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  const key = event.key.toLowerCase(), place = keys.indexOf(key);
+  if (key === "z") on = Math.max(on - 1, 0);
+  if (key === "x") on = Math.min(on + 1, octaves.length - 1);
+  if (place >= 0) begin(key, cardAt(12 * octaves[on] + place));
+};
+document.onkeyup = event => end(event.key.toLowerCase());
+cards.forEach(card => {
+  card.onpointerdown = event => begin(event.pointerId, card);
+  card.onclick = event => {               // by Enter or Space; pointers have played it already
+    const again = voices.get("click")?.card === card;
+    if (!event.detail) begin("click", again ? null : card);
+  };
 });
-
-if (keyboard) {
-  const keys = [..."awsedftgyhujkolp"], octaves = [...new Set(cards.map(
-    card => Math.floor(card.dataset.pitch / 12)))].sort((a, b) => a - b);
-  const cardAt = pitch => cards.find(card => card.dataset.pitch == pitch && !card.hidden);
-  let on = octaves.length >> 1;           // of those that hold notes: Z and X find no others
-  document.onkeydown = event => {
-    if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
-    const key = event.key.toLowerCase(), place = keys.indexOf(key);
-    if (key === "z") on = Math.max(on - 1, 0);
-    if (key === "x") on = Math.min(on + 1, octaves.length - 1);
-    if (place >= 0) begin(key, cardAt(12 * octaves[on] + place));
-  };
-  document.onkeyup = event => end(event.key.toLowerCase());
-  cards.forEach(card => card.onpointerdown = event => begin(event.pointerId, card));
-  document.onpointerup = document.onpointercancel = event => {
-    end(event.pointerId);
-    context?.resume();                    // a touch allows sound once it ends
-  };
-  window.onblur = () => [...voices.keys()].forEach(end);
-  timbre.onchange = () => {
-    cards.forEach(card => card.hidden = card.dataset.timbre !== timbre.value);
-    timbre.blur();                        // its letters are keys
-  };
-  timbre.onchange();
-  midi.hidden = !navigator.requestMIDIAccess;
-  midi.onclick = () => navigator.requestMIDIAccess().then(access => {
-    access.inputs.forEach(input => input.onmidimessage = ({data: [status, note, velocity]}) => {
-      const loudness = status >> 4 === 9 ? level * (velocity / 127) ** 2 : 0;
-      if (loudness) begin("midi" + note, cardAt(note), loudness);
-      else if (status >> 4 === 8 || status >> 4 === 9) end("midi" + note);
-    });
-  }).catch(error => midi.textContent = error.message);
-}
+document.onpointerup = document.onpointercancel = event => {
+  end(event.pointerId);
+  context?.resume();                      // a touch allows sound once it ends
+};
+window.onblur = () => [...voices.keys()].forEach(end);
+timbre.onchange = () => {
+  cards.forEach(card => card.hidden = card.dataset.timbre !== timbre.value);
+  timbre.blur();                          // its letters are keys
+};
+timbre.onchange();
+midi.hidden = !navigator.requestMIDIAccess;
+midi.onclick = () => navigator.requestMIDIAccess().then(access => {
+  access.inputs.forEach(input => input.onmidimessage = ({data: [status, note, velocity]}) => {
+    const kind = status >> 4, loudness = 0.3 * (velocity / 127) ** 2;       // 0.3: of several
+    if (kind === 9 && velocity) begin("midi" + note, cardAt(note), loudness);
+    else if (kind === 8 || kind === 9) end("midi" + note);
+  });
+}).catch(error => midi.textContent = error.message);
 """
 
 
@@ -708,7 +677,7 @@ def bench(device, budget=5.0, arch=gansynth.Architecture(), spectrum=spectral.Sp
 def at_least(low):
     """A type for argparse: whole numbers from `low` on that a seed can hold."""
     def whole_number(text):
-        if not re.fullmatch(r"\s*[0-9]{1,18}\s*", text) or int(text) < low:
+        if not text.isdecimal() or not low <= int(text) < 10 ** 18:
             raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least {low}")
         return int(text)
     return whole_number
@@ -723,70 +692,81 @@ def device(text):
     return torch.device(text)
 
 
-def parse_timbres(text):
-    """ "t03,t11" -> [3, 11]: a type for argparse."""
-    if not re.fullmatch(r"t[0-9]{2,6}(,t[0-9]{2,6})*", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no timbre, such as t03, or t00,t11")
-    return [int(name[1:]) for name in text.split(",")]
+def common_flags(parser, seed, out):
+    """The flags of every script that plays checkpoints."""
+    add = parser.add_argument
+    add("--seed", type=at_least(0), default=seed, help=f"of all that is drawn (default {seed})")
+    add("--mel-inverse", choices=spectral.MEL_INVERSES,
+        help="of if-mel: ours, by least squares, or the release's, which smears over bands "
+             "(default: as trained)")
+    add("--out", type=Path, metavar="DIR", help=f"new or empty (default: {out})")
+    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+
+
+@contextlib.contextmanager
+def one_sentence(script):
+    """What cannot be done ends a script with a sentence, and Ctrl-C without a traceback."""
+    try:
+        yield
+    except (SampleError, gansynth.CheckpointError, nsynth.NoteError, spectral.SpectrumError,
+            OSError) as error:
+        sys.exit(f"{script}: {error}")
+    except KeyboardInterrupt:
+        print(f"{script}: stopped before it was done", file=sys.stderr)
+        sys.exit(130)
+
+
+# The flags that mean something beside one that says what to do, or beside none.
+ALWAYS = {"checkpoint", "device"}
+OF_NOTES = ALWAYS | {"seed", "mel_inverse", "out", "pitch"}
+BESIDE = {"bench": {"device"}, "save": ALWAYS, "like": OF_NOTES, "timbres": OF_NOTES,
+          "midi": OF_NOTES - {"pitch"} | {"latents", "timbre", "seconds_per_timbre"},
+          "notes": OF_NOTES | {"count", "latents", "timbre", "scale", "interpolate"}}
 
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    add, what = parser.add_argument, parser.add_mutually_exclusive_group()
+    add, number = parser.add_argument, at_least(1)
+    mode = parser.add_mutually_exclusive_group().add_argument
     add("checkpoint", type=Path, nargs="?", help="a file, or a run's folder (its newest one), or "
         "Magenta's, with experiment.json in it")
-    what.add_argument("--scale", action="store_true", help="timbres over all pitches, to play on")
-    what.add_argument("--interpolate", action="store_true", help="from one timbre to another")
-    what.add_argument("--midi", type=Path, metavar="FILE",
-        help="a piece of music, each channel in its own timbre; or demo, some of Bach's")
-    what.add_argument("--like", type=Path, metavar="WAV", help="the timbre nearest to a recording")
-    what.add_argument("--timbres", type=at_least(1), metavar="N",
-        help="timbres that sound different, for --timbre")
-    what.add_argument("--save", type=Path, metavar="FILE", help="write Magenta's as a file of ours")
-    what.add_argument("--bench", action="store_true", help="time the paper's models, without one")
+    mode("--scale", action="store_true", help="timbres over all pitches, to play on")
+    mode("--interpolate", action="store_true", help="from one timbre to another")
+    mode("--midi", type=Path, metavar="FILE", help="a piece of music, each channel in its own "
+         "timbre; or demo, some of Bach's")
+    mode("--like", type=Path, metavar="WAV", help="the timbre nearest to a recording")
+    mode("--timbres", type=number, metavar="N", help="timbres that sound different, for --timbre")
+    mode("--save", type=Path, metavar="FILE", help="write Magenta's as a file of ours")
+    mode("--bench", action="store_true", help="time the paper's models, without one")
     add("--pitch", type=parse_pitches, metavar="P,...", help="of the notes in turn: 60, C4, Bb4")
-    add("--count", type=at_least(1), metavar="N",
-        help="notes (default 16, all of --latents, 9 of --interpolate), or timbres of --scale")
-    add("--seed", type=at_least(0), default=0, help="of latents and pitches (default 0)")
+    add("--count", type=number, metavar="N", help="notes (default 16, all of --latents, 9 of "
+        "--interpolate), or timbres of --scale")
     add("--latents", type=Path, metavar="FILE", help="an earlier run's latents.npz, to hear again")
-    add("--timbre", type=parse_timbres, metavar="t00,...",
+    add("--timbre", type=lambda text: text.split(","), metavar="t00,...",
         help="of --latents (default: of the run's newest --timbres)")
-    add("--seconds-per-timbre", type=at_least(1), metavar="S",
-        help="of --midi: all channels move from one to the next")
-    add("--mel-inverse", choices=spectral.MEL_INVERSES,
-        help="of if-mel: pseudo, by least squares, or transpose, the release's, which smears "
-             "over neighbouring bands (default: as trained)")
-    add("--out", type=Path, metavar="DIR", help="new or empty (samples-0001, ... of the run)")
-    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
+    add("--seconds-per-timbre", type=number, metavar="S", help="of --midi: all channels move from "
+        "one to the next")
+    common_flags(parser, 0, "samples-0001, ... of the run")
     args = parser.parse_args(argv)
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
-    if not given & {"checkpoint", "bench"} or args.bench and given - {"bench", "device"}:
-        parser.error("expected a checkpoint to listen to, or --bench, with --device at most")
-    idle = (given - {"save", "checkpoint", "device"} if args.save else
-            given & {"pitch", "count"} if args.midi else given & {"seconds_per_timbre"} | (
-                given & {"count", "latents", "timbre"} if args.like or args.timbres else set()))
-    if args.like and len(args.pitch or []) > 1:
-        parser.error("--like is at one --pitch")
-    if idle:
-        parser.error(f"--{idle.pop().replace('_', '-')} means nothing beside the other flags")
+    if not given & {"checkpoint", "bench"}:
+        parser.error("expected a checkpoint to listen to, or --bench")
+    mode = next((mode for mode in BESIDE if mode in given), "notes")
+    for idle in given - {mode} - BESIDE[mode]:
+        parser.error(f"--{idle.replace('_', '-')} means nothing beside the other flags")
     return args
 
 
 def main(argv=None):
-    try:
+    with one_sentence("sample.py"):
         args = parse(argv)
         if args.bench:
-            return bench(args.device)
-        if args.save:
-            return save(args)
-        print(f"{sample(args)}: all notes on one page; WAVs, pictures and tables are beside it")
-    except (SampleError, gansynth.CheckpointError, nsynth.NoteError, spectral.SpectrumError,
-            OSError) as error:
-        sys.exit(f"sample.py: {error}")
-    except KeyboardInterrupt:
-        print("sample.py: stopped; nothing was written", file=sys.stderr)
-        sys.exit(130)
+            bench(args.device)
+        elif args.save:
+            save(args)
+        else:
+            print(f"{sample(args)}: all notes on one page; WAVs, pictures and tables are beside it")
 
 
 if __name__ == "__main__":

@@ -28,12 +28,9 @@ from scipy.stats import binom, binomtest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))      # where metrics.py is
 
-import gansynth
 import metrics
-import nsynth
 import sample
-import spectral
-from metrics import SILENT, MetricError, aligned, batches, real_run
+from metrics import SILENT, MetricError, markdown, real_run
 
 ANSWERS = "gansynth-listening-answers"    # the format of a file of answers, version 1
 LEVEL = 0.05                              # of significance, after Holm's correction
@@ -82,14 +79,14 @@ def listening_test(setting, runs, args):
     strongly agree, 3 neutral, 5 strongly disagree.  Which model is which stands in the page in
     base64 only: nobody reads it by chance, but who wants to cheat can.
     """
-    out, models = sample.out_folder(args.out, None), {}
-    with sample.whole_folder(out) as part:
+    models = {}
+    with sample.new_folder(args.out, None, "") as (part, out):
         if args.data:
             held_out = setting.notes(args.pack)[1]
             some = np.random.default_rng(args.seed).permutation(len(held_out))[:args.samples]
             runs = [real_run("real notes", held_out, some), *runs]
         for run in runs:
-            waves = np.concatenate([waves for _, waves in batches(run)])
+            waves = np.concatenate([waves for _, waves in run.batches()])
             sounding = np.abs(waves).max(1) >= SILENT
             models[run.name] = waves[sounding], run.pitch[sounding]
         pairs = draw_pairs({name: notes[1] for name, notes in models.items()}, args.pairs,
@@ -98,13 +95,13 @@ def listening_test(setting, runs, args):
         waves /= np.sqrt(np.square(waves).mean(1, keepdims=True))
         waves = np.rint(waves * (0.9 * 32767 / np.abs(waves).max())).astype(np.int16)
         key = [(a, b, int(models[a][1][i])) for (a, i), (b, _) in pairs]
-        (part / "index.html").write_text(listening_page(key, waves, setting.sample_rate), "utf-8")
+        listening_page(part, key, waves, setting.sample_rate)
     print(f"open {out / 'index.html'} in a browser; when people have rated, score what it saved "
           "with: python notebooks/listening_test.py --score answers*.json")
 
 
-def listening_page(key, waves, sample_rate):
-    """The page of pairs; key: each one's (A, B, pitch); waves (2 pairs, L) int16, A and B."""
+def listening_page(folder, key, waves, sample_rate):
+    """Write the page of pairs; key: each one's (A, B, pitch); waves (2 pairs, L) int16, A and B."""
     sounds, forms = [], []
     for wave in waves:
         scipy.io.wavfile.write(file := io.BytesIO(), sample_rate, wave)
@@ -116,7 +113,7 @@ def listening_page(key, waves, sample_rate):
     key = json.dumps(key).encode()
     body = LISTENING.format(test=f"{zlib.crc32(key + waves.tobytes()):08x}", n=len(forms),
                             key=base64.b64encode(key).decode(), pairs="\n".join(forms))
-    return sample.page("Listening test", body, LISTENING_STYLE, LISTENING_SCRIPT)
+    sample.write_page(folder, "Listening test", body, LISTENING_STYLE, LISTENING_SCRIPT)
 
 
 LISTENING = """\
@@ -148,6 +145,7 @@ audio { width: 16rem; max-width: 80%; height: 2.4rem; vertical-align: middle; }
 fieldset p { font-size: .9rem; }
 fieldset label { margin-right: .4rem; white-space: nowrap; }
 input { max-width: 100%; font: inherit; }
+button:disabled { opacity: .5; cursor: default; }
 .bar { position: sticky; bottom: 0; padding: .6rem 0; background: var(--paper); }
 """
 
@@ -283,8 +281,8 @@ def format_scores(raters, models, pairs):
         duels.append([f"{a}, {b}", *map(str, (sum(row), *row)), f"{p:.2g}", f"{corrected:.2g}"])
     least = math.floor(math.log2(tests / LEVEL)) + 2    # unanimous: p = 2^(1 - n)
     return "\n".join([
-        f"{raters} raters, {total:,} ratings (paper: 3,600 of nine models)", "", *aligned(table),
-        "", *aligned(duels), "",
+        f"{raters} raters, {total:,} ratings (paper: 3,600 of nine models)", "", *markdown(table),
+        "", *markdown(duels), "",
         "p: exact sign test of the ratings that are not neutral; Holm: corrected for the number of "
         f"pairs, significant\nbelow {LEVEL}.  A pair needs {least} such ratings before unanimous "
         f"ones can be significant, and {ratings_for_power(tests)} to\nfind a preference of 60:40 "
@@ -297,7 +295,7 @@ def main(argv=None):
     parser.add_argument("--pairs", type=sample.at_least(1), default=40, help="default: 40")
     parser.add_argument("--score", nargs="+", type=Path, metavar="FILE", help="answers*.json")
     own, rest = parser.parse_known_args(argv)
-    try:
+    with sample.one_sentence("listening_test.py"):
         if own.score:
             print(format_scores(*score_test(own.score)))
             return
@@ -306,11 +304,6 @@ def main(argv=None):
             parser.error("expected runs to compare, and --out DIR, a new folder")
         args.pairs, args.samples = own.pairs, args.samples or 200   # of each, to choose pairs from
         listening_test(*metrics.gather(args), args)
-    except (MetricError, sample.SampleError, gansynth.CheckpointError, nsynth.NoteError,
-            spectral.SpectrumError, OSError) as error:
-        sys.exit(f"listening_test.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
 
 
 if __name__ == "__main__":
