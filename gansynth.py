@@ -41,7 +41,6 @@ LAYOUT = torch.channels_last              # of features in memory
 LEAK = 0.2                                # slope of leaky ReLU below zero
 RELU_GAIN = math.sqrt(2)                  # He's: of layers that a leaky ReLU follows
 
-
 @dataclass(frozen=True)
 class Architecture:
     """Everything that determines the networks; defaults: IF-Mel + H (paper, Table 3).
@@ -92,7 +91,6 @@ class Architecture:
         shrink = self.factor(self.resolutions - b)
         return self.frames // shrink[0], self.bins // shrink[1]
 
-
 # ---- Growing (paper 2.2; Karras et al. 2018, 2) ---------------------------------------------
 
 def progress_at(images, resolutions, stable_images, fade_images):
@@ -110,7 +108,6 @@ def progress_at(images, resolutions, stable_images, fade_images):
         return float(k), 2 * k, k + 1
     return k + (rest - stable_images) / fade_images, 2 * k + 1, k + 2
 
-
 def grown(progress):
     """Progress -> (blocks in use, alpha): 0 -> (1, None), 0.37 -> (2, 0.37), 1 -> (2, None), ...
 
@@ -122,7 +119,6 @@ def grown(progress):
     blocks = math.ceil(progress) + 1
     alpha = progress - (blocks - 2)
     return blocks, alpha if alpha < 1 else None
-
 
 # ---- The tricks, one by one -----------------------------------------------------------------
 
@@ -144,7 +140,6 @@ class Equalised(nn.Module):
         """The weight as it is used, in the number format of `like`."""
         return (self.weight * self.scale).to(like.dtype)
 
-
 class EqualConv2d(Equalised):
     """Zero-padded convolution of stride 1 at an equalised rate (Karras et al. 2018, 4.1)."""
 
@@ -154,7 +149,6 @@ class EqualConv2d(Equalised):
     def forward(self, x):
         return _Conv.apply(x, self.scaled(x), self.bias.to(x.dtype))
 
-
 class EqualLinear(Equalised):
     """Dense layer at an equalised rate (Karras et al. 2018, 4.1)."""
 
@@ -163,7 +157,6 @@ class EqualLinear(Equalised):
 
     def forward(self, x):                 # scales x: the weights are more numbers here
         return F.linear(x * self.scale, self.weight, self.bias)
-
 
 class StartConv(Equalised):
     """A vector -> the first, smallest features, (N, inputs) -> (N, outputs, h, w).
@@ -181,17 +174,14 @@ class StartConv(Equalised):
         x = x.unflatten(1, self.weight.shape[:3]) + self.bias[:, None, None]    # (N, C, h, w)
         return x.contiguous(memory_format=LAYOUT)
 
-
 def leaky(x):
     """Leaky ReLU (paper, Table 3), in place: x is gone afterwards."""
     return F.leaky_relu_(x, LEAK)
-
 
 def pixel_norm(x):
     """Pixel norm (Karras et al. 2018, 4.2): every place's channel vector to mean square 1, so that
     G's activations cannot escalate in the contest with D.  (N, C, ...) -> the same."""
     return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
-
 
 def minibatch_stddev(x):
     """Minibatch standard deviation: lets D see that a batch of fakes lacks variety.
@@ -205,40 +195,33 @@ def minibatch_stddev(x):
     feature = std.mean().expand(x.shape[0], 1, *x.shape[2:])        # (N, 1, h, w)  one number
     return torch.cat([x, feature], dim=1)
 
-
 def upsample(picture, factor):
     """Box (nearest-neighbour) upsampling, factors for T and F (Karras et al. 2018, 2)."""
     return picture if factor == (1, 1) else F.interpolate(picture, scale_factor=factor)
-
 
 def downsample(picture, factor):
     """Box downsampling by a pair of factors: the mean of so many pixels (Karras et al. 2018, 2), in
     one step.  Step by step from upsampled copies would drift by 2.6e-4 in float32."""
     return picture if factor == (1, 1) else F.avg_pool2d(picture, factor)
 
-
 def downsample_to(picture, size):
     """Box downsampling (Karras et al. 2018, 2) to the given frames and bins."""
     return downsample(picture, (picture.shape[2] // size[0], picture.shape[3] // size[1]))
-
 
 @functools.lru_cache
 def scaling(arch, device):
     """Scale and shift (paper 2.2) of both channels on a device, (2, 1, 1) each."""
     return [torch.tensor(pair, device=device).view(2, 1, 1) for pair in (arch.scale, arch.shift)]
 
-
 def scale_picture(picture, arch):
     """Spectrum units -> the networks' [-1, 1] (paper 2.2), clipped.  Waves stay as they are."""
     scale, shift = scaling(arch, picture.device)
     return (picture * scale + shift).clamp(-1, 1) if arch.spectra else picture
 
-
 def unscale_picture(picture, arch):
     """The networks' [-1, 1] (paper 2.2) -> spectrum units.  Waves stay as they are."""
     scale, shift = scaling(arch, picture.device)
     return (picture - shift) / scale if arch.spectra else picture
-
 
 # ---- Networks (paper appendix, Table 3) -----------------------------------------------------
 
@@ -254,7 +237,6 @@ class Network(nn.Module):
         """The parameters of the first so many blocks, and of what belongs to none: D's heads."""
         later = set(self.blocks[blocks + 1:].parameters())
         return [p for p in self.parameters() if p not in later]
-
 
 class GeneratorBlock(nn.Module):
     """Block b of G (paper, Table 3): features of the block before -> features of twice their size,
@@ -279,7 +261,6 @@ class GeneratorBlock(nn.Module):
         picture = self.to_picture(x.float())
         return torch.tanh(picture) if self.tanh else picture
 
-
 class Generator(Network):
     """Latent and pitch -> picture in spectrum units, at the stage's own size (paper 2.2)."""
 
@@ -299,7 +280,6 @@ class Generator(Network):
             old = self.blocks[blocks - 1].draw(before)
             picture = torch.lerp(upsample(old, self.arch.growth), picture, alpha)
         return unscale_picture(picture, self.arch)
-
 
 class DiscriminatorBlock(nn.Module):
     """Block b of D (paper, Table 3): a layer that reads pictures into features, and features ->
@@ -326,7 +306,6 @@ class DiscriminatorBlock(nn.Module):
         y0 = leaky(self.conv0(minibatch_stddev(x) if self.first else x))
         y1 = leaky(self.conv1(y0.flatten(1) if self.first else y0))
         return x, y0, y1, y1 if self.first else downsample(y1, self.growth)     # (N, C_(b-1), ...)
-
 
 class Discriminator(Network):
     """Picture in spectrum units -> a Wasserstein score and logits over pitches (paper 2.2)."""
@@ -357,7 +336,6 @@ class Discriminator(Network):
                 x = torch.lerp(read[b - 1], x.to(read[b - 1].dtype), alpha)
         return read, own, x
 
-
 def blend(picture, progress, arch):
     """Real notes as G could draw them now: of the stage's size, faded like G's output (Karras et
     al. 2018, Fig. 2).  One port forgot it, and D told real from fake by sharpness alone.
@@ -370,19 +348,16 @@ def blend(picture, progress, arch):
         return picture
     return torch.lerp(upsample(downsample(picture, arch.growth), arch.growth), picture, alpha)
 
-
 # ---------------------------------------------------------------------------------------------
 # Losses: Wasserstein with gradient penalty, drift and an auxiliary pitch classifier.  The terms
 # that come with a loss are as the paper names them, before their weights: `weights` has penalty
 # (paper, appendix: 10), drift (0.001), pitch_weight (10) and penalty_units, as train.Config does.
-
 
 def generator_loss(G, D, z, pitch, progress, weights):
     """G's loss (paper 2.2): (loss, named terms).  code: its pitch term is on fakes only."""
     score, logits = D(G(z, pitch, progress), progress)
     terms = {"G_score": -score.mean(), "G_pitch": F.cross_entropy(logits, pitch)}
     return terms["G_score"] + weights.pitch_weight * terms["G_pitch"], terms
-
 
 def discriminator_losses(D, x_real, pitch_real, x_fake, mix, progress, weights):
     """D's loss (paper 2.2) as three parts, yielded one by one: (loss, named terms) each.
@@ -403,7 +378,6 @@ def discriminator_losses(D, x_real, pitch_real, x_fake, mix, progress, weights):
     terms = {"D_penalty": (slope - 1).square().mean()}
     yield weights.penalty * terms["D_penalty"], terms
 
-
 def penalty_slopes(D, x_real, x_fake, mix, progress, units="raw"):
     """Slope of D at random mixtures of real and fake (Gulrajani et al. 2017); its squared distance
     to 1 is the gradient penalty, which keeps D near 1-Lipschitz.
@@ -422,7 +396,6 @@ def penalty_slopes(D, x_real, x_fake, mix, progress, units="raw"):
         if D.arch.spectra:                # and through the scaling: nothing where it was clipped
             slope = slope * scaling(D.arch, slope.device)[0] * (scaled.abs() < 1)
     return slope.square().sum(dim=(1, 2, 3)).sqrt() / math.sqrt(shared)
-
 
 # ---- Optimisation ---------------------------------------------------------------------------
 
@@ -466,32 +439,27 @@ class Adam:
         for own, saved in zip([*self.v, self.t], [*state["v"], state["t"]], strict=True):
             own.copy_(saved)
 
-
 @torch.no_grad()
 def ema_update(averages, parameters, decay):
     """Moving average of G's weights (Karras et al. 2018, A.1): we listen to it, not to the last
     step.  code: a fixed decay per *step*, whatever the batch size, with no warm-up."""
     torch._foreach_lerp_(averages, parameters, 1 - decay)
 
-
 # =============================================================================================
 # Here the path through the paper ends.  Behind this line: D's slope, how it is made fast,
 # checkpoints, ours and Magenta's, the table of layers, and the baselines.
 # =============================================================================================
-
 
 # ---- Shapes that cannot be, and the waveform GAN's (paper's Table 2) ------------------------
 
 class ArchitectureError(ValueError):
     """Networks that cannot be built; the message says which could."""
 
-
 # Notes are pictures one bin wide, 65,536 x 1, that grow along time only.  No settings were
 # published: these are ours.  Growth by 4: from 16 samples over the same seven blocks.  Kernel of 9:
 # as many weights as 3 x 3, and about the least after growth by 4, as fewer taps would often see
 # copies of one sample or two.  No scaling: waves lie in tanh's range already.
 WAVEFORM = {"growth": (4, 1), "kernel": (9, 1), "spectra": False}
-
 
 # ---- The slope of D: D run backwards --------------------------------------------------------
 #
@@ -512,7 +480,6 @@ def slope_of(D, scaled, progress):
         g = block_backwards(D.blocks[b], g, *own[b])                # (N, C_b, h_b, w_b)
     return read_backwards(D.blocks[blocks], g, read[blocks]) + old
 
-
 def block_backwards(block, g, x, y0, y1, _):
     """x, y0, y1, _: what a block of D's `forward` gave."""
     g = g.to(block.dtype)
@@ -522,40 +489,32 @@ def block_backwards(block, g, x, y0, y1, _):
     g = conv_backwards(block.conv1, gate(downsample_backwards(g, block.growth), y1))
     return conv_backwards(block.conv0, gate(g, y0))
 
-
 def read_backwards(block, g, y):
     return conv_backwards(block.from_picture, gate(g.to(block.dtype), y)).float()
-
 
 def gate(g, y):
     """Of leaky, whose output y has its input's sign."""
     return torch.ops.aten.leaky_relu_backward(g, y.detach(), LEAK, True)
 
-
 def conv_backwards(conv, g):
     return _Conv.apply(g, turned(conv.scaled(g)), None)
-
 
 def turned(weight):
     """The kernel (out, in, ...) turned round, from outputs to inputs: (in, out, ...).  The gradient
     of a convolution by its input is the convolution with it."""
     return weight.flip(2, 3).transpose(0, 1)
 
-
 def linear_backwards(linear, g):
     return F.linear(g * linear.scale, linear.weight.t())
 
-
 def downsample_backwards(g, factor):
     return upsample(g / math.prod(factor), factor)
-
 
 def minibatch_stddev_backwards(g, x):
     """(N, C + 1, h, w) -> (N, C, h, w): all deviations had a share in the last channel."""
     deviation = x - x.mean(dim=0).detach()
     std = (deviation.square().mean(dim=0) + 1e-6).sqrt()
     return g[:, :-1] + g[:, -1].sum() * deviation / std / deviation.numel()
-
 
 # ---- Fast derivatives: none of this changes a result, only time and memory ------------------
 
@@ -565,7 +524,6 @@ def use_bfloat16(net, pixels=32 * 256):
     for b in range(1, net.arch.resolutions + 1):
         if math.prod(net.arch.size(b)) >= pixels:
             net.blocks[b].dtype = torch.bfloat16
-
 
 class _Conv(torch.autograd.Function):
     """Same-size convolution of stride 1; or transposed, with stride `up`, by which the picture
@@ -590,7 +548,6 @@ class _Conv(torch.autograd.Function):
             by_bias = g.sum(dim=(0, 2, 3))
         return by_x, by_weight, by_bias, None
 
-
 class UpConv2d(EqualConv2d):
     """Nearest-neighbour upsampling by 2, then a 3x3 convolution, in one.
 
@@ -610,10 +567,8 @@ class UpConv2d(EqualConv2d):
         w = F.avg_pool2d(w, (t, f), stride=1, divisor_override=1)   # (out, in, 4, 4)
         return _Conv.apply(x, w.transpose(0, 1), self.bias.to(x.dtype), self.growth)
 
-
 PLACES = 16384                            # so many, of some channels, fit into a cache
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-
 
 def _weight_gradient(g, x, weight, stride, padding, up=False):
     """Gradient by the kernel (C, K, ...) of a convolution from x (N, K, ...) to what has the
@@ -634,7 +589,6 @@ def _weight_gradient(g, x, weight, stride, padding, up=False):
             _add_taps(taps[i::t, j::f], narrow, wide[:, :, i::t, j::f])
     return taps.permute(2, 3, 0, 1)
 
-
 def _add_taps(taps, x, y):
     """Add to taps (h, w, C, K) the sums of products of x (N, C, T, F) with y (N, K, T + h - 1,
     F + w - 1) moved by so many places.  Padded to the same size, each is one long matrix of places
@@ -647,7 +601,6 @@ def _add_taps(taps, x, y):
         for i, j in itertools.product(*map(range, taps.shape[:2])):
             moved = y[start + i * line + j:][:few.shape[1]]
             taps[i, j].addmm_(few[:, :len(moved)], moved)
-
 
 class _LeakyPixelNorm(torch.autograd.Function):
     """pixel_norm(leaky(x)) in place, keeping only the result for the way back.
@@ -673,9 +626,7 @@ class _LeakyPixelNorm(torch.autograd.Function):
         g = torch.addcmul(g, y, along, value=-1).div_(r)
         return torch.ops.aten.leaky_relu_backward(g, y, LEAK, True)
 
-
 leaky_pixel_norm = _LeakyPixelNorm.apply  # what follows every convolution of G but the last
-
 
 # ---- Checkpoints ----------------------------------------------------------------------------
 
@@ -684,10 +635,8 @@ SAMPLE_PARTS = {"model": str, "config": dict, "architecture": dict, "spectrum": 
                 "pitch_low": int, "progress": float, "counts": torch.Tensor, "images": int,
                 "G_ema": dict}
 
-
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read or written; the message says which and what to do."""
-
 
 def save_checkpoint(path, contents):
     """Write a dictionary of plain tensors and settings to one file, whole or not at all.
@@ -711,7 +660,6 @@ def save_checkpoint(path, contents):
         if os.path.exists(temporary):
             os.remove(temporary)
 
-
 def check_whole(path):
     """CheckpointError unless a file is as it was written.  torch's files are zip archives with a
     CRC-32 of every tensor, which torch itself does not look at when it reads them."""
@@ -726,7 +674,6 @@ def check_whole(path):
     if not whole:
         raise CheckpointError(f"{path}: damaged, or not a checkpoint: use an earlier one of the "
                               "same run")
-
 
 def load_checkpoint(path, device="cpu", parts=()):
     """Read what `save_checkpoint` wrote, and check that it holds `parts`: SAMPLE_PARTS to be
@@ -750,13 +697,11 @@ def load_checkpoint(path, device="cpu", parts=()):
                               "be: use an earlier one of the same run")
     return contents
 
-
 def checkpoints(run):
     """The checkpoints in a run's folder, from the fewest examples to the most."""
     found = [path for path in Path(run).glob("checkpoint-*.pt")
              if path.stem.split("-")[1].isdecimal()]
     return sorted(found, key=lambda path: int(path.stem.split("-")[1]))
-
 
 def find_checkpoint(path):
     """A checkpoint file, the newest whole one in a run's folder, or experiment.json in Magenta's ->
@@ -773,7 +718,6 @@ def find_checkpoint(path):
             print(f"passed over: {error}", file=sys.stderr)
     raise CheckpointError(f"{path}: no whole checkpoint there: expected a run's folder with "
                           f"checkpoint-*.pt files, one such file, or Magenta's with {EXPERIMENT}")
-
 
 def load_generator(path, device="cpu", read_bundle=None):
     """The averaged generator of a checkpoint, ready to sample, and the checkpoint's contents, of
@@ -792,9 +736,7 @@ def load_generator(path, device="cpu", read_bundle=None):
                               "earlier one of the same run") from None
     return G.eval().requires_grad_(False), contents
 
-
 RISE = 0.002                              # seconds
-
 
 def synthesise(G, spectrum, z, pitch, progress, generator=None, show=lambda samples: None):
     """Latents and pitch labels -> notes: what one does with a trained G.
@@ -820,7 +762,6 @@ def synthesise(G, spectrum, z, pitch, progress, generator=None, show=lambda samp
             wavenet_generate(G, pitch, generator, show))
     return spectrum.decode(wave[:, None, :, None]).cpu()
 
-
 # ---- Magenta's checkpoints: the release's folder as it was unpacked -------------------------
 # experiment.json holds settings; stage_00012/ the variables, as TensorFlow keeps them.
 
@@ -829,7 +770,6 @@ SETTINGS = {                              # what they may be; the first is the r
     "data_type": ("mel", "linear", "phase"), "to_rgb_activation": ("tanh", "linear"),
     "scale_mode": ("ALL",), "scale_base": (2,), "train_progressive": (True, False),
     "data_normalizer": ("specgrams_prespecified_normalizer",)}
-
 
 def load_magenta(path, read_bundle):
     """experiment.json -> contents as of a checkpoint of ours, from the newest stage beside it.  It
@@ -864,7 +804,6 @@ def load_magenta(path, read_bundle):
         raise CheckpointError(f"{path.parent}: not as Magenta's release leaves it ({reason}): "
                               "unpack its archive again") from None
 
-
 def from_experiment(told, pitches):
     """experiment.json's settings -> Architecture, and settings of a spectral.Spectrum."""
     for name, known in SETTINGS.items():
@@ -883,7 +822,6 @@ def from_experiment(told, pitches):
     return arch, {"rep": rep, "frames": arch.frames, "bins": arch.bins, "mel_inverse": "transpose",
                   "length": told.get("audio_length", 64000),
                   "sample_rate": told.get("sample_rate", 16000)}
-
 
 def released_weights(net, tensor, average=""):
     """A network's state_dict, from the release's variables by name."""
@@ -904,7 +842,6 @@ def released_weights(net, tensor, average=""):
         state[name] = array
     return state
 
-
 def release_name(net, name):
     """The release's name for a weight of ours, such as blocks.2.conv0.weight."""
     *block, layer, kind = name.split(".")
@@ -915,7 +852,6 @@ def release_name(net, name):
     whole = "generator" if isinstance(net, Generator) else "discriminator"
     return (f"{whole.title()}/progressive_gan_{whole}/progressive_gan_block_"
             f"{block[1] if block else 1}/{layer}/{kind}")
-
 
 # ---- Table 3: the networks block by block ---------------------------------------------------
 
@@ -946,7 +882,6 @@ def layer_table(arch):
         D(G(torch.zeros(2, arch.latent), torch.zeros(2, dtype=torch.int64), last), last)
     return rows
 
-
 # ---- Baseline: WaveGAN (Donahue et al. 2018, tables 3 and 4), with a pitch ------------------
 # As in WaveGAN's own code, but z is normal, and the pitch beside it and named by D, as in GANSynth.
 
@@ -964,11 +899,9 @@ class WaveGANArchitecture:
         """Channels from the wave's end to the start's: 1, d, 2d, 4d, ..."""
         return [1] + [self.channels * 2 ** i for i in range(round(math.log2(self.length / 16) / 2))]
 
-
 def glorot(net):
     for name, p in net.named_parameters():
         (nn.init.zeros_ if name.endswith("bias") else nn.init.xavier_uniform_)(p)
-
 
 class WaveGANGenerator(nn.Module):
     """Latent and pitch -> wave: a dense layer to 16 samples, then each layer makes four of one."""
@@ -988,7 +921,6 @@ class WaveGANGenerator(nn.Module):
         for up in self.up:                # D's convolution transposed: cuts off what that pads
             x = up(F.relu(x))[..., :-1]                             # (N, C/2, 4 L)
         return torch.tanh(x[:, 0])
-
 
 class WaveGANDiscriminator(nn.Module):
     """Wave -> a Wasserstein score and logits over pitches."""
@@ -1012,12 +944,10 @@ class WaveGANDiscriminator(nn.Module):
                 x = F.pad(x, (2, 2), mode="reflect").narrow(2, 2 - int(shifts[i]), x.shape[2])
         return self.score(x.flatten(1))[:, 0], self.pitch(x.flatten(1))
 
-
 # ---- Baseline: WaveNet (van den Oord et al. 2016; paper appendix), with a pitch -------------
 
 CONDITIONING = (2, 4, 8, 16, 32, 1, 1, 1)               # dilations: 5 layers "to 2^5", 3 plain
 MIXTURES = 10                                           # logistics of the 16-bit output
-
 
 @dataclass(frozen=True)
 class WaveNetArchitecture:
@@ -1040,7 +970,6 @@ class WaveNetArchitecture:
     def receptive_field(self):
         """How many samples before the one that is foretold have a say in it: 6,141."""
         return 3 + 2 * sum(self.dilations)
-
 
 class WaveNet(nn.Module):
     """The past of a wave and its pitch -> the distribution of its next sample.
@@ -1116,23 +1045,19 @@ class WaveNet(nn.Module):
         mean, log_scale = (p.gather(1, pick)[:, 0] for p in logistics)
         return to_16_bits(mean + log_scale.clamp(max=14).exp() * torch.logit(v, 1e-7))
 
-
 def mu_law_encode(x):
     """Waves in [-1, 1] -> mu-law codes 0..255 (ITU-T G.711's curve): finer near zero."""
     y = x.sign() * torch.log1p(255 * x.abs().clamp(max=1)) / math.log(256)      # [-1, 1]
     return ((y + 1) * 127.5).round().long()
-
 
 def mu_law_decode(code):
     """Mu-law codes -> waves in [-1, 1]."""
     y = code / 127.5 - 1
     return y.sign() * torch.expm1(y.abs() * math.log(256)) / 255
 
-
 def to_16_bits(x):
     """Waves -> the nearest of the 65,536 values -1, ..., 1 - 2^-15 of 16-bit sound."""
     return (x * 32768).round().clamp(-32768, 32767) / 32768
-
 
 def mol_log_likelihood(parameters, x):
     """Discretised mixture of logistics (PixelCNN++, Salimans 2017), (N, 3 M, L), of x (N, L) in
@@ -1148,7 +1073,6 @@ def mol_log_likelihood(parameters, x):
     mass = torch.where(x == -1, below, torch.where(x == 1 - 2 * half, above, inside))
     return torch.logsumexp(F.log_softmax(logits, dim=1) + mass, dim=1)
 
-
 @torch.no_grad()
 def wavenet_generate(net, pitch, generator=None, show=lambda done: None):
     """Notes, sample by sample: pitch (N,) labels -> waves (N, L) in [-1, 1].  `show(samples done)`
@@ -1161,7 +1085,6 @@ def wavenet_generate(net, pitch, generator=None, show=lambda done: None):
         if (t + 1) % 256 == 0 or t + 1 == length:
             show(t + 1)
     return mu_law_decode((u[:, 1:] + 1) * 127.5) if net.mulaw8 else u[:, 1:]
-
 
 class CachedWaveNet:
     """WaveNet one sample at a time: each layer keeps what it needs of its past, so that a sample
@@ -1206,7 +1129,6 @@ class CachedWaveNet:
             x = F.linear(F.relu(x), *layer)
         return x
 
-
 # ---- Command line ---------------------------------------------------------------------------
 
 def main():
@@ -1216,7 +1138,6 @@ def main():
     for net in Generator(Architecture()), Discriminator(Architecture()):
         count = sum(p.numel() for p in net.parameters())
         print(f"{type(net).__name__}: {count:,} parameters, with the picture layers of all stages")
-
 
 if __name__ == "__main__":
     main()

@@ -53,10 +53,8 @@ import spectral
 
 QUARTER_TONE = 50                         # cents
 
-
 class MetricError(sample.SampleError):
     """Notes, a classifier or answers that cannot be measured with: why, and what to do about it."""
-
 
 # ---- The paper's measures, on arrays --------------------------------------------------------
 
@@ -72,28 +70,23 @@ def frechet_distance(features_real, features_fake):
     distance = np.square(a.mean(0) - b.mean(0)).sum() + np.trace(cov_a + cov_b) - 2 * roots.sum()
     return max(0.0, float(distance))
 
-
 def inception_score(logits):
     """exp(mean KL(p(y|x) || p(y))), from logits (N, K), in one split (Salimans et al. 2016): from 1
     (all notes alike, or nothing recognised) to exp(entropy of the pitches played)."""
     p = softmax(np.asarray(logits, np.float64), axis=1)             # (N, K)  p(y|x)
     return float(np.exp(entropy(p, p.mean(0), axis=1).mean()))
 
-
 def pitch_accuracy(logits, pitch, within=0):
     """Share of notes whose likeliest pitch, k of class k, is the one asked for, (N,), to `within`
     semitones.  paper: exact.  code: to one."""
     return float(np.mean(np.abs(logits.argmax(1) - pitch) <= within))
 
-
 def pitch_entropy(logits):
     """Mean entropy, in nats, of the pitch that the classifier hears: low when it is sure."""
     return float(entropy(softmax(np.asarray(logits, np.float64), axis=1), axis=1).mean())
 
-
 CELLS = 50                                # K of NDB
 NDB_LEVEL = 0.05                          # of significance in each cell
-
 
 def cell_centres(train, k=CELLS, seed=0):
     """K-means of training notes, (N, D) -> the centres of NDB's cells, those that hold any, (K, D);
@@ -104,7 +97,6 @@ def cell_centres(train, k=CELLS, seed=0):
         warnings.simplefilter("ignore")
         _, cells = kmeans2(train[:, some], k, iter=100, minit="++", seed=random)
     return np.stack([train[cells == c].mean(0) for c in np.unique(cells)])
-
 
 def ndb(train, samples, centres):
     """Number of statistically different bins (Richardson and Weiss 2018), (N, D) and (M, D) rows.
@@ -128,25 +120,21 @@ def ndb(train, samples, centres):
     return SimpleNamespace(number=int((chance < NDB_LEVEL).sum()), js=float(js), train=p, samples=q,
                            p=chance)
 
-
 # ---- Ours: in tune, clean, varied -----------------------------------------------------------
 
 def frequency(pitch):
     """MIDI pitch -> Hz; 69 is 440 Hz."""
     return 440.0 * 2.0 ** ((np.asarray(pitch) - 69) / 12)
 
-
 def cents(f, reference):
     """Distance of f from a reference frequency in cents, hundredths of a semitone."""
     return 1200 * np.log2(np.maximum(f, 1e-9) / reference)
-
 
 def tuning(wave, pitch, sample_rate):
     """How far a note is from its pitch, in cents; beyond 12,000 where it has no fundamental."""
     f0 = frequency(pitch)
     low, high = min(25.0, f0 / 1.5), max(2000.0, 2.2 * f0)
     return cents(spectral.fundamental(wave, sample_rate, low, high), f0)
-
 
 def harmonic_share(wave, pitch, sample_rate):
     """Share of a note's energy within a quarter tone of a harmonic of its pitch.  As the bands of
@@ -157,9 +145,7 @@ def harmonic_share(wave, pitch, sample_rate):
     near = np.abs(cents(f, np.maximum(np.rint(f / f0), 1) * f0)) <= QUARTER_TONE
     return power[near].sum() / max(power.sum(), 1e-12)
 
-
 VARIETY_NOTES = 8                         # of a pitch: every further one adds little
-
 
 def variety(waves, pitches, window=512):
     """Mean log-spectral distance in dB between notes of one pitch, over VARIETY_NOTES of each."""
@@ -171,13 +157,11 @@ def variety(waves, pitches, window=512):
             distances.append(spectral.log_spectral_distance(same, same.roll(1, 0), window))
     return torch.cat(distances).mean().item() if distances else float("nan")
 
-
 # ---- Ours: phase coherence (paper Fig. 3) ---------------------------------------------------
 
 HARMONICS = 10                            # looked at, from the fundamental up
 PERIODS = 4                               # in a window: its neighbours are then 4 bins away
 LAG = 0.032                               # seconds an advance spans: a hop of the paper's "+ H"
-
 
 def phase_coherence(wave, pitch, sample_rate):
     """How steadily the harmonics of a note turn: 1 at constant speeds, 0 at random ones.
@@ -212,7 +196,6 @@ def phase_coherence(wave, pitch, sample_rate):
     R_squared = (np.abs(turns.sum(0)) ** 2 - itself) / np.maximum(others, 1e-300)
     return np.sqrt(np.clip((amplitude * R_squared).sum() / max(amplitude.sum(), 1e-300), 0, 1))
 
-
 def phase_picture(wave, pitch, sample_rate, samples=1028, height=192):
     """The waveform modulo its period, above its rainbowgram (paper, Fig. 3): (H, W, 3) uint8.
 
@@ -236,7 +219,6 @@ def phase_picture(wave, pitch, sample_rate, samples=1028, height=192):
     curves = 0.9 * curves / max(np.abs(curves).max(), 1e-12)        # (cycles, 4 width)
     return spectral.tile([spectral.overlay(curves, width, height), rainbow], columns=1)
 
-
 # ---- The pitch classifier -------------------------------------------------------------------
 
 DEPTHS = (1, 1, 1, 2, 2, 2, 4, 4, 4)      # channels of the strided convolutions, x the width
@@ -244,7 +226,6 @@ WIDTHS = {"full": 128, "thin": 16}        # paper: 128; thin trains in a quarter
 HEADS = {"pitch": 128, "qualities": 10, "family": len(nsynth.FAMILIES),
          "source": len(nsynth.SOURCES)}
 RANGE = 80                                # dB below a note's loudest bin that the classifier sees
-
 
 def log_spectrogram(waves, sample_rate):
     """Log magnitude as the classifier sees it, (N, L) -> (N, 1, F, T), in windows of about 64 ms, a
@@ -256,7 +237,6 @@ def log_spectrogram(waves, sample_rate):
     loudest = magnitude.amax(dim=(1, 2), keepdim=True).clamp(min=1e-2)          # silence stays 0
     decibels = 20 * torch.log10(magnitude / loudest)
     return (1 + decibels / RANGE).clamp(min=0).transpose(1, 2)[:, None]         # (N, 1, F, T)
-
 
 class Classifier(nn.Module):
     """Log spectrogram -> features, and logits over pitch, qualities, family and source.
@@ -290,7 +270,6 @@ class Classifier(nn.Module):
         x = F.leaky_relu(self.hidden(x.mean(dim=(2, 3))), gansynth.LEAK)        # (N, 8 width)
         return features.mean(dim=(2, 3)), {name: head(x) for name, head in self.heads.items()}
 
-
 def classifier_loss(logits, notes, indices):
     """The four cross-entropies of notes at indices, summed (paper: trained jointly); what the data
     do not tell, -1, counts for nothing."""
@@ -308,7 +287,6 @@ def classifier_loss(logits, notes, indices):
             loss = loss + (F.binary_cross_entropy_with_logits(own, label.float())
                            if name == "qualities" else F.cross_entropy(own, label))
     return loss
-
 
 def train_classifier(notes, width, examples=0, seed=0, device="cpu", batch=32):
     """A classifier of `notes`, after so many examples (0: each 8 times, 16,000 at least).
@@ -330,7 +308,6 @@ def train_classifier(notes, width, examples=0, seed=0, device="cpu", batch=32):
         classifier_loss(logits, notes, indices).backward()
         adam.step()
     return classifier
-
 
 def find_classifier(setting, notes, args):
     """The classifier of a setting's training notes, named, kept or trained now, and which it is;
@@ -361,10 +338,8 @@ def find_classifier(setting, notes, args):
     classifier.to(args.device, memory_format=torch.channels_last).eval().requires_grad_(False)
     return classifier, f"{path}" + ", trained on other notes than these" * (kept["mark"] != mark)
 
-
 # =============================================================================================
 # The measures end here.  The rest brings notes to them, and them to people.
-
 
 class Setting(NamedTuple):
     """What a classifier and a table belong to: real notes, their form, and how they are split."""
@@ -398,7 +373,6 @@ class Setting(NamedTuple):
         return (f"{self.length:,} samples at {self.sample_rate:,} Hz, "
                 f"pitches {self.pitch_low}-{self.pitch_high}")
 
-
 class Run(NamedTuple):
     """N notes to measure, which need not be in memory all at once."""
 
@@ -413,10 +387,8 @@ class Run(NamedTuple):
         for i in nsynth.progress_bar(places, f"notes ({self.name})", each=16):
             yield slice(i, i + 16), self.waves(slice(i, i + 16))
 
-
 def real_run(name, notes, indices, paper=""):
     return Run(name, notes.pitch[indices], lambda some: notes.waves(indices[some]), paper)
-
 
 def checkpoint_run(path, args):
     """Fresh notes of a checkpoint, at pitches as often as trained -> its setting, its run."""
@@ -426,7 +398,6 @@ def checkpoint_run(path, args):
     z, pitch = player.draw(setting.count(args.samples))
     return setting, Run(f"{path}, {player.contents['images']:,} examples", np.array(pitch),
                         lambda some: player.few(z[some], pitch[some]), paper_name(config))
-
 
 def folder_run(folder, setting, args):
     """The WAVs of a folder, whoever made them, in the form of `setting`; names tell pitches."""
@@ -448,7 +419,6 @@ def folder_run(folder, setting, args):
                lambda some: torch.from_numpy(np.stack(
                    [wish.fit(*nsynth.read_sound(file)) for file in files[some]])) / 32768)
 
-
 def controls(train, held_out, length, count, seed):
     """Three deliberate failures, to see which measure catches what."""
     rng = np.random.default_rng(seed)
@@ -459,15 +429,12 @@ def controls(train, held_out, length, count, seed):
             real_run("control: one note repeated", train, np.zeros(count, np.int64)),
             real_run("control: shuffled pitches", held_out, real)._replace(pitch=shuffled)]
 
-
 # ---- Rows -----------------------------------------------------------------------------------
 
 NDB_SIZE = 8192                           # numbers of a note's spectrogram that NDB looks at
 SILENT = 1e-3                             # a peak below it: -60 dB of full scale
 
-
 NOTES = {"off": tuning, "clean": harmonic_share, "steady": phase_coherence}      # of one note each
-
 
 def hear(run, classifier, rate, device, measures=NOTES):
     """Go through a run's notes, 12,800 of any length -> what is kept: what the classifier finds,
@@ -490,7 +457,6 @@ def hear(run, classifier, rate, device, measures=NOTES):
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return SimpleNamespace(pitch=run.pitch, pictures=pictures, few=few, **whole)
 
-
 def row(heard, reference):
     """The measures of notes beside `reference`, training notes -> a dict, None where they are too
     few or too short for one, and what `ndb` found."""
@@ -509,7 +475,6 @@ def row(heard, reference):
               "variety": variety(heard.waves, heard.pitch[heard.few]),
               "steady": float(steady.mean()) if len(steady) else None}
     return {name: None if value != value else value for name, value in values.items()}, cells
-
 
 def remarks(run, heard, values, reference):
     """What one should know to read a run's row, in sentences."""
@@ -535,7 +500,6 @@ def remarks(run, heard, values, reference):
                "named by other octaves (C4 is 60), or of "
                f"{2 ** (-shift / 1200):.2f} times the rate that they claim?")
 
-
 # ---- The table, and its page ----------------------------------------------------------------
 
 # notes, NDB, FID, IS, PA, PE (the paper's Tables 1 and 2)
@@ -559,7 +523,6 @@ COLUMNS = {"notes": "{:,}", "NDB": "{:.3g}", "JS": "{:.3f}", "FID": "{:.1f}", "I
            "PA": "{:.1%}", "PA +-1": "{:.1%}", "PE": "{:.2f}", "in tune": "{:.1%}",
            "clean": "{:.2f}", "variety": "{:.1f} dB", "steady": "{:.2f}"}
 
-
 def paper_name(config):
     """The row of the paper's tables that a run's settings belong to."""
     if config["model"] != "gansynth":
@@ -570,7 +533,6 @@ def paper_name(config):
     names = {"phase": "Phase", "if": "IF", "if-mel": "IF-Mel"}
     return names[config["rep"]] + " + H" * config["hires"]
 
-
 def table_texts(rows):
     """The rows of a table (see `measure`) as texts, a heading first; the paper's beneath ours."""
     pairs = [pair for entry in rows for pair in (
@@ -579,7 +541,6 @@ def table_texts(rows):
     return [["", *COLUMNS]] + [
         [name] + ["-" if values.get(column) is None else form.format(values[column])
                   for column, form in COLUMNS.items()] for name, values in pairs]
-
 
 def markdown(texts):
     """Rows of texts, a heading first -> the lines of a table of Markdown, whose columns are aligned
@@ -590,7 +551,6 @@ def markdown(texts):
     lines = [[first.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]
              for first, *cells in (texts[0], rule, *texts[1:])]
     return [f"| {' | '.join(cells)} |" for cells in lines]
-
 
 def print_table(setting, runs, args):
     """Measure real notes and runs; print the table, and write a folder with a page of it."""
@@ -604,7 +564,6 @@ def print_table(setting, runs, args):
         lines = ["", table["title"], "", *lines, "", *table["remarks"]]
     print(json.dumps(table, indent=1) if args.json else "\n".join(lines))
     print(f"\nlook at {out / 'index.html'}", file=sys.stderr)
-
 
 def write_table_page(folder, table, texts, figures):
     """A page of the table and its figures; the paper's rows are softer than ours."""
@@ -621,7 +580,6 @@ streak of one colour); and NDB's {CELLS} cells, the fullest first, with the shar
 <b class="real">training notes</b> beside that of the run, <b class="alike">alike</b> or
 <b class="differs">further apart than by chance</b>.</p>
 {"".join(figures)}""", PAGE_STYLE)
-
 
 def measure(setting, runs, args, folder):
     """Real notes and runs beside training notes -> a table, fit for JSON; and its figures, HTML,
@@ -650,7 +608,6 @@ def measure(setting, runs, args, folder):
             "remarks": [f"{sentence} ({'; '.join(names) if len(names) < len(runs) else 'all rows'})"
                         for sentence, names in told.items()]}, figures
 
-
 def figure(file, name, heard, cells, rate):
     """A run for the page: some notes in turn, FILE.wav; FILE.png, the paper's Fig. 3 of a note near
     middle C; and NDB's cells.  -> HTML."""
@@ -663,7 +620,6 @@ def figure(file, name, heard, cells, rate):
     return sample.FIGURE.format(name=html.escape(name), picture=f"{file.name}.png",
                                 sound=f"{file.name}.wav", more=ndb_picture(cells) if cells else "")
 
-
 def ndb_picture(cells):
     """NDB's histogram, HTML: the share of training notes in each cell beside the samples'."""
     top, bars = max(cells.train.max(), cells.samples.max()), []
@@ -672,7 +628,6 @@ def ndb_picture(cells):
         for share, colour in ((real, "real"), (ours, kind)):
             bars.append(f'<i class="{colour}" style="height: {share / top:.1%}"></i>')
     return f'<div class="cells"><span>{top:.1%}</span>{"".join(bars)}</div>'
-
 
 PAGE_STYLE = """\
 .wide { overflow-x: auto; }
@@ -692,7 +647,6 @@ audio { order: -1; width: 16rem; height: 2rem; }
 .alike { color: #2c8a4b; }
 .differs { color: #e0483c; }
 """
-
 
 # ---- Command line ---------------------------------------------------------------------------
 
@@ -733,12 +687,10 @@ def parse(argv):
                      "does: leave them out")
     return args
 
-
 def is_run(path):
     """Whether a path means a checkpoint, rather than a folder of WAVs."""
     return (not path.is_dir() or bool(gansynth.checkpoints(path))
             or (path / gansynth.EXPERIMENT).exists())
-
 
 def gather(args):
     """The setting of the runs named, the first one's or the flags', and the runs, each once."""
@@ -757,12 +709,10 @@ def gather(args):
         runs.append(run)
     return setting, runs
 
-
 def main(argv=None):
     with sample.one_sentence("metrics.py"):
         args = parse(argv)
         print_table(*gather(args), args)
-
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, interrupt)

@@ -55,13 +55,11 @@ RELEASE_COUNTS = Counter(dict(zip(range(24, 85), map(int, """
     1220 1300 1209 1257 1288 1223 1258 1183 1178 1125 1171 1089 1024 1081 966 1043 991 959 977
     """.split()))))
 
-
 class NoteError(ValueError):
     """Notes that cannot be read, made or written: one sentence saying what to do about it."""
 
     def __init__(self, text):
         super().__init__(_printable(text))
-
 
 @dataclass(frozen=True)
 class Notes:
@@ -100,7 +98,6 @@ class Notes:
         columns = ("row", "crc", "name", "pitch", "family", "source", "part", "qualities")
         return replace(self, **{column: getattr(self, column)[i] for column in columns})
 
-
 def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",), families=(),
          progress=True, skip_damaged=False, pack="") -> Notes:
     """The notes at `data`, resampled to `sample_rate` Hz and cut or padded to `length` samples.
@@ -121,7 +118,6 @@ def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",),
         audio, rows, dropped = _load_packed(str(data), wish, progress, skip_damaged, pack)
     columns = map(np.array, zip(*rows))
     return Notes(audio, np.arange(len(audio)), *columns, sample_rate, dict(dropped))
-
 
 def split(notes, seed=0, share=0.8, by="random"):
     """(train, held_out): which notes to train on.
@@ -145,18 +141,15 @@ def split(notes, seed=0, share=0.8, by="random"):
                         "and so on, or a CSV list with a column headed id; or split by random")
     return notes.subset(train), notes.subset(np.flatnonzero((part != "train") & (part != "")))
 
-
 def pitch_counts(notes, pitch_range) -> torch.Tensor:
     """How many notes there are of each pitch of the range: (P,) int64, P = high - low + 1."""
     low, high = pitch_range
     return torch.from_numpy(np.bincount(notes.pitch, minlength=128)[low:high + 1])
 
-
 def draw_pitches(counts, n, generator=None) -> torch.Tensor:
     """n pitch labels for fakes: (n,) int64, 0 for the lowest pitch, as often as `counts` has them,
     as the released code: D then sees each pitch as often among fakes as among real notes."""
     return torch.multinomial(counts.double(), n, replacement=True, generator=generator)
-
 
 def epoch_order(position, n, count, seed) -> np.ndarray:
     """The notes (indices, (n,) int64) at positions position .. position + n - 1 of training.
@@ -174,12 +167,10 @@ def epoch_order(position, n, count, seed) -> np.ndarray:
     stream = np.concatenate([_shuffle(count, seed, epoch) for epoch in range(first, last + 1)])
     return stream[position - first * count:][:n]
 
-
 @lru_cache(maxsize=2)  # a step needs one epoch's shuffle, or two where it straddles
 def _shuffle(count, seed, *more):
     """A permutation of `count`, the same for the same whole numbers."""
     return np.random.default_rng([seed, *more]).permutation(count)
-
 
 def describe(train, held_out, release=False) -> str:
     """What is in the two splits, and what was dropped; with `release`, beside the numbers of the
@@ -205,7 +196,6 @@ def describe(train, held_out, release=False) -> str:
             lines += [f"{label:18}" + "".join(f"{counts[p]:6}" for p in range(low, low + 12))]
     return "\n".join(lines)
 
-
 # =================================================================================================
 # Behind this line: where the notes come from. Nothing of it is needed to follow training.
 # =================================================================================================
@@ -213,7 +203,6 @@ def describe(train, held_out, release=False) -> str:
 FORMS = ("a folder in NSynth's layout (examples.json beside audio/), of TFRecords, of TFDS or of "
          "your own WAV files; a TFRecord file; or the word orchestra for the built-in notes")
 LONGEST = 600                     # seconds that a note may last, and that are read of a file
-
 
 @contextmanager
 def explained(what, cure, kinds=OSError):
@@ -223,7 +212,6 @@ def explained(what, cure, kinds=OSError):
     except kinds as error:
         reason = getattr(error, "strerror", None) or error
         raise NoteError(f"{what}: {reason}; {cure}") from None
-
 
 @dataclass(frozen=True)
 class Wish:
@@ -266,7 +254,6 @@ class Wish:
         samples = np.clip(np.rint(samples[:self.length]), -32768, 32767).astype("<i2")
         return np.pad(samples, (0, self.length - len(samples)))         # (L,)
 
-
 def progress_bar(items, what, wanted=True, total=None, each=1):
     """Yield the items; once that has taken two seconds, show on stderr how far it is. An item is
     `each` of `what`; `total`: how many items there are, if they have no len()."""
@@ -282,7 +269,6 @@ def progress_bar(items, what, wanted=True, total=None, each=1):
         yield item
     if shown and end != "\n":
         print(file=sys.stderr)
-
 
 # ---- Readers: from the files of one form to an Entry for every note in them -----------------
 #
@@ -303,7 +289,6 @@ FIELDS = {                        # of a note: a value's form in Python, and in 
     "pitch": (r"\d\d?|1[01]\d|12[0-7]", "a whole number, 0 to 127"),
     "sample_rate": (r"[1-9]\d{3,5}", "a whole number, 1000 to 999999"),
     "qualities": (r"None|\[[01](, [01]){9}\]", "ten of 0 and 1, or no such field")}
-
 
 def _gather(found, keep, data, wish, skip_damaged):
     """Of what a reader found, hand the samples, (L,) int16, of each note that is wanted to `keep`.
@@ -335,19 +320,16 @@ def _gather(found, keep, data, wish, skip_damaged):
                         else f"{data} holds no notes: expected {FORMS}")
     return rows, dropped
 
-
 def _reasons(dropped, most):
     """{"reason": 3, ...} -> ["3 because reason", ...], no more than `most` and one for the rest."""
     reasons = [f"{n:,} because {reason}" for reason, n in dropped.items()]
     more = sum(list(dropped.values())[most:])
     return reasons[:most] + [f"{more:,} for other reasons"] * (more > 0)
 
-
 def _printable(text):
     """Text as one line that can be shown and kept; a name that is no UTF-8 is read as Latin-1."""
     text = re.sub("[\udc80-\udcff]", lambda byte: chr(ord(byte[0]) - 0xdc00), text)
     return "".join(c if c.isprintable() else "?" for c in text)
-
 
 def _find(data):
     """What is at a path or pattern: (reader, tables, files); tables say what is in the files."""
@@ -374,12 +356,10 @@ def _find(data):
                 [file for file in records if file.parent == folder])
     return _read_recordings, list(path.glob("pitches.csv")), sounds
 
-
 def _read(path, parse):
     """What a text file holds, by a function that knows its form, and may raise anything."""
     with explained(f"cannot read {path}", "save, fetch or unpack it again", Exception):
         return parse(Path(path).read_text(encoding="utf-8-sig"))
-
 
 def _read_list(path, parse, expected):
     """A CSV file that says something of names, but for a heading: {name: what is said}. parse(row,
@@ -396,7 +376,6 @@ def _read_list(path, parse, expected):
             raise NoteError(f"{path}, line {i + 1}, {','.join(row)[:80]!r}: expected {expected}, "
                             "and no other line that says otherwise")
     return listed
-
 
 def _entry(about, place, origin, sound):
     """The Entry of a note, from a dict of what NSynth says about it; ValueError where that is not
@@ -415,14 +394,12 @@ def _entry(about, place, origin, sound):
     return Entry(name, pitch, family, source, part[1] if part else "", flags or UNTOLD,
                  str(origin), partial(sound, rate))
 
-
 def _attempt(origin, make, *args):
     """The Entry that make(*args) gives, or a NoteError for what is wrong there."""
     try:
         return make(*args)
     except ValueError as error:
         return NoteError(f"{origin}: {error}; fetch the file again")
-
 
 def _read_examples(tables, sounds):
     """NSynth's layout: the notes of folders that hold an examples.json each, beside audio/."""
@@ -435,7 +412,6 @@ def _read_examples(tables, sounds):
             yield _attempt(table, _entry, about, table.parent.name, wav, partial(read_sound, wav))
     yield from [f"no examples.json names that file (such as {min(unnamed, default='')})"
                 ] * len(unnamed)
-
 
 # ---- TFRecord files: checksum, record, message, note ----------------------------------------
 #
@@ -456,7 +432,6 @@ FOLD, NEAR, FAR = 5685, 5685 - 1362, 5685 - 426
 # A whole number: seven bits a byte, lowest first; a top bit says that another byte follows.
 VARINT = rb"([\x80-\xff]{0,9}[\0-\x7f])"
 
-
 def _crc32c(data) -> bytes:
     """The CRC-32C of bytes, as TFRecord writes it. (zlib's CRC divides by another P.)"""
     x = np.zeros((len(data) + 11) // 8 * 8, np.uint8)    # zeros in front change nothing; four bytes
@@ -474,7 +449,6 @@ def _crc32c(data) -> bytes:
     crc = int(np.bitwise_xor.reduce(bits * _remainders()[-len(bits):])) ^ 0xFFFFFFFF
     return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)   # its mask
 
-
 @lru_cache(maxsize=1)
 def _remainders():
     """x^k mod P as uint32, from k = 8 FOLD - 1 down to 0; the lowest bit is that of x^31."""
@@ -482,7 +456,6 @@ def _remainders():
     while len(powers) < 8 * FOLD:         # times x; x^32 is P's other terms
         powers.append(powers[-1] >> 1 ^ (0x82F63B78 if powers[-1] & 1 else 0))
     return np.array(powers[::-1], np.uint32)
-
 
 def _records(path, count):
     """Yield the payload of every record of a file, plain or GZIP, or a ValueError where one is
@@ -508,7 +481,6 @@ def _records(path, count):
         reason = getattr(error, "strerror", None) or error
         yield ValueError(f"{reason}, so the rest of the file is lost")
 
-
 def _varints(data, at, count, order=1):
     """So many varints from a place on, and the place behind them; of `order` -1, highest first."""
     found = re.compile(VARINT * count).match(data, at)
@@ -517,7 +489,6 @@ def _varints(data, at, count, order=1):
     numbers = [sum((byte & 127) << 7 * i for i, byte in enumerate(varint[::order]))
                for varint in found.groups()]
     return *numbers, found.end()
-
 
 def _fields(message, kinds=(2,)):
     """Yield (number, value) of each field of a protocol buffer's message: a row of tag, value, tag,
@@ -532,7 +503,6 @@ def _fields(message, kinds=(2,)):
         if tag & 7:
             value, at = message[at:at + value], at + value
         yield tag >> 3, value
-
 
 def _features(payload):
     """The features of a tf.train.Example, {name: value}: text, an int, a list of more than one, or
@@ -558,7 +528,6 @@ def _features(payload):
                 found[str(pair[1], "utf-8", "replace")] = value
     return found
 
-
 def _read_records(tables, files):
     """The notes of TFRecord files, in NSynth's own schema or, if there is a dataset_info.json, as
     TensorFlow Datasets (TFDS) has them; of a split that has a file, none may be missing."""
@@ -574,7 +543,6 @@ def _read_records(tables, files):
         for number, payload in enumerate(_records(path, counts.get(path.name)), 1):
             origin = f"{path}, record {number}"
             yield _attempt(origin, _note, payload, path.name, origin)
-
 
 def _note(payload, place, origin):
     """The Entry of a record. ValueError where it is not as it should be. NSynth's own schema has
@@ -598,13 +566,11 @@ def _note(payload, place, origin):
     return _entry(about, place, origin, lambda rate, _: (   # the floats are int16 / 32768, exactly
         np.rint(np.clip(floats, -1, 32767 / 32768) * 32768).astype(np.int16), rate))
 
-
 def _a_note_and_its_split(row, cells):
     """For `_read_list`: names are in the column headed id or note_str, else in the first; splits in
     one headed split, else all are train."""
     name, part = cells.get("id", cells.get("note_str", row[0])), cells.get("split", "train")
     return name, part if part and re.fullmatch(r"[^/]+-\d{3}-\d{3}", name) else None
-
 
 # ---- A tensor bundle: where TensorFlow keeps a model's variables ----------------------------
 #
@@ -636,7 +602,6 @@ def read_bundle(index):
 
     return variable
 
-
 def _entries(data, offset, size):
     """Yield (name, value), bytes, of each entry of a block. An entry: three varints (how many
     letters of its name are those of the name before, how many others follow, the size of its
@@ -652,7 +617,6 @@ def _entries(data, offset, size):
         name = name[:shared] + block[at:at + fresh]
         at += fresh + length
         yield name, block[at - length:at]
-
 
 # ---- Your own recordings: a folder of WAV files ---------------------------------------------
 
@@ -684,7 +648,6 @@ def _read_recordings(tables, sounds):
             yield Entry(name, pitch, family, "acoustic", "", UNTOLD, str(file),
                         partial(read_recording, file))
 
-
 def pitch_of(name):
     """MIDI pitch that a file's name tells, or None if it tells none, or more than one:
     guitar-060-100 (NSynth's: pitch, velocity); a note such as C4 (60), F#3, Bb-1, C_4, A0v1; or
@@ -704,7 +667,6 @@ def pitch_of(name):
     told = {int(nsynth[1])} if nsynth else notes or numbers
     return told.pop() if len(told) == 1 and min(told) in range(128) else None
 
-
 def read_recording(path, seconds):
     """A recording as `read_sound` reads it, without the silence before the note, which may begin in
     its first minute: at the first 2 ms within 40 dB of the loudest, less 5 ms."""
@@ -715,7 +677,6 @@ def read_recording(path, seconds):
     power = np.square(np.pad(x, (0, -len(x) % n))).reshape(-1, n).mean(axis=1)
     onset = int(np.argmax(power > 1e-4 * power.max())) * n
     return x[max(0, onset - rate // 200):], rate
-
 
 # ---- Packed notes ---------------------------------------------------------------------------
 #
@@ -760,7 +721,6 @@ def _load_packed(data, wish, progress, skip_damaged, pack):
             part.rename(folder)
     return _open_packed(folder, asked)
 
-
 def _open_packed(folder, asked):
     """The same of a packed folder. NoteError where it is damaged, or not what is asked for."""
     with explained(f"cannot read {folder}", "delete it, and it will be packed again", Exception):
@@ -775,7 +735,6 @@ def _open_packed(folder, asked):
                 "from files that have changed since" if key == "files" else
                 f"with {key} {had.get(key)}, and {value} is asked for"))
     return audio, rows, about["dropped"]
-
 
 # ---- WAV files in and out -------------------------------------------------------------------
 
@@ -798,7 +757,6 @@ def read_sound(path, rate=None, seconds=LONGEST):
     scale = {"u": 256, "i": 2.0 ** (16 - 8 * x.itemsize), "f": 32768 if peak <= 8 else 1}[kind]
     x = x.astype(np.float32).reshape(len(x), -1).mean(axis=1)           # (L,)
     return (x - 128 * (kind == "u")) * np.float32(scale), found         # 8 bits are unsigned
-
 
 def _first(file, seconds):
     """The first seconds of a WAV file, as the bytes of a shorter one. ValueError where it is none.
@@ -823,7 +781,6 @@ def _first(file, seconds):
     return struct.pack(f"<4sI4s4sI{len(form)}s4sI", b"RIFF", 20 + len(form) + len(data), b"WAVE",
                        b"fmt ", len(form), form, b"data", len(data)) + data
 
-
 def write_wav(path, wave, sample_rate):
     """Write a wave, (L,) float in [-1, 1] (beyond that it is clipped), as 16-bit mono: the inverse
     of `read_sound(...)[0] / 32768`. Written beside its place and renamed, so never half a file.
@@ -837,7 +794,6 @@ def write_wav(path, wave, sample_rate):
           TemporaryDirectory(".part", dir=path.parent) as beside):      # renamed when it is whole
         scipy.io.wavfile.write(f"{beside}/part", sample_rate, samples)
         os.replace(f"{beside}/part", path)
-
 
 def save(notes, folder):
     """Write Notes in NSynth's layout, so that they can be listened to, and loaded again. Refuses a
@@ -854,12 +810,10 @@ def save(notes, folder):
             examples[name] = {key: said for key, said in zip(FIELDS, told) if said != UNTOLD}
         (folder / "examples.json").write_text(json.dumps(examples, indent=1), encoding="utf-8")
 
-
 # ---- MIDI files ------------------------------------------------------------------------------
 
 NOTE_OFF, NOTE_ON, CONTROL, META = 0x80, 0x90, 0xB0, 0xFF
 TEMPO = 0x51                              # a kind of META
-
 
 def read_midi(path):
     """The notes of a standard MIDI file, of format 0 or 1, in order of their ends: a list of
@@ -896,7 +850,6 @@ def read_midi(path):
         end(key)
     return strokes
 
-
 def _midi_events(file):
     """A MIDI file's bytes -> its ticks a quarter note, and (tick, status, data) of each message to
     a channel and each tempo, track by track."""
@@ -928,7 +881,6 @@ def _midi_events(file):
     if end > whole:
         raise ValueError(f"it is cut short, by {end - whole:,} bytes or more")
     return division, events
-
 
 # ---- Orchestra ------------------------------------------------------------------------------
 #
@@ -964,7 +916,6 @@ TIMBRES = {
 VELOCITIES = {50: 0.5, 100: 1.0}  # MIDI velocity and how hard that is; softer is quieter and duller
 HOLD = 0.75                       # of a note's length, as NSynth: held for 3 s of 4
 
-
 def _read_orchestra(wish):
     """An Entry for each note of the orchestra in the range of pitches, at two velocities."""
     low, high = wish.pitch_range
@@ -975,7 +926,6 @@ def _read_orchestra(wish):
         name = f"{timbre}-{pitch:03}-{velocity:03}"
         yield Entry(name, pitch, timbre.split("_")[0], "acoustic", "", UNTOLD, name, partial(
             _play, name, 440 * 2 ** ((pitch - 69) / 12), VELOCITIES[velocity], wish))
-
 
 def _play(name, f0, force, wish, seconds):
     """One note of the orchestra: (L,) float64 in int16's range, and its rate. The sum of
@@ -1013,11 +963,9 @@ def _play(name, f0, force, wish, seconds):
     level = rng.uniform(0.6, 0.8) * force ** 0.8                        # 0.34-0.8 of full scale
     return x * (32767 * level / max(np.abs(x).max(), 1e-9)), wish.sample_rate
 
-
 def _rise(x):
     """From 0 at x <= 0 to 1 at x >= 1 along a sine squared, which has no corner at either end."""
     return np.sin(np.clip(x, 0, 1) * (np.pi / 2)) ** 2
-
 
 # ---- python nsynth.py -----------------------------------------------------------------------
 
@@ -1026,11 +974,9 @@ def span(text):
     low, _, high = text.partition("-")
     return int(low), int(high or low)
 
-
 def names(text):
     """ "acoustic,electronic" -> a tuple of them, "all" -> none: a type for argparse."""
     return tuple(word for word in map(str.strip, text.split(",")) if word not in ("", "all"))
-
 
 def main(argv=None):
     """The command line. Returns the exit status: 0, or 1 after one sentence on stderr."""
@@ -1063,7 +1009,6 @@ def main(argv=None):
         print("stopped", file=sys.stderr)
         return 130
     return 0
-
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, interrupt)

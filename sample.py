@@ -1,6 +1,7 @@
 """Listen to a checkpoint: notes as WAV files, rainbowgrams, a table, and one page to hear them on.
 
-    python sample.py runs/0001                    16 random notes of a run's newest checkpoint
+    python sample.py                              16 random notes of the model that comes with it
+    python sample.py runs/0001                    those of a run's newest checkpoint
     python sample.py runs/0001 --pitch C4,Eb4,G4  the same timbres at chosen pitches, in turn
     python sample.py runs/0001 --scale            one timbre over all pitches, as a page to play on
     python sample.py runs/0001 --interpolate      from one timbre to another (paper Fig. 4)
@@ -47,18 +48,16 @@ import gansynth
 import nsynth
 import spectral
 
+MODEL = Path(__file__).parent / "notebooks" / "media" / "model.pt"       # comes with the scripts
 SHARPS = "C C# D D# E F F# G G# A A# B".split()
 FLATS = "C Db D Eb E F Gb G Ab A Bb B".split()
-
 
 class SampleError(ValueError):
     """A request that this checkpoint or folder cannot meet; the message says what it can."""
 
-
 def note_name(pitch, names=SHARPS):
     """60 -> "C4", 61 -> "C#4"."""
     return f"{names[pitch % 12]}{pitch // 12 - 1}"
-
 
 def parse_pitches(text):
     """ "60", "C4", "F#3,Bb4" -> MIDI numbers, a list: a type for argparse, with its error."""
@@ -67,7 +66,6 @@ def parse_pitches(text):
         return [known[part.strip().capitalize()] for part in text.split(",")]
     except KeyError as error:
         raise argparse.ArgumentTypeError(f"{error} is no pitch, such as 60, C4, F#3 or Bb4")
-
 
 def slerp(z0, z1, steps):
     """Spherical interpolation from z0 to z1, (latent,) each -> (steps, latent), ends included.
@@ -81,7 +79,6 @@ def slerp(z0, z1, steps):
     if angle.sin() < 1e-4:                                          # parallel: the arc is a line
         return torch.lerp(z0, z1, t)
     return (((1 - t) * angle).sin() * z0 + (t * angle).sin() * z1) / angle.sin()
-
 
 def read_latents(path, latent):
     """The latents.npz of an earlier run: z (n, latent) and MIDI pitches (n,)."""
@@ -98,12 +95,12 @@ def read_latents(path, latent):
                           f"takes (n, {latent}) finite numbers and (n,) whole ones")
     return z, pitch
 
-
 class Player:
     """A checkpoint that is ready to play: its averaged generator, and what belongs to it."""
 
     def __init__(self, path, args):
         self.path = gansynth.find_checkpoint(path)
+        self.home = Path("runs/model") if path == MODEL else self.path.parent   # for what is made
         self.G, self.contents = gansynth.load_generator(self.path, args.device, nsynth.read_bundle)
         self.spectrum = spectral.restore(self.contents["spectrum"], args.mel_inverse)
         if args.mel_inverse and self.spectrum.rep != "if-mel":
@@ -157,21 +154,18 @@ class Player:
         z, pitch = z.repeat_interleave(len(pitch), 0), [*pitch] * len(z)
         return Result(title, z, pitch, self.play(z, pitch), names, *more)
 
-
 OF_LATENTS = "interpolate", "latents", "timbre", "timbres", "like", "seconds_per_timbre"
-
 
 # What a command made: a title, latents z (N, latent), N MIDI pitches, waves (N, L), N names of
 # timbres or "", more sounds by their names, and phrases about it all.
 Result = namedtuple("Result", "title z pitch waves timbre more facts", defaults=({}, ()))
-
 
 def choose(args, player, n):
     """The latents that the command line means, or n that its seed draws: z (N, latent), and a list
     of N MIDI pitches.  But for plain notes they are timbres, each only once."""
     file = args.latents
     if args.timbre and not file:
-        run = player.path.parent
+        run = player.home
         file = max(run.glob("timbres-[0-9]*/latents.npz"), default=run / "timbres-0001/latents.npz")
     if not file:
         return player.draw(n)
@@ -185,7 +179,6 @@ def choose(args, player, n):
             raise SampleError(f"{file} has {len(rows)} timbres from t00 on, and no {name}")
         rows = [known[name] for name in args.timbre]
     return torch.from_numpy(z[rows]), pitch[rows].tolist()
-
 
 def notes(args, player):
     """Random notes, timbres over all pitches, or an arc from one timbre to another."""
@@ -203,7 +196,6 @@ def notes(args, player):
     z, pitch = z[torch.arange(many) % len(z)], [pitch[i % len(pitch)] for i in range(many)]
     return Result("Notes", z, pitch, player.play(z, pitch), [""] * many)
 
-
 def sample(args):
     """Make and write what the command line asks for -> the page's path."""
     player = Player(args.checkpoint, args)
@@ -212,7 +204,7 @@ def sample(args):
                           f"--{', --'.join(OF_LATENTS)}: use --pitch, --scale or --midi")
     make = midi if args.midi else like if args.like else timbres if args.timbres else notes
     kind = "timbres" if args.timbres else "samples"
-    with new_folder(args.out, player.path.parent, kind) as (part, out):
+    with new_folder(args.out, player.home, kind) as (part, out):
         result = make(args, player)       # inside, as a WaveNet takes hours
         for fact in result.facts:
             print(f"{result.title}: {fact}")
@@ -222,17 +214,20 @@ def sample(args):
         write_notes_page(part, names, result, args, player)
     return out / "index.html"
 
-
 # =============================================================================================
 # From here on what that needs: files, pages, the benchmark and the command line
 
 def save(args):
-    """Write a checkpoint, which may be Magenta's, to a file of ours."""
+    """Write what is heard of a run, in half precision; or all of Magenta's, as a file of ours."""
     if args.save.exists() or not args.save.parent.is_dir():
         raise SampleError(f"{args.save} is there already, or its folder is not: name a new file")
-    gansynth.save_checkpoint(args.save, Player(args.checkpoint, args).contents)
-    print(f"{args.save}: python sample.py plays it, python train.py --init starts from it")
-
+    player = Player(args.checkpoint, args)
+    contents = player.contents
+    if player.path.name != gansynth.EXPERIMENT:
+        contents = {name: contents[name] for name in gansynth.SAMPLE_PARTS}
+        contents["G_ema"] = {name: p.half() for name, p in contents["G_ema"].items()}
+    gansynth.save_checkpoint(args.save, contents)
+    print(f"{args.save}: {args.save.stat().st_size / 1e6:.1f} MB, which sample.py plays")
 
 @contextlib.contextmanager
 def new_folder(out, beside, kind):
@@ -260,9 +255,7 @@ def new_folder(out, beside, kind):
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
-
 PICTURE_SECONDS = 12                      # of a sound
-
 
 def write_sounds(folder, result, player):
     """WAVs and rainbowgrams of a result, and notes.csv -> the notes' names, without .wav."""
@@ -284,11 +277,9 @@ def write_sounds(folder, result, player):
             table.writerow([f"{name}.wav", p, note_name(p), *(f"{x:.9g}" for x in row)])  # exact
     return names
 
-
 # ---- A sound of one's own, and timbres to choose from ----------------------------------------
 
 CANDIDATES, STARTS, STEPS = 1024, 4, 300  # random latents, those to descend from, and how far
-
 
 def like(args, player):
     """The timbre whose note is nearest to a recording, also at other pitches: Adam's descent by the
@@ -335,14 +326,12 @@ def like(args, player):
     return result._replace(more={"target": target, "match": match}, facts=[
         f"log-spectral distance {lsd:.1f} dB, of random notes {random:.1f} dB"])
 
-
 def heard(waves, rate):
     """Log magnitude and IF, (N, T, F) each, of notes (N, L) made equally loud."""
     waves = waves / waves.square().mean(1, keepdim=True).clamp(min=1e-10).sqrt()
     spectrum = spectral.derive("if", False, waves.shape[1], rate, resolutions=1)
     magnitude, frequency = spectrum.encode(waves).unbind(1)
     return magnitude.clamp(min=-3), frequency           # a loud overtone has some +5
-
 
 def timbres(args, player):
     """So many timbres that sound different, at three pitches: of many random ones each is the one
@@ -357,13 +346,11 @@ def timbres(args, player):
     return player.grid(f"{len(chosen)} timbres, far apart", z[chosen],
                        args.pitch or player.three)
 
-
 # ---- MIDI -----------------------------------------------------------------------------------
 
 ATTACK, RELEASE = 0.010, 0.3              # seconds
 LONGEST = 3600                            # seconds of a piece
 ARC = 10                                  # latents on the way from one timbre to the next
-
 
 def midi(args, player):
     """A piece: each channel in a timbre of its own or, with --seconds-per-timbre, all in one that
@@ -401,7 +388,6 @@ def midi(args, player):
         (len(piece) - len(strokes), "drum beats left out")) if number]
     return player.grid(args.midi.stem, z, [player.three[1]], {"piece": wave}, facts)
 
-
 def shaped(wave, seconds, rate):
     """A note of the model, (L,), as its key was down for so many seconds: it rises over ATTACK, and
     falls over RELEASE, or half of it if that is shorter, once let go or before it would end."""
@@ -411,13 +397,11 @@ def shaped(wave, seconds, rate):
     gain = (t / attack).clamp(max=1) * ((end - t) / release).clamp(max=1)
     return wave[:len(t)] * (gain * math.pi / 2).sin().square()
 
-
 PRELUDE = """\
 C4 E4 G4 C5 E5, C4 D4 A4 D5 F5, B3 D4 G4 D5 F5, C4 E4 G4 C5 E5, C4 E4 A4 E5 A5, C4 D4 F#4 A4 D5,
 B3 D4 G4 D5 G5, B3 C4 E4 G4 C5, A3 C4 E4 G4 C5, D3 A3 D4 F#4 C5, G3 B3 D4 G4 B4, G3 Bb3 E4 G4 C#5,
 F3 A3 D4 A4 D5, F3 Ab3 D4 F4 B4, E3 G3 C4 G4 C5, E3 F3 A3 C4 F4, D3 F3 A3 C4 F4, G2 D3 G3 B3 F4,
 C3 E3 G3 C4 E4"""
-
 
 def prelude(sixteenth=0.22):
     """The first part of Bach's prelude in C, BWV 846: each chord is broken twice, with its two
@@ -430,7 +414,6 @@ def prelude(sixteenth=0.22):
             strokes.append((start * sixteenth, end * sixteenth, pitch[voice], 90 - 5 * voice,
                             int(voice > 1)))
     return strokes
-
 
 # ---- Pages ----------------------------------------------------------------------------------
 
@@ -447,7 +430,6 @@ def write_page(folder, title, body, style="", script=""):
 {body}
 <script>{script}</script>
 """, "utf-8", "replace")
-
 
 LOOK = """\
 :root { color-scheme: light dark; --paper: #f7f6f3; --card: #fff; --ink: #1d1d22; --soft: #62626c;
@@ -476,15 +458,12 @@ FIGURE = """\
 <img alt="" src="{picture}"><audio src="{sound}" controls></audio>{more}</figure>
 """
 
-
 PAGE_NOTES = 64                           # heard on a page at most, if it is no keyboard
 PAGE_BYTES = 9_500_000                    # of sounds inside a keyboard's page: 13 MB as text
-
 
 def inside(file, kind):
     """A file as a part of a page."""
     return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
-
 
 def write_notes_page(folder, names, result, args, player):
     """A page of a result, with --scale to play on, otherwise with each of the notes of these names,
@@ -518,7 +497,6 @@ def write_notes_page(folder, names, result, args, player):
 steady overtone is a streak of one colour.</p>
 {body}""", KEYBOARD_STYLE, KEYBOARD_SCRIPT if args.scale else "")
 
-
 def keyboard(folder, names, result, rate):
     """HTML of timbres over all pitches, to play on: with all sounds inside it or, where that would
     be too much, those of every n-th pitch."""
@@ -541,7 +519,6 @@ data-wav="{inside(folder / f'{name}.wav', 'audio/wav') if own else ''}">\
 <main data-rate="{rate}">
 {"".join(cards)}</main>
 """
-
 
 KEYBOARD_STYLE = """\
 main { display: grid; grid-template-columns: repeat(12, 1fr); gap: 2px; touch-action: none;
@@ -632,7 +609,6 @@ midi.onclick = () => navigator.requestMIDIAccess().then(access => {
 }).catch(error => midi.textContent = error.message);
 """
 
-
 # ---- Benchmark: the paper's claim of 54,000 times -------------------------------------------
 
 @torch.no_grad()
@@ -671,7 +647,6 @@ def bench(device, budget=5.0, arch=gansynth.Architecture(), spectrum=spectral.Sp
     # card's 11 TFLOP/s.  The cached one reads 250 MB of weights, less than 1 ms, and launches a few
     # hundred kernels at some 10 us each, beside a call from Python: so it was likely this one.
 
-
 # ---- Command line ---------------------------------------------------------------------------
 
 def at_least(low):
@@ -682,7 +657,6 @@ def at_least(low):
         return int(text)
     return whole_number
 
-
 def device(text):
     """A type for argparse: a device that is there."""
     try:
@@ -690,7 +664,6 @@ def device(text):
     except Exception:                     # torch raises many kinds
         raise argparse.ArgumentTypeError(f"{text!r} is no device of this machine") from None
     return torch.device(text)
-
 
 def common_flags(parser, seed, out):
     """The flags of every script that plays checkpoints."""
@@ -702,7 +675,6 @@ def common_flags(parser, seed, out):
     add("--out", type=Path, metavar="DIR", help=f"new or empty (default: {out})")
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
         help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-
 
 @contextlib.contextmanager
 def one_sentence(script):
@@ -716,7 +688,6 @@ def one_sentence(script):
         print(f"{script}: stopped before it was done", file=sys.stderr)
         sys.exit(130)
 
-
 # The flags that mean something beside one that says what to do, or beside none.
 ALWAYS = {"checkpoint", "device"}
 OF_NOTES = ALWAYS | {"seed", "mel_inverse", "out", "pitch"}
@@ -724,20 +695,20 @@ BESIDE = {"bench": {"device"}, "save": ALWAYS, "like": OF_NOTES, "timbres": OF_N
           "midi": OF_NOTES - {"pitch"} | {"latents", "timbre", "seconds_per_timbre"},
           "notes": OF_NOTES | {"count", "latents", "timbre", "scale", "interpolate"}}
 
-
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add, number = parser.add_argument, at_least(1)
     mode = parser.add_mutually_exclusive_group().add_argument
-    add("checkpoint", type=Path, nargs="?", help="a file, or a run's folder (its newest one), or "
-        "Magenta's, with experiment.json in it")
+    add("checkpoint", type=Path, nargs="?", default=MODEL, help="a file, or a run's folder (its "
+        "newest one), or Magenta's, with experiment.json in it (default: the model in the box)")
     mode("--scale", action="store_true", help="timbres over all pitches, to play on")
     mode("--interpolate", action="store_true", help="from one timbre to another")
     mode("--midi", type=Path, metavar="FILE", help="a piece of music, each channel in its own "
          "timbre; or demo, some of Bach's")
     mode("--like", type=Path, metavar="WAV", help="the timbre nearest to a recording")
     mode("--timbres", type=number, metavar="N", help="timbres that sound different, for --timbre")
-    mode("--save", type=Path, metavar="FILE", help="write Magenta's as a file of ours")
+    mode("--save", type=Path, metavar="FILE", help="write what is heard to a small file; of "
+         "Magenta's, all")
     mode("--bench", action="store_true", help="time the paper's models, without one")
     add("--pitch", type=parse_pitches, metavar="P,...", help="of the notes in turn: 60, C4, Bb4")
     add("--count", type=number, metavar="N", help="notes (default 16, all of --latents, 9 of "
@@ -750,13 +721,10 @@ def parse(argv):
     common_flags(parser, 0, "samples-0001, ... of the run")
     args = parser.parse_args(argv)
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
-    if not given & {"checkpoint", "bench"}:
-        parser.error("expected a checkpoint to listen to, or --bench")
     mode = next((mode for mode in BESIDE if mode in given), "notes")
     for idle in given - {mode} - BESIDE[mode]:
         parser.error(f"--{idle.replace('_', '-')} means nothing beside the other flags")
     return args
-
 
 def main(argv=None):
     with one_sentence("sample.py"):
@@ -767,7 +735,6 @@ def main(argv=None):
             save(args)
         else:
             print(f"{sample(args)}: all notes on one page; WAVs, pictures and tables are beside it")
-
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, interrupt)

@@ -44,14 +44,12 @@ REPRESENTATIONS = {"phase": dict(mel=False, derivative=False),
                    "if-mel": dict(mel=True, derivative=True)}
 MEL_INVERSES = ("pseudo", "transpose")    # ours, and the release's: see mel_inverse_matrix
 
-
 # ---- Short-time Fourier transform -----------------------------------------------------------
 
 def hann(n, device=None):
     """Periodic Hann window of n samples, (n,) (Harris 1978)."""
     angle = 2 * math.pi / n * torch.arange(n, dtype=torch.float64)
     return (0.5 - 0.5 * torch.cos(angle)).to(device, torch.float32)
-
 
 def stft(wave, frames, bins):
     """Short-time Fourier transform, 75 % overlap (paper 2.2): (N, L) -> (N, T, F) complex.
@@ -65,7 +63,6 @@ def stft(wave, frames, bins):
     wave = torch.nn.functional.pad(wave, (pad, 0))
     windows = wave.unfold(-1, window, hop)                          # (N, T, 2F)
     return torch.fft.rfft(windows * hann(window, wave.device))[..., 1:]     # (N, T, F)
-
 
 def istft(S, length):
     """Inverse of `stft`: (N, T, F) complex -> (N, L).  The dropped DC bin comes back as zero.
@@ -83,13 +80,11 @@ def istft(S, length):
                for k in range(OVERLAP))                             # (N, T + 3, hop)
     return wave.reshape(N, -1)[:, -length:]
 
-
 # ---- Phase and instantaneous frequency ------------------------------------------------------
 
 def wrap(phase):
     """The same angle in [-1, 1]: whole turns, 2 in units of pi, come off (paper, Fig. 1)."""
     return phase - 2 * torch.round(phase / 2)
-
 
 def instantaneous_frequency(phase):
     """Instantaneous frequency: the time derivative of the unwrapped phase (paper 2.2).
@@ -100,11 +95,9 @@ def instantaneous_frequency(phase):
     """
     return torch.cat([phase[:, :1], wrap(phase.diff(dim=1))], dim=1)
 
-
 def integrate(frequency):
     """Inverse of `instantaneous_frequency`, up to whole turns: unwrapped phase (paper 2.2)."""
     return torch.cumsum(frequency, dim=1)
-
 
 # ---- Mel scale ------------------------------------------------------------------------------
 
@@ -140,7 +133,6 @@ def mel_matrix(bins, sample_rate):
     triangles = np.maximum(0.0, np.minimum(rising, falling))
     return np.vstack([np.zeros((1, bins)), triangles])
 
-
 @lru_cache(maxsize=8)
 def mel_inverse_matrix(bins, sample_rate, kind):
     """Mel-to-linear matrix (paper 2.2), (F, F) float64, of the kind "pseudo" or "transpose".
@@ -158,7 +150,6 @@ def mel_inverse_matrix(bins, sample_rate, kind):
     sums = (M @ M.T).sum(axis=0)
     return M.T * np.divide(1.0, sums, out=np.zeros(bins), where=sums != 0)
 
-
 def linear_to_mel(log_magnitude, frequency, sample_rate):
     """Log magnitude, IF (N, T, F) -> log mel power, mel IF (N, T, M) each (paper 2.2).
 
@@ -173,7 +164,6 @@ def linear_to_mel(log_magnitude, frequency, sample_rate):
     frequency = torch.cat([frequency[:, :1], wrap(frequency[:, 1:])], dim=1)
     return torch.log(power + EPS), frequency
 
-
 def mel_to_linear(log_power, frequency, sample_rate, kind="pseudo"):
     """Inverse of `linear_to_mel`, by one of MEL_INVERSES; shapes as there (paper 2.2).
 
@@ -186,7 +176,6 @@ def mel_to_linear(log_power, frequency, sample_rate, kind="pseudo"):
     else:
         power = ((torch.exp(log_power) - EPS) @ W).clamp(min=0) + EPS ** 2
     return 0.5 * torch.log(power), frequency @ W
-
 
 # ---- A representation: wave to picture and back ---------------------------------------------
 
@@ -236,12 +225,10 @@ class Spectrum:
             phase = integrate(phase)
         return torch.polar(torch.exp(magnitude), phase * math.pi)
 
-
 # =============================================================================================
 # Here the path through the paper ends.  Behind this line: the shapes of pictures, round trips,
 # pictures to look at, and the table.
 # =============================================================================================
-
 
 # ---- The shapes of pictures, and the mel matrices as tensors --------------------------------
 
@@ -250,10 +237,8 @@ FORMS = (*REPRESENTATIONS, WAVEFORM)
 WAVE_GROWTH = 4                           # of a waveform from one resolution to the next
 WINDOW_SECONDS = {False: 0.064, True: 0.128}       # low and high ("+ H") frequency resolution
 
-
 class SpectrumError(ValueError):
     """A representation or a shape that cannot work; the message says which could."""
-
 
 def check_spectrum(spectrum):
     """SpectrumError for an unknown representation, or a picture too small for its note."""
@@ -270,7 +255,6 @@ def check_spectrum(spectrum):
         raise SpectrumError(f"a picture of {spectrum.frames} frames x {spectrum.bins} bins is too "
                             f"short for a note of {spectrum.length} samples: the nearest that can "
                             f"hold it is {needed} frames")
-
 
 def derive(rep="if-mel", hires=True, length=64000, sample_rate=16000, resolutions=7,
            mel_inverse="pseudo"):
@@ -302,11 +286,9 @@ def derive(rep="if-mel", hires=True, length=64000, sample_rate=16000, resolution
             f"the nearest that can is {most} resolution{'s' * (most > 1)}")
     return Spectrum(rep, frames(resolutions), bins, length, sample_rate, mel_inverse)
 
-
 def restore(settings, mel_inverse=None):
     """A Spectrum from what `asdict` made of it, with another mel inverse if one is given."""
     return Spectrum(**{**settings, "mel_inverse": mel_inverse or settings["mel_inverse"]})
-
 
 def encode_waveform(spectrum, wave):
     """(N, L) -> (N, 2, T, 1): zeros on both sides, in two equal channels (code)."""
@@ -314,18 +296,15 @@ def encode_waveform(spectrum, wave):
     wave = torch.nn.functional.pad(wave, (pad // 2, pad - pad // 2))            # (N, T)
     return wave[:, None, :, None].repeat(1, 2, 1, 1)
 
-
 def decode_waveform(spectrum, picture):
     """(N, 2, T, 1) -> (N, L): the first channel is heard."""
     front = (spectrum.frames - spectrum.length) // 2
     return picture[:, 0, front:front + spectrum.length, 0]
 
-
 @lru_cache(maxsize=16)
 def mel_inverse_tensor(bins, sample_rate, kind, device):
     W = mel_inverse_matrix(bins, sample_rate, kind)
     return torch.tensor(W, dtype=torch.float32, device=device)
-
 
 @lru_cache(maxsize=16)
 def mel_blocks(bins, sample_rate, device):
@@ -339,12 +318,10 @@ def mel_blocks(bins, sample_rate, device):
         blocks.append((int(low), int(high), block))
     return blocks
 
-
 def times_mel_matrix(x, sample_rate):
     """x M, (N, T, F) -> (N, T, M)."""
     return torch.cat([x[..., low:high] @ block for low, high, block
                       in mel_blocks(x.shape[-1], sample_rate, x.device)], dim=-1)
-
 
 # ---- Notes' pictures, in batches ------------------------------------------------------------
 
@@ -392,14 +369,12 @@ class Pictures:
                  self.audio[torch.as_tensor(indices, device=self.device)] / 32768)
         return self.shrink(self.spectrum.encode(waves), size)
 
-
 # ---- How good is a round trip? --------------------------------------------------------------
 
 def snr(wave, copy):
     """Signal-to-noise ratio in dB, (N, L), (N, L) -> (N,)."""
     noise = (wave - copy).square().sum(-1).clamp(min=1e-30)
     return 10 * torch.log10(wave.square().sum(-1) / noise)
-
 
 def log_spectral_distance(wave, copy, window=1024):
     """Log-spectral distance in dB: root mean square over bins, mean over frames; -> (N,).
@@ -412,13 +387,11 @@ def log_spectral_distance(wave, copy, window=1024):
 
     return (decibels(wave) - decibels(copy)).square().mean(-1).sqrt().mean(-1)
 
-
 # ---- Pitch -----------------------------------------------------------------------------------
 
 def middle(wave):
     """A note without its onset and release, as float64."""
     return np.asarray(wave, dtype=np.float64)[len(wave) // 10: len(wave) * 17 // 20]
-
 
 def fundamental(wave, sample_rate, low=25.0, high=2000.0, clear=0.0):
     """Fundamental frequency in Hz of one note (L,), by normalised autocorrelation; 0 if none,
@@ -448,7 +421,6 @@ def fundamental(wave, sample_rate, low=25.0, high=2000.0, clear=0.0):
     a, b, c = s[peak - 1:peak + 2]
     return fine * sample_rate / (first - 1 + peak + 0.5 * (a - c) / (a - 2 * b + c))
 
-
 # ---- Pictures -------------------------------------------------------------------------------
 
 def rainbowgram(wave, sample_rate=16000, height=192, low=30.0):
@@ -477,7 +449,6 @@ def rainbowgram(wave, sample_rate=16000, height=192, low=30.0):
     rgb = wheel[(hue * 256).astype(int) % 256] * brightness[..., None]
     return np.rint(255 * rgb.transpose(1, 0, 2)).astype(np.uint8)
 
-
 def overlay(curves, width, height, stroke=1.5):
     """Curves over each other, translucent: (n, points) in [-1, 1] -> (height, width, 3) uint8.
 
@@ -495,7 +466,6 @@ def overlay(curves, width, height, stroke=1.5):
     share /= len(y) * np.diff(starts, append=above.shape[1])        # (height, width)
     return np.rint(255 * np.sqrt(np.clip(share, 0, 1)))[..., None].repeat(3, 2).astype(np.uint8)
 
-
 def tile(pictures, columns, gap=4):
     """Pictures of one size, a list of (H, W, 3) uint8 -> one contact sheet with black gaps."""
     height, width, _ = pictures[0].shape
@@ -505,7 +475,6 @@ def tile(pictures, columns, gap=4):
         y, x = i // columns * (height + gap), i % columns * (width + gap)
         sheet[y:y + height, x:x + width] = picture
     return sheet
-
 
 def write_png(path, rgb):
     """Write an (H, W, 3) uint8 array as a PNG file (RFC 2083), whole or not at all."""
@@ -526,7 +495,6 @@ def write_png(path, rgb):
         if os.path.exists(temporary):
             os.remove(temporary)
 
-
 # ---- The round-trip table -------------------------------------------------------------------
 
 def example_notes():
@@ -537,7 +505,6 @@ def example_notes():
 
     time = torch.arange(64000) / 16000
     return torch.stack([note(440 * 2 ** ((pitch - 69) / 12)) for pitch in (36, 60, 84)])
-
 
 def main():
     waves = example_notes()
@@ -552,7 +519,6 @@ def main():
             print(f"{rep + ' + H' * hires:16}{inverse if kind['mel'] else '-':13}"
                   f"{f'{spectrum.frames} x {spectrum.bins}':>12}{ratio.median():12.1f}"
                   f"{ratio.min():11.1f}{distance:12.1f}")
-
 
 if __name__ == "__main__":
     main()

@@ -49,13 +49,11 @@ import gansynth
 import nsynth
 import spectral
 
-
 # ---- Settings: a field, its default and its help; each is a flag of the command line --------
 
 def setting(default, help, choices=None, low=0, high=math.inf):
     """A field of settings (paper, appendix): one of choices, or a number from low to high."""
     return field(default=default, metadata=dict(help=help, choices=choices, low=low, high=high))
-
 
 @dataclass
 class Config:
@@ -140,7 +138,6 @@ class Config:
         share = min(max(images - grown, 0) / max(self.images - grown, 1), 1)
         return self.lr * (1 - share * (1 - self.lr_decay))
 
-
 # ---- One step -------------------------------------------------------------------------------
 
 class Draws(NamedTuple):
@@ -151,7 +148,6 @@ class Draws(NamedTuple):
     z_D: torch.Tensor
     pitch_D: torch.Tensor
     mix: torch.Tensor                     # (N, 1, 1, 1) uniform, of the gradient penalty
-
 
 def draw(cfg, counts, position, device="cpu"):
     """The draws (paper 2.2) of a step whose first example is at this position of training.
@@ -168,7 +164,6 @@ def draw(cfg, counts, position, device="cpu"):
     return Draws(*fakes(), *fakes(),
                  torch.rand(cfg.batch, 1, 1, 1, generator=random).to(device))
 
-
 class Nets:
     """What a step changes (paper 2.2): networks, the average of G we hear, their optimisers."""
 
@@ -184,7 +179,6 @@ class Nets:
 
     def weights(self):
         return [p.detach() for net in (self.G, self.D, self.G_ema) for p in net.parameters()]
-
 
 def train_step(nets, draws, x_real, pitch_real, progress, weights, lr=8e-4, ema=0.999,
                meet=lambda gradients: None):
@@ -218,7 +212,6 @@ def train_step(nets, draws, x_real, pitch_real, progress, weights, lr=8e-4, ema=
     meet(nets.adam_D.gradients())
     nets.adam_D.step(lr)
     return {name: term.detach() for name, term in terms.items()}
-
 
 # ---- The run --------------------------------------------------------------------------------
 
@@ -284,7 +277,6 @@ class State:
         self.images += self.examples
         return terms
 
-
 def train(cfg, resume=None, ranks=None, init=None):
     """Train as `cfg` says (paper, appendix), from weights `init` (G, D and G_ema's) if given, or go
     on from the checkpoint file `resume`; -> the run's folder."""
@@ -330,13 +322,11 @@ def train(cfg, resume=None, ranks=None, init=None):
           f"more notes: python sample.py {run}")
     return run
 
-
 # =============================================================================================
 # Here the path through the paper ends.  Behind this line: CUDA graphs and many GPUs, pictures of
 # notes, reports, runs and their checkpoints, the baselines, what a run will cost, and the command
 # line with its presets.
 # =============================================================================================
-
 
 # ---- Full scale: CUDA graphs, many GPUs, notes on the GPU -----------------------------------
 
@@ -356,7 +346,6 @@ def prepare(cfg, number=0):
         raise ConfigError(f"device {device!r} is not there: expected auto, cpu, or cuda (cuda:1, "
                           "...) where PyTorch finds a GPU") from None
     return device
-
 
 class Recorded:
     """A step that on a GPU is recorded as a CUDA graph the fourth time, and replayed from then on.
@@ -409,7 +398,6 @@ class Recorded:
             self.nets.G.zero_grad()
             self.nets.D.zero_grad()
             print(f"no CUDA graph, so slower steps: {str(error).splitlines()[0]}", file=sys.stderr)
-
 
 @dataclass(frozen=True)
 class Ranks:
@@ -484,17 +472,13 @@ class Ranks:
             raise TrainingError("the ranks' weights have come apart: a GPU or the network between "
                                 "them is at fault; resume from the last checkpoint")
 
-
 # ---------------------------------------------------------------------------------------------
 # Reports: a line and a JSON line per tick, a picture and a WAV of the same latents now and then
-
 
 class TrainingError(ValueError):
     """A run that cannot go on; the message says why and from where to resume."""
 
-
 EXPLODED = 1e7                            # no term of a healthy run comes near it
-
 
 class Monitor:
     """Collects each step's loss terms, and reports their means once a tick: one line for people,
@@ -541,11 +525,9 @@ class Monitor:
                                 "resume the run") from None
         self.steps, self.last, self.images = 0, now, images
 
-
 def last_good(run):
     found = gansynth.checkpoints(run)
     return f"the last good checkpoint is {found[-1]}" if found else "no checkpoint was saved"
-
 
 def multiply_adds(arch, blocks):
     """Multiplications of one pass through G's convolutions at so many blocks; D's are as many.
@@ -560,7 +542,6 @@ def multiply_adds(arch, blocks):
             arch.channels(b - 1) + arch.channels(b))
     return total
 
-
 def time_left(cfg, images, rate):
     """Seconds, from so many examples on, if now there are `rate` a second: later ones cost more."""
     def cost(at):                         # the constant stands for fixed costs
@@ -568,7 +549,6 @@ def time_left(cfg, images, rate):
                 multiply_adds(cfg.architecture(), cfg.where(at)[2]) + 4e6)
     return sum(cost(start) * max(0, end - max(start, images))
                for start, end, *_ in stages(cfg)) / (cost(images) * rate)
-
 
 def stages(cfg):
     """(first example, last + 1, stage, blocks) of each stage of a run."""
@@ -580,12 +560,10 @@ def stages(cfg):
         yield start, min(end, cfg.images), stage, blocks
         start = end
 
-
 def clock(seconds):
     """1h02m, 3m04s"""
     minutes, seconds = divmod(int(seconds), 60)
     return f"{minutes // 60}h{minutes % 60:02}m" if minutes >= 60 else f"{minutes}m{seconds:02}s"
-
 
 def snapshot(state, run, notes=16):
     """A picture and a WAV of the same latents and pitches each time, to watch the model grow."""
@@ -601,24 +579,20 @@ def snapshot(state, run, notes=16):
     nsynth.write_wav(f"{path}.wav", waves.flatten(), cfg.sample_rate)
     return path
 
-
 def random_at(*numbers):
     """A generator of random numbers, seeded by whole ones."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
-
 
 # ---- Runs and their checkpoints -------------------------------------------------------------
 
 KEEP = 3                                  # checkpoints kept; older ones are deleted
 BEGUN = "snapshots", "log.jsonl", ".part"           # in a folder without checkpoints
 
-
 def run_name(cfg):
     """What a run's folder is called after."""
     if cfg.model != "gansynth":
         return cfg.model + "-mol16" * (getattr(cfg, "output", "") == "mol16")
     return cfg.rep + "-hires" * cfg.hires
-
 
 @contextlib.contextmanager
 def claim_run(cfg, ranks=Ranks()):
@@ -651,7 +625,6 @@ def claim_run(cfg, ranks=Ranks()):
             run.rmdir()
         raise
 
-
 def save(state, run):
     """Write a checkpoint, and delete those older than the last KEEP; -> its path."""
     cfg, path = state.cfg, run / f"checkpoint-{state.images:08d}.pt"
@@ -672,7 +645,6 @@ def save(state, run):
     for old in gansynth.checkpoints(run)[:-KEEP]:
         old.unlink()
     return path
-
 
 def restore(state, path):
     """Go on from a checkpoint that `save` wrote.  CheckpointError for what does not fit together.
@@ -705,7 +677,6 @@ def restore(state, path):
         print(f"{newer} is set aside as {newer.name}.old")
     trim_log(path.parent, state.images)
 
-
 def trim_log(run, images):
     """Drop the log's lines after the checkpoint that a run resumes from: they will come again.
     A line that a crash cut short is dropped as well."""
@@ -714,7 +685,6 @@ def trim_log(run, images):
         whole = re.finditer(r'^\{"images": (\d+).*\}\n', log.read_text("utf-8", "replace"), re.M)
         part.write_text("".join(line[0] for line in whole if int(line[1]) <= images), "utf-8")
         part.replace(log)
-
 
 @contextlib.contextmanager
 def interruptible():
@@ -734,10 +704,8 @@ def interruptible():
         for number, handler in before.items():
             signal.signal(number, handler)
 
-
 # ---------------------------------------------------------------------------------------------
 # The baselines: the same run with other networks and another step, in one stage that never ends
-
 
 @dataclass
 class BaselineConfig(Config):
@@ -755,7 +723,6 @@ class BaselineConfig(Config):
         return spectral.Spectrum(spectral.WAVEFORM, self.architecture().length, 1, self.length,
                                  self.sample_rate)
 
-
 @dataclass
 class WaveGANConfig(BaselineConfig):
     critic_steps: int = setting(5, "WaveGAN: steps of D for one of G", low=1)
@@ -766,7 +733,6 @@ class WaveGANConfig(BaselineConfig):
         layers = max(1, math.ceil(math.log2(self.length / 16) / 2))
         return gansynth.WaveGANArchitecture(16 * 4 ** layers, self.latent, self.pitches,
                                             self.channels)
-
 
 @dataclass
 class WaveNetConfig(BaselineConfig):
@@ -787,7 +753,6 @@ class WaveNetConfig(BaselineConfig):
             self.length, min(hold, self.length), self.pitches, self.stacks, self.layers,
             self.channels, self.output)
 
-
 def wavegan_discriminator_loss(D, x_real, pitch_real, x_fake, mix, shifts, weights):
     """D's loss (WGAN-GP, Gulrajani et al. 2017, and the pitch of real notes): (loss, named terms).
     x_real, x_fake (N, length), mix (N, 1) uniform in [0, 1], shifts for real, fake and mixed."""
@@ -802,7 +767,6 @@ def wavegan_discriminator_loss(D, x_real, pitch_real, x_fake, mix, shifts, weigh
     return (terms["D_real"] + terms["D_fake"] + weights.pitch_weight * terms["D_pitch"]
             + weights.penalty * terms["D_penalty"]), terms
 
-
 def wavenet_loss(net, x, pitch, offset=0):
     """Negative log likelihood of waves (N, L): (loss in nats a sample, terms in nats and bits).
     The first samples of a crop from within the note lack their past: up to half do not count."""
@@ -811,7 +775,6 @@ def wavenet_loss(net, x, pitch, offset=0):
     nats = (cross_entropy(parameters, gansynth.mu_law_encode(x)) if net.mulaw8
             else -gansynth.mol_log_likelihood(parameters, x).mean())
     return nats, {"nats": nats, "bits": nats / math.log(2)}
-
 
 class BaselineState(State):
     """A run of a baseline: networks from `NETS` by name, G the one heard, and Adam's betas."""
@@ -844,7 +807,6 @@ class BaselineState(State):
         self.images += self.cfg.batch
         return self.terms
 
-
 class WaveGANState(BaselineState):
     NETS = {"G": gansynth.WaveGANGenerator, "D": gansynth.WaveGANDiscriminator}
     BETAS = (0.5, 0.9)
@@ -865,7 +827,6 @@ class WaveGANState(BaselineState):
         self.update(nets.adam_D, *wavegan_discriminator_loss(
             D, x_real, pitch, x_fake, draws.mix.flatten(1), shifts, cfg))
 
-
 class WaveNetState(BaselineState):
     NETS = {"G": gansynth.WaveNet}
     BETAS = (0.9, 0.999)
@@ -881,10 +842,8 @@ class WaveNetState(BaselineState):
         self.update(self.nets.adam_G, *wavenet_loss(
             self.nets.G, waves[:, offset:offset + crop], pitch, offset))
 
-
 MODELS = {"gansynth": (Config, State), "wavegan": (WaveGANConfig, WaveGANState),
           "wavenet": (WaveNetConfig, WaveNetState)}
-
 
 # ---- What a step costs, and a run -----------------------------------------------------------
 
@@ -894,13 +853,11 @@ GPUS = {                                  # operations/s of TF32 (V100: of float
     "H100": (494e12, 3.35e12), "A100": (156e12, 2.0e12), "V100": (15.7e12, 0.9e12),
     "RTX 4090": (82.6e12, 1.01e12)}
 
-
 def estimate(row, operations, moved):
     """Seconds of a step on a GPU of so many operations/s and bytes/s, if 40 % of the one and 70 %
     of the other are reached, one after the other, and a kernel takes 2.5 us in any case."""
     kernels = 300 + 170 * row["blocks"]
     return (row["GFLOP"] / operations / 0.4 + row["GB"] / moved / 0.7) * 1e9 + 2.5e-6 * kernels
-
 
 def measure(cfg, whole_run, as_json, budget):
     """Print what steps cost, timed for about `budget` seconds each: at every number of blocks, on a
@@ -935,7 +892,6 @@ def measure(cfg, whole_run, as_json, budget):
         for name, hours in elsewhere.items():
             show({"estimate": name, "hours": hours, "of eight": hours / 8}, as_json, name == "H100")
 
-
 def show(row, as_json, head=True):
     """Print a row of a table, if need be beneath its head, or as JSON."""
     if head and not as_json:
@@ -943,7 +899,6 @@ def show(row, as_json, head=True):
     texts = (f"{x:.4g}" if isinstance(x, float) else str(x) for x in row.values())
     line = " ".join(f"{text:>{max(9, len(name))}}" for name, text in zip(row, texts))
     print(json.dumps(row) if as_json else line, flush=True)
-
 
 def costs(state, start, end, budget):
     """What a step costs after so many examples, as a row.  Operations are 19 passes x the
@@ -974,7 +929,6 @@ def costs(state, start, end, budget):
             **{f"of {name}": operations / whole / rate
                for name, rate in yardsticks(arch, blocks, cfg.batch, device).items()}}
 
-
 def yardsticks(arch, blocks, batch, device, n=2048):
     """Operations/s of a matrix product, and of a convolution as block `blocks` has it."""
     matrix, channels = torch.randn(n, n, device=device), arch.channels(blocks)
@@ -987,7 +941,6 @@ def yardsticks(arch, blocks, batch, device, n=2048):
                 ("product", "matrix @ matrix", 2 * n ** 3),
                 ("conv", "conv2d(x, kernel, padding='same')", 2 * x.numel() * kernel[0].numel()))}
 
-
 def peak_memory(device):
     """Most memory the process has held so far, in MB (on a GPU: the GPU's)."""
     if device != "cpu":
@@ -998,7 +951,6 @@ def peak_memory(device):
         return float("nan")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin"
                                                                  else 1e3)
-
 
 def probe(cfg, notes, device):
     """ConfigError now, not on day three, if a GPU's memory is too small for the last stage."""
@@ -1013,12 +965,10 @@ def probe(cfg, notes, device):
                           f"{cfg.batch}: try a smaller one, or --precision bf16") from None
     print(f"the last stage will take {peak_memory(device):,.0f} MB of {device}'s memory")
 
-
 # ---- Settings that cannot work --------------------------------------------------------------
 
 class ConfigError(ValueError):
     """A setting that cannot work; the message says which values could."""
-
 
 INHERITED = ("rep", "hires", "length", "sample_rate", "pitch_low", "pitch_high", "resolutions",
              "latent", "channel_base", "channel_max", "progressive")            # with --init
@@ -1039,7 +989,6 @@ def check_settings(cfg):
                           "must not be above the highest")
     if cfg.rep == spectral.WAVEFORM:
         cfg.hires = False                 # a wave has no frequencies
-
 
 # ---- Command line: Config's defaults < preset < flags given ---------------------------------
 
@@ -1072,10 +1021,8 @@ PRESETS = {
     },
 }
 
-
 def flag(name):
     return "--" + name.replace("_", "-")
-
 
 def parse(argv):
     """What the command line asks for: a namespace, and the settings given, by name."""
@@ -1110,7 +1057,6 @@ def parse(argv):
         parser.error("--json is for --bench and --plan: add one of them")
     return SimpleNamespace(**asked), given
 
-
 def new_settings(model, preset, given):
     """Layers of a new run's settings, and the line that says which preset and why."""
     why = "as asked"
@@ -1122,7 +1068,6 @@ def new_settings(model, preset, given):
     if preset == "paper" and not given.get("progressive", True):
         layers.setdefault("images", 5_000_000)          # paper: 5M examples without growing
     return MODELS[model][0](**layers), f"preset {preset} ({why}); for the other: --preset {other}"
-
 
 def initial(path, model, preset, given):
     """A new run from a checkpoint, ours or Magenta's -> settings, a line that tells of them, and
@@ -1140,7 +1085,6 @@ def initial(path, model, preset, given):
                           "if none was given, it is half-grown or of a shape of its own, and can "
                           "be heard, but not trained")
     return cfg, f"weights of {path}, {line}", {name: contents[name] for name in ("G", "D", "G_ema")}
-
 
 def resumed_settings(path, given):
     """The settings in a checkpoint; ConfigError for a flag that contradicts them.
@@ -1168,7 +1112,6 @@ def resumed_settings(path, given):
         raise ConfigError(f"{path} has finished its {saved['images']:,} examples: add --images "
                           "with more of them to go on")
     return kind(**{name: value for name, value in {**saved, **given}.items() if name != "model"})
-
 
 def start(asked, given):
     """Do what the command line asks for."""
@@ -1207,7 +1150,6 @@ def start(asked, given):
         train(cfg, path, ranks, init)
         ranks.leave()
 
-
 def main(argv=None):
     try:
         start(*parse(argv))
@@ -1219,7 +1161,6 @@ def main(argv=None):
     except KeyboardInterrupt:             # while loading, or the second in the loop
         print("train.py: stopped, and nothing more was saved", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
-
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, interrupt)
