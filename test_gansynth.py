@@ -55,6 +55,7 @@ import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -66,7 +67,6 @@ import scipy.special
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -89,9 +89,39 @@ import render_soundfont
 torch.set_num_threads(1)                  # the arrays are small: more threads only wait
 
 REFERENCE = np.load(HERE / "test_gansynth.npz")
+CLIP = torch.from_numpy(REFERENCE["clip"])[None]                    # (1, 64000)
 SIZES = ((128, 1024), (256, 512))         # the paper's pictures: frames and bins
 PIXELS = (..., slice(2, None, 5), slice(3, None, 7))        # of full-size pictures, what is stored
 BINS = slice(5, None, 61)                 # of spectra, likewise
+
+
+@pytest.fixture(autouse=True)
+def apart(tmp_path, monkeypatch):
+    """Every test begins in an empty folder of its own, with the same random numbers."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+
+
+def refuses(error, says, function, *args, **more):
+    """A call raises this error, whose message says so -> the message."""
+    with pytest.raises(error, match=says) as caught:
+        function(*args, **more)
+    return str(caught.value)
+
+
+def refusal(script, *argv, status=1):
+    """The one sentence that a refused command line ends with: of status 2 where it is usage."""
+    said, name = io.StringIO(), Path(script.__file__).name
+    with pytest.raises(SystemExit) as stopped, contextlib.redirect_stderr(said):
+        sys.exit(script.main([str(word) for word in argv]))
+    code, said = stopped.value.code, said.getvalue()
+    if isinstance(code, str):             # which Python prints, and ends with 1
+        code, said = 1, f"{code}\n"
+        assert said.startswith(f"{name}: ")
+    sentence = said.splitlines()[-1]
+    assert code == status and (said == f"{sentence}\n" if status == 1 else
+                               re.match(rf"{name}: |[^:]+: error: ", sentence)), said
+    return sentence
 
 
 def stored(name):
@@ -127,10 +157,6 @@ def relative(ours, theirs):
 # spectral.py
 
 
-def clip():
-    return stored("clip")[None]                                     # (1, 64000)
-
-
 def sine(hz, length=64000, rate=16000):
     return 0.5 * torch.sin(2 * math.pi * hz / rate * torch.arange(length, dtype=torch.float64)
                            ).float()[None]
@@ -143,7 +169,7 @@ def modulo2(difference):
 
 def scipy_stft(T, bins):
     """scipy's spectrum of the clip, in float64: (T, F)."""
-    padded = np.pad(clip()[0].numpy().astype(float), ((T + 3) * bins // 2 - 64000, 0))
+    padded = np.pad(CLIP[0].numpy().astype(float), ((T + 3) * bins // 2 - 64000, 0))
     _, _, S = scipy.signal.stft(padded, window="hann", nperseg=2 * bins, boundary=None,
                                 noverlap=3 * bins // 2, padded=False)
     return S[1:].T * bins                                           # scipy divides by the sum
@@ -151,7 +177,7 @@ def scipy_stft(T, bins):
 
 @pytest.mark.parametrize("T, bins", SIZES)
 def test_stft_agrees_with_scipy_and_the_release(T, bins):
-    ours, theirs = spectral.stft(clip(), T, bins)[0].numpy(), scipy_stft(T, bins)
+    ours, theirs = spectral.stft(CLIP, T, bins)[0].numpy(), scipy_stft(T, bins)
     peak = np.abs(theirs).max()
     assert ours.shape == (T, bins)
     assert np.abs(ours - theirs).max() < 1e-6 * peak                # measured: 1.7e-7
@@ -199,20 +225,15 @@ def test_spectra_equal_the_release(T, bins):
     assert 0.99 < np.abs(picture[1, 1:]).max() <= 1 + 1e-4
 
 
-@pytest.mark.parametrize("T, bins", SIZES)
-def test_mel_matrices_equal_the_release(T, bins):
+@pytest.mark.parametrize("T, bins, rank", [(128, 1024, 811), (256, 512, 405)])
+def test_mel_matrices_equal_the_release_and_meet_the_penrose_conditions(T, bins, rank):
+    M, P = spectral.mel_matrix(bins, 16000), spectral.mel_inverse_matrix(bins, 16000, "pseudo")
+    transpose = spectral.mel_inverse_matrix(bins, 16000, "transpose")
     rows, columns = REFERENCE[f"{T}x{bins}/matrix_at"]
-    for kind, ours in (("matrix", spectral.mel_matrix(bins, 16000)),
-                       ("inverse", spectral.mel_inverse_matrix(bins, 16000, "transpose").T)):
+    for kind, ours in (("matrix", M), ("inverse", transpose.T)):
         theirs = np.zeros((bins, bins))
         theirs[rows, columns] = REFERENCE[f"{T}x{bins}/{kind}"]
         assert np.abs(ours - theirs).max() < 1e-12                  # measured: 0, in float64
-
-
-@pytest.mark.parametrize("bins, rank", [(1024, 811), (512, 405)])
-def test_pseudo_inverse_meets_the_penrose_conditions(bins, rank):
-    M = spectral.mel_matrix(bins, 16000)
-    P = spectral.mel_inverse_matrix(bins, 16000, "pseudo")
     assert np.linalg.matrix_rank(M, tol=1e-4) == rank
     for a, b in ((M @ P @ M, M), (P @ M @ P, P), ((M @ P).T, M @ P), ((P @ M).T, P @ M)):
         np.testing.assert_allclose(a, b, rtol=0, atol=1e-8)
@@ -223,7 +244,7 @@ def test_pseudo_inverse_meets_the_penrose_conditions(bins, rank):
     ("phase", "pseudo", 60, 200), ("if", "pseudo", 60, 200),
     ("if-mel", "pseudo", 25, 60), ("if-mel", "transpose", -5, 10)])
 def test_round_trip_of_a_note(rep, inverse, low, high, T, bins):
-    wave = F.pad(clip()[:, :48000], (8000, 8000))                   # silence, which has no phase
+    wave = F.pad(CLIP[:, :48000], (8000, 8000))                     # silence, which has no phase
     spectrum = Spectrum(rep, T, bins, mel_inverse=inverse)
     back = spectrum.decode(spectrum.encode(wave)).double()
     snr = 10 * math.log10(wave.square().sum() / (back - wave).square().sum())
@@ -256,7 +277,7 @@ def test_a_chirp_survives_mel_as_wrapped_phase_would_not():
     (64000, 16000, 7, 65536, 768), (4096, 8000, 3, 4096, 0), (999, 2000, 4, 1024, 12)])
 def test_a_waveform_is_a_picture_one_bin_wide_with_zeros_at_both_ends(
         length, rate, resolutions, frames, front):
-    wave = torch.randn(2, length, generator=torch.Generator().manual_seed(0))
+    wave = torch.randn(2, length)
     spectrum = spectral.derive("waveform", True, length, rate, resolutions)
     picture = spectrum.encode(wave)
     assert picture.shape == (2, 2, frames, 1) and frames % 4 ** (resolutions - 1) == 0
@@ -265,12 +286,6 @@ def test_a_waveform_is_a_picture_one_bin_wide_with_zeros_at_both_ends(
     picture[:, 1] = 0                                               # channel 0 is the sound
     assert torch.equal(spectrum.decode(picture), wave)
     assert spectral.restore(asdict(spectrum)) == spectrum
-
-
-def test_derived_pictures_have_the_papers_shapes():
-    assert spectral.derive("if", False) == Spectrum("if", 256, 512)
-    assert spectral.derive("if-mel", True) == Spectrum("if-mel", 128, 1024)
-    assert spectral.derive("if", True, 4000, 8000, 4) == Spectrum("if", 16, 512, 4000, 8000)
 
 
 @pytest.mark.parametrize("rep, hires", [("if", False), ("if", True), ("waveform", True)])
@@ -293,22 +308,22 @@ def test_an_impossible_picture_is_refused_and_what_is_named_instead_works(rep, h
     assert 0 < refused < 20
 
 
-def test_impossible_settings_name_what_can_be():
+def test_settings_give_the_papers_shapes_or_name_what_can_be():
+    assert spectral.derive("if", False) == Spectrum("if", 256, 512)
+    assert spectral.derive("if-mel", True) == Spectrum("if-mel", 128, 1024)
+    assert spectral.derive("if", True, 4000, 8000, 4) == Spectrum("if", 16, 512, 4000, 8000)
     Spectrum("if", frames=122, bins=1024)
     for wrong, says in ((dict(rep="if", frames=121), "nearest that can hold it is 122 frames"),
                         (dict(rep="mfcc"), "choose one of"), (dict(mel_inverse="x"), "choose one"),
                         (dict(rep="waveform", frames=64, bins=2, length=64), "one bin wide"),
                         (dict(rep="waveform", frames=64, bins=1, length=65), "is 65 frames")):
-        with pytest.raises(SpectrumError, match=says):
-            Spectrum(**wrong)
-    with pytest.raises(SpectrumError, match="at least one sample"):
-        spectral.derive(length=0)
+        refuses(SpectrumError, says, Spectrum, **wrong)
+    refuses(SpectrumError, "at least one sample", spectral.derive, length=0)
 
 
 def test_silence_and_noise_have_finite_gradients():
     spectrum = Spectrum("if-mel", frames=8, bins=64, length=300, sample_rate=8000)
-    wave = torch.randn(2, 300, generator=torch.Generator().manual_seed(0))
-    wave[0] = 0
+    wave = torch.stack([torch.zeros(300), torch.randn(300)])
     back = spectrum.decode(spectrum.encode(wave.requires_grad_()))
     assert back[0].abs().max() < 1e-4
     back.square().sum().backward()
@@ -341,13 +356,12 @@ def read_png(data):
     return rows[:, 1:].reshape(height, width, 3)
 
 
-def test_png_holds_the_picture(tmp_path):
+def test_png_holds_the_picture():
     rgb = np.random.default_rng(0).integers(0, 256, (7, 5, 3)).astype(np.uint8)
-    turned = rgb.transpose(1, 0, 2)                                 # not contiguous
-    for picture in (rgb, turned):
-        spectral.write_png(tmp_path / "a.png", picture)
-        assert np.array_equal(read_png((tmp_path / "a.png").read_bytes()), picture)
-    assert os.listdir(tmp_path) == ["a.png"]
+    for picture in (rgb, rgb.transpose(1, 0, 2)):                   # not contiguous
+        spectral.write_png("a.png", picture)
+        assert np.array_equal(read_png(Path("a.png").read_bytes()), picture)
+    assert os.listdir() == ["a.png"]
 
 
 def test_overlaid_curves_are_as_bright_as_the_root_of_their_share():
@@ -588,7 +602,6 @@ def test_weights_start_normal_and_are_scaled_by_hes_constant():
 @pytest.mark.parametrize("kernel, growth", [
     ((3, 3), (2, 2)), ((9, 1), (4, 1)), ((5, 3), (3, 2))])
 def test_folded_upsampling_convolution_equals_upsample_then_convolve(kernel, growth):
-    torch.manual_seed(0)
     layer = gansynth.UpConv2d(3, 4, kernel, growth)
     x = torch.randn(2, 3, 5, 6, requires_grad=True)
     layer.bias.data.normal_()
@@ -605,7 +618,6 @@ def test_folded_upsampling_convolution_equals_upsample_then_convolve(kernel, gro
 @pytest.mark.parametrize("avx512", [False, True])
 def test_derivatives_of_our_convolution_are_torchs(avx512, layout, kernel, monkeypatch):
     monkeypatch.setattr(gansynth, "AVX512", avx512)
-    torch.manual_seed(0)
     x = torch.randn(3, 4, 70, 101).contiguous(memory_format=layout).requires_grad_()
     W, b = torch.randn(7, 4, *kernel, requires_grad=True), torch.randn(7, requires_grad=True)
     y = F.conv2d(x, W, b, padding=(kernel[0] // 2, kernel[1] // 2))
@@ -618,7 +630,6 @@ def test_derivatives_of_our_convolution_are_torchs(avx512, layout, kernel, monke
 @pytest.mark.parametrize("arch", [TINY, WAVES], ids=["pictures", "waves"])
 @pytest.mark.parametrize("progress", [0.0, 0.6, 1.0, 1.25, 2.0])
 def test_d_run_backwards_is_its_derivative_and_once_differentiable(progress, arch, monkeypatch):
-    torch.manual_seed(0)
     D, size = gansynth.Discriminator(arch), arch.size(gansynth.grown(progress)[0])
     real, fake = 6 * torch.randn(2, 4, 2, *size)                    # some of it is clipped
     mix, parameters = torch.rand(4, 1, 1, 1), list(D.parameters())
@@ -645,7 +656,6 @@ def test_d_run_backwards_is_its_derivative_and_once_differentiable(progress, arc
 
 @pytest.mark.parametrize("progress", [0.5, 4.0])
 def test_bfloat16_blocks_agree_to_its_eight_bits(progress):
-    torch.manual_seed(0)
     arch = gansynth.Architecture(32, 256, resolutions=5, latent=64, pitches=12, channel_base=1024,
                                  channel_max=64)
     nets, pitch, weights = train.Nets(arch), torch.arange(8), train.Config()
@@ -710,14 +720,13 @@ def test_the_waveform_gan_grows_along_time_only_by_four():
     assert [paper.size(b) for b in range(1, 8)] == [(16 * 4 ** k, 1) for k in range(7)]
     for wrong, says in (({"frames": 1000}, "multiples of 4096 and 1"),
                         ({"channel_base": 64}, "no channel for block 7: the least that does")):
-        with pytest.raises(gansynth.ArchitectureError, match=says):
-            gansynth.Architecture.of_pictures(**{"frames": 65536, "bins": 1, **wrong})
+        refuses(gansynth.ArchitectureError, says, gansynth.Architecture.of_pictures,
+                **{"frames": 65536, "bins": 1, **wrong})
 
 
 @pytest.mark.parametrize("progress", [0.0, 0.3, 1.0, 1.75, 2.0])
 @torch.no_grad()
 def test_waveform_networks_at_every_stage(progress):
-    torch.manual_seed(0)
     G, D, blocks = gansynth.Generator(WAVES), gansynth.Discriminator(WAVES), math.ceil(progress) + 1
     picture = G(torch.randn(4, 5), torch.arange(4) % 3, progress)
     assert picture.shape == (4, 2, 4 ** blocks, 1) and picture.abs().max() <= 1     # no unscaling
@@ -757,82 +766,91 @@ def test_adam_agrees_with_tensorflows():
 
 def checkpoint(path, contents=None):
     gansynth.save_checkpoint(path, contents or {"weights": torch.arange(1000.0), "images": 3})
-    return path
+    return Path(path)
 
 
-def test_checkpoint_round_trip(tmp_path):
-    path = checkpoint(tmp_path / "checkpoint-3.pt")
+def test_checkpoint_round_trip():
+    path = checkpoint("checkpoint-3.pt")
     contents = gansynth.load_checkpoint(path)
     assert torch.equal(contents["weights"], torch.arange(1000.0)) and contents["images"] == 3
-    assert os.listdir(tmp_path) == ["checkpoint-3.pt"]
-    newest = checkpoint(tmp_path / "checkpoint-20.pt")
-    (tmp_path / "checkpoint-best.pt").write_text("not counted")
-    assert gansynth.find_checkpoint(tmp_path) == newest and gansynth.find_checkpoint(path) == path
+    assert os.listdir() == ["checkpoint-3.pt"]
+    newest = checkpoint("checkpoint-20.pt")
+    Path("checkpoint-best.pt").write_text("not counted")
+    assert gansynth.find_checkpoint(".") == newest and gansynth.find_checkpoint(path) == path
 
 
 @pytest.mark.parametrize("contents, says", [
     ([1, 2], "not one of our"), ({"a": 1}, "not one of our"),
     ({"format": "gansynth", "version": 1}, "version 1 of these scripts.*version 2"),
     ({"format": "gansynth", "version": 2, "an object": SMALL}, "not one of our")])
-def test_what_is_no_checkpoint_of_ours_is_named(tmp_path, contents, says):
-    bad = tmp_path / "bad.pt"
-    torch.save(contents, bad)
-    with pytest.raises(CheckpointError, match=f"bad.pt.*{says}"):
-        gansynth.load_checkpoint(bad)
+def test_what_is_no_checkpoint_of_ours_is_named(contents, says):
+    torch.save(contents, "bad.pt")
+    refuses(CheckpointError, f"bad.pt.*{says}", gansynth.load_checkpoint, "bad.pt")
     for look in (gansynth.load_checkpoint, gansynth.find_checkpoint):
-        with pytest.raises(CheckpointError, match="none.pt.*[Nn]o"):
-            look(tmp_path / "none.pt")
+        refuses(CheckpointError, "none.pt.*[Nn]o", look, Path("none.pt"))
+
+
+def mutate(data, rng):
+    """Bytes with a stretch left out, doubled, overwritten or zero, the end cut off, or a bit
+    flipped."""
+    a, b = sorted(rng.integers(0, len(data), 2))
+    return [data[:a] + data[b:], data[:b] + data[a:], data[:a] + rng.bytes(int(b - a)) + data[b:],
+            data[:a] + bytes(b - a) + data[b:], data[:a],
+            data[:a] + bytes([data[a] ^ 1 << rng.integers(8)]) + data[a + 1:]][rng.integers(6)]
+
+
+def damages(path, turns, error, look):
+    """Damage a file in so many ways -> of each what `look()` gives, or the error that it raises."""
+    whole, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(turns):
+        path.unlink()                     # some disks wait when a file is written over
+        path.write_bytes(mutate(whole, rng))
+        try:
+            yield look()
+        except error as fault:
+            yield fault
+    path.write_bytes(whole)
 
 
 def test_no_damage_of_a_checkpoint_gives_other_weights(tmp_path, capsys):
-    weights = torch.randn(3000, generator=torch.Generator().manual_seed(0))
-    good = checkpoint(tmp_path / "checkpoint-3.pt", {"weights": weights}).read_bytes()
-    bad, random, named = tmp_path / "checkpoint-4.pt", np.random.default_rng(0), 0
-    for turn in range(200):
-        at = int(random.integers(len(good) - 512))
-        damage = (bytes([good[at] ^ 16]), random.bytes(8), bytes(512), b"")[turn % 4]
-        rest = good[at + len(damage):] if damage else b""           # the last is cut short
-        bad.write_bytes(good[:at] + damage + rest)
-        try:
-            contents = gansynth.load_checkpoint(bad)
-            assert torch.equal(contents["weights"], weights) and contents["version"] == 2
-        except CheckpointError as error:
+    weights, named = torch.randn(3000), 0
+    good, bad = (checkpoint(tmp_path / f"checkpoint-{i}.pt", {"weights": weights}) for i in (3, 4))
+    for found in damages(bad, 300, CheckpointError, lambda: gansynth.load_checkpoint(bad)):
+        if isinstance(found, CheckpointError):
             named += 1
-            assert "checkpoint-4.pt: " in str(error)
-            if turn < 8:                                            # a run's newest good one
-                assert gansynth.find_checkpoint(tmp_path) == tmp_path / "checkpoint-3.pt"
+            assert "checkpoint-4.pt: " in str(found)
+            if named < 8:                 # a run's newest good one
+                assert gansynth.find_checkpoint(tmp_path) == good
                 assert f"passed over: {bad}" in capsys.readouterr().err
-    assert named > 150                                              # the rest was padding
-    bad.replace(tmp_path / "checkpoint-3.pt")
-    with pytest.raises(CheckpointError, match="no whole checkpoint"):
-        gansynth.find_checkpoint(tmp_path)
+        else:
+            assert torch.equal(found["weights"], weights) and found["version"] == 2
+    assert named > 200                    # the rest was padding
+    good.unlink()
+    bad.write_bytes(bad.read_bytes()[:-99])
+    refuses(CheckpointError, "no whole checkpoint", gansynth.find_checkpoint, tmp_path)
 
 
-def test_weights_that_do_not_fit_are_refused(tmp_path):
+def test_weights_that_do_not_fit_are_refused():
     G = gansynth.Generator(TINY)
     good = {"model": "gansynth", "config": {}, "architecture": asdict(TINY), "spectrum": {},
             "G_ema": G.state_dict(), "pitch_low": 60, "progress": 0.5, "counts": torch.ones(3),
             "images": 8}
-    gansynth.load_generator(checkpoint(tmp_path / "a.pt", good))
+    gansynth.load_generator(checkpoint("a.pt", good))
     for wrong, says in (({"architecture": asdict(SMALL)}, "do not fit"),
                         ({"architecture": {"depth": 3}}, "do not fit"), ({"G_ema": {}}, "not fit"),
                         ({"counts": 3}, "lacks counts"), ({"images": "8"}, "lacks images")):
-        path = checkpoint(tmp_path / "a.pt", {**good, **wrong})
-        with pytest.raises(CheckpointError, match=says):
-            gansynth.load_generator(path)
+        path = checkpoint("a.pt", {**good, **wrong})
+        refuses(CheckpointError, says, gansynth.load_generator, path)
 
 
 @pytest.mark.parametrize("module, function", [(os, "fsync"), (torch, "save"), (os, "replace")])
-def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, module, function):
-    before = checkpoint(tmp_path / "a.pt").read_bytes()
-
-    def full(*args, **more):
-        raise OSError(28, "No space left on device")
-
+def test_a_full_disk_leaves_the_checkpoint_before(monkeypatch, module, function):
+    before = checkpoint("a.pt").read_bytes()
+    full = Mock(side_effect=OSError(28, "No space left on device"))
     monkeypatch.setattr(module, function, full)
-    with pytest.raises(CheckpointError, match="could not be saved.*No space left"):
-        checkpoint(tmp_path / "a.pt", {"weights": torch.zeros(5)})
-    assert os.listdir(tmp_path) == ["a.pt"] and (tmp_path / "a.pt").read_bytes() == before
+    refuses(CheckpointError, "could not be saved.*No space left", checkpoint, "a.pt",
+            {"weights": torch.zeros(5)})
+    assert os.listdir() == ["a.pt"] and Path("a.pt").read_bytes() == before
 
 
 def test_table_3_is_printed(monkeypatch, capsys):
@@ -1147,7 +1165,7 @@ def test_wavegan_pads_and_shuffles_as_its_authors_do_in_tensorflow():
     arch = gansynth.WaveGANArchitecture(length=1024, latent=4, pitches=3, channels=4)
     G, D = gansynth.WaveGANGenerator(arch).double(), gansynth.WaveGANDiscriminator(arch).double()
     for p in itertools.chain(G.parameters(), D.parameters()):       # biases, too
-        nn.init.normal_(p, std=0.2)
+        torch.nn.init.normal_(p, std=0.2)
     z, wave = torch.randn(1, 4).double(), torch.randn(1, 1024).double()
     x = G.dense(torch.cat([z[0], torch.eye(3).double()[2]])).view(-1, 16)
     for up in G.up:                       # the gradient of a convolution with the same weights
@@ -1339,14 +1357,6 @@ def twelve_notes(folder):
     for i in range(12):
         add_note(folder, f"guitar_acoustic_{i:03}-{60 + i:03}-100")
     return folder
-
-
-def mutate(data, rng):
-    """Bytes with a stretch left out, doubled or overwritten, the end cut off, or a bit flipped."""
-    a, b = sorted(rng.integers(0, len(data), 2))
-    return [data[:a] + data[b:], data[:b] + data[a:], data[:a] + rng.bytes(int(b - a)) + data[b:],
-            data[:a], data[:a] + bytes([data[a] ^ 1 << rng.integers(8)]) + data[a + 1:]
-            ][rng.integers(5)]
 
 
 def test_load_filters_cuts_pads_and_counts(tmp_path):
