@@ -593,8 +593,7 @@ def test_weights_start_normal_and_are_scaled_by_hes_constant():
     assert conv.scale == pytest.approx(math.sqrt(2 / (9 * 64)))
 
 
-@pytest.mark.parametrize("kernel, growth", [
-    ((3, 3), (2, 2)), ((9, 1), (4, 1)), ((5, 3), (3, 2))])
+@pytest.mark.parametrize("kernel, growth", [((3, 3), (2, 2)), ((9, 1), (4, 1)), ((5, 3), (3, 2))])
 def test_folded_upsampling_convolution_equals_upsample_then_convolve(kernel, growth):
     layer = gansynth.UpConv2d(3, 4, kernel, growth)
     x = torch.randn(2, 3, 5, 6, requires_grad=True)
@@ -1891,7 +1890,7 @@ def test_records_of_tensorflow_are_read(tmp_path):
     assert len(nsynth.load(f"{tmp_path}/*.tfrecord", 4000, 16000)) == 2     # a pattern
 
 
-def test_what_a_record_says_is_read_whole(tmp_path):
+def test_what_a_record_says_is_read_whole():
     samples = np.arange(-32768, 32768)
     floats = [*(samples / 32768).tolist(), 1.0, -3.0, 3e38, 0.4 / 32768, 0.6 / 32768]
     # As TensorFlow wrote the flags of a note that has fast_decay and long_release.
@@ -1899,10 +1898,9 @@ def test_what_a_record_says_is_read_whole(tmp_path):
     numbers = {"instrument_family_str": None, "instrument_family": feature(7),
                "instrument_source_str": None, "instrument_source": feature(2),
                "note_str": feature(b"reed_synthetic_000-062-100")}
-    (tmp_path / "a.tfrecord").write_bytes(
-        original(60, floats) + original(61, qualities=flags) + original(
-            62, qualities=None, **numbers))
-    (a, b, c), _ = read(tmp_path / "a.tfrecord")
+    Path("a.tfrecord").write_bytes(original(60, floats) + original(61, qualities=flags)
+                                   + original(62, qualities=None, **numbers))
+    (a, b, c), _ = read("a.tfrecord")
     assert samples_of(a) == [*samples, 32767, -32768, 32767, 0, 1]
     assert a.qualities == [0, 1] + [0] * 8 and b.qualities == [0, 0, 0, 1, 1] + [0] * 5
     assert (c.family, c.source, c.qualities) == ("reed", "synthetic", [-1] * 10)
@@ -2046,11 +2044,11 @@ A, B = "guitar_acoustic_000-060-100", "reed_acoustic_001-061-050"
     (f'\ufeffsplit,pitch,"note_str"\r\ntrain,60,{A}\r\n\r\ntrain,60, {A} \r\ntest,61,"{B}"\r\n',
      ["train", "test"]),
     (f"{A}\n{B}\n", ["train", "train"]), (f"note,why\n{A},good\n", ["train"])])
-def test_lists_of_notes_in_csv(tmp_path, text, parts):
+def test_lists_of_notes_in_csv(text, parts):
     for name in (A, B, "reed_acoustic_001-062-050"):
-        add_note(tmp_path, name)
-    (tmp_path / "ids.csv").write_text(text, encoding="utf-8", newline="")
-    split = nsynth.split(nsynth.load(tmp_path, 64, 16000), by=tmp_path / "ids.csv")
+        add_note(Path("notes"), name)
+    Path("ids.csv").write_text(text, encoding="utf-8", newline="")
+    split = nsynth.split(nsynth.load("notes", 64, 16000), by="ids.csv")
     for part, notes in zip(("train", "test"), split):
         assert notes.name.tolist() == [name for name, its in zip((A, B), parts) if its == part]
 
@@ -2061,10 +2059,9 @@ def test_lists_of_notes_in_csv(tmp_path, text, parts):
     (f"id,split\n{A},train\n,test\n".encode(), "line 3, ',test': expected"),
     (f"id\n{A}\n../{B}\n".encode(), "line 3, '../reed"), (f"{A}\nhello\n".encode(), "2, 'hello'"),
     (f"id,split\n{A},train\n{A},test\n".encode(), "line 3.*no other line that says otherwise")])
-def test_a_list_that_cannot_be_used_is_named(tmp_path, orchestras, data, says):
-    (tmp_path / "ids.csv").write_bytes(data)
-    assert str(tmp_path / "ids.csv") in refuses(NoteError, says, nsynth.split, orchestras[0],
-                                                by=tmp_path / "ids.csv")
+def test_a_list_that_cannot_be_used_is_named(orchestras, data, says):
+    Path("ids.csv").write_bytes(data)
+    assert "ids.csv" in refuses(NoteError, says, nsynth.split, orchestras[0], by="ids.csv")
 
 
 # ---- notebooks/render_soundfont.py ----
@@ -2076,12 +2073,11 @@ needs_fluidsynth = pytest.mark.skipif(not shutil.which("fluidsynth"), reason="ne
 @needs_fluidsynth
 @pytest.mark.skipif(not FLUIDR3.exists(), reason=f"needs {FLUIDR3}")
 def test_soundfont_becomes_a_folder_like_nsynths_and_is_in_tune(tmp_path):
-    done = subprocess.run([sys.executable, render_soundfont.__file__, FLUIDR3, "--out",
-                           tmp_path / "out", "--pitches", "60-62"], capture_output=True, text=True,
-                          check=True)
+    done = subprocess.run([sys.executable, render_soundfont.__file__, FLUIDR3, "--out", "out",
+                           "--pitches", "60-62"], capture_output=True, text=True, check=True)
     assert sorted(done.stdout.split(" in ")[0].split(", ")) == [
         "0 silent", "3 nsynth-test", "3 nsynth-valid", "30 nsynth-train"]
-    notes = nsynth.load(tmp_path / "out", 64000, 16000)
+    notes = nsynth.load("out", 64000, 16000)
     assert len(set(notes.family)) == 10 and set(notes.part) == {"train", "valid", "test"}
     for name, pitch, x in zip(notes.name, notes.pitch, notes.audio / 32768):
         assert 0.3 < np.abs(x).max() < 0.8, name
@@ -2290,11 +2286,6 @@ class Tape(TorchDispatchMode):
 def gpu_in_name(monkeypatch):
     """A device, cpu:0, that the code takes for a GPU: graphs are tapes, and recording a step leaves
     weights and averages as they were, since on a GPU it does not run it."""
-    @contextlib.contextmanager
-    def graph(tape, pool, stream):
-        with tape:
-            yield
-
     def record(recorded, inputs, record=train.Recorded.record):
         tensors = [x for part in vars(recorded.nets).values()
                    for x in tree_leaves(part.state_dict()) if isinstance(x, torch.Tensor)]
@@ -2307,7 +2298,7 @@ def gpu_in_name(monkeypatch):
     for name in ("graph_pool_handle", "current_stream", "set_device", "set_stream", "Stream",
                  "synchronize", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda *of: None)
-    for name, stand_in in (("graph", graph), ("CUDAGraph", Tape),
+    for name, stand_in in (("graph", lambda tape, pool, stream: tape), ("CUDAGraph", Tape),
                            ("max_memory_allocated", lambda: 3e6),
                            ("mem_get_info", lambda: (1e12, 1e12))):
         monkeypatch.setattr(torch.cuda, name, stand_in)
@@ -2401,8 +2392,7 @@ def test_pictures_are_kept_at_the_stages_size_and_made_once(monkeypatch):
     notes, form = state.notes, (state.cfg.spectrum(), gansynth.downsample_to, "cpu")
     monkeypatch.setattr(Spectrum, "encode",
                         lambda self, wave: made.append(len(wave)) or encode(self, wave))
-    keeping, fresh, other = (spectral.Pictures(notes, *form, memory)
-                             for memory in (1e9, 0, 1e9))
+    keeping, fresh, other = (spectral.Pictures(notes, *form, memory) for memory in (1e9, 0, 1e9))
     order = torch.tensor([5, 64, 5, len(notes) - 1])                # the first of a group, too
     for size in map(state.cfg.architecture().size, (1, 2, 3)):
         kept = keeping(order, size)
@@ -3390,7 +3380,7 @@ def test_a_recordings_pitch_is_heard_or_asked_for(monkeypatch):
     for rate, seconds, hz, pitch in ((8000, 0.5, hertz(63.4), 63), (44100, 2, hertz(61.7), 62)):
         sound = np.concatenate([np.zeros(rate // 4), 0.3 * harmonic_note(hz, rate, seconds)])
         nsynth.write_wav("a.wav", torch.from_numpy(sound), rate)
-        assert run_sample(checkpoint, rate, "--like", "a.wav")[2][0] == pitch
+        assert run_sample(checkpoint, f"{rate}", "--like", "a.wav")[2][0] == pitch
         target = read_wav(f"{rate}/target.wav")         # without the silence before it
         assert len(target) == 200 and np.abs(target[:60]).max() > 0.1 * np.abs(target).max()
     noise = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, 4000))
@@ -3926,16 +3916,16 @@ def answers_file(path, ratings, rater="Ann", **changes):
     """ratings: [(A, B, 1 to 5), ...]"""
     answers = [{"pair": i, "A": a, "B": b, "pitch": 60, "rating": rating}
                for i, (a, b, rating) in enumerate(ratings, 1)]
-    path.write_text(json.dumps({"format": "gansynth-listening-answers", "version": 1, "test": "t",
-                                "rater": rater, "answers": answers} | changes))
+    Path(path).write_text(json.dumps({
+        "format": "gansynth-listening-answers", "version": 1, "test": "t", "rater": rater,
+        "answers": answers} | changes))
     return path
 
 
-def test_wins_ties_and_losses_are_counted_from_both_sides(tmp_path):
+def test_wins_ties_and_losses_are_counted_from_both_sides():
     ann = [("x", "y", 1), ("y", "x", 5), ("x", "z", 3), ("z", "y", 4), ("y", "z", 2)]
     ben = [(a, b, r) for (a, b, _), r in zip(ann, (2, 1, 4, 3, 5))]
-    found = listening_test.score_test([answers_file(tmp_path / "1", ann),
-                                       answers_file(tmp_path / "2", ben, "Ben")])
+    found = listening_test.score_test([answers_file("1", ann), answers_file("2", ben, "Ben")])
     raters, models, pairs = found
     # x against y: 1, 5, 2, 1; z: 3, 4.  y against x: from the other side; z: 4, 2, 3, 5
     assert raters == 2 and models == {"x": [3, 1, 2], "y": [3, 1, 4], "z": [2, 2, 2]}
@@ -3946,7 +3936,7 @@ def test_wins_ties_and_losses_are_counted_from_both_sides(tmp_path):
     text = listening_test.format_scores(*found)
     assert re.search(r"^x +6 +3 +50\.0% +1 +16\.7% +2 +33\.3%$", text, re.M)
     assert "2 raters, 10 ratings" in text and "needs 7 such ratings" in text    # 3 x 2^-6 < 0.05
-    neutral = listening_test.score_test([answers_file(tmp_path / "1", [("x", "y", 3)] * 8)])
+    neutral = listening_test.score_test([answers_file("1", [("x", "y", 3)] * 8)])
     assert neutral[2]["x", "y"] == [0, 8, 0, 1, 1]
 
 
@@ -3968,17 +3958,17 @@ def test_needed_ratings_have_the_power_they_promise():
     assert power(n - 1) < 0.8 <= min(power(more) for more in range(n, n + 40))
 
 
-def test_answers_that_cannot_be_counted_are_refused(tmp_path):
-    good = answers_file(tmp_path / "good", [("x", "y", 1)])
-    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
+def test_answers_that_cannot_be_counted_are_refused():
     none, different = "no answers to a listening test", "different tests"
-    refuses(metrics.MetricError, none, listening_test.score_test, [good, tmp_path / "bytes"])
+    good = answers_file("good", [("x", "y", 1)])
+    Path("bytes").write_bytes(b"\xff\xfe\x00")
+    refuses(metrics.MetricError, none, listening_test.score_test, [good, "bytes"])
     for says, rating, changes in (
             (none, ("x", "y", 1), {"format": "else"}), (none, ("x", "y", 1), {"version": 2}),
             (none, ("x", "y", 1), {"answers": []}), (none, ("x", "y", 1), {"answers": 3}),
             (none, ("x", "y", 6), {}), (none, ("x", "y", True), {}), (different, ("y", "x", 1), {}),
             (different, ("x", "y", 1), {"test": "u"}), ("'Ann'", ("x", "y", 1), {"rater": "Ann"})):
-        bad = answers_file(tmp_path / "bad", [rating], **{"rater": "Ben", **changes})
+        bad = answers_file("bad", [rating], **{"rater": "Ben", **changes})
         refuses(metrics.MetricError, says, listening_test.score_test, [good, bad])
 
 
