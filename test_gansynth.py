@@ -2918,6 +2918,7 @@ def in_browser(folder, script):
     driven.write_text(page.read_text("utf-8") + """<pre id="told"></pre><script>
         const press = key => document.dispatchEvent(new KeyboardEvent("keydown", {key}));
         const tell = list => document.getElementById("told").textContent = JSON.stringify(list);
+        context = new OfflineAudioContext(1, 8000, 8000);           // that plays without a sound
         """ + script + "</script>", "utf-8")
     run = subprocess.run([program, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom",
                           "--virtual-time-budget=5000", f"--user-data-dir={page.parent / 'user'}",
@@ -3104,25 +3105,25 @@ def test_bench_prints_a_row_for_every_way_to_make_a_note(capsys):
 
 # ---- sample.py: the page ----
 
-def sing(monkeypatch, seconds=0.5, rate=8000):
-    """Let every model sing: its notes become cosines of their pitch, at 0.5; -> a list that will
-    tell of each note made (latent, pitch)."""
+def sing(monkeypatch):
+    """Let every model sing: its notes become cosines of their pitch, 0.5 s at 8 kHz; -> a list that
+    will tell of each note made (latent, pitch)."""
     made = []
 
     def cosines(G, spectrum, z, label, *args, **more):
         made.extend(zip(map(tuple, z.tolist()), (label + 60).tolist()))
-        time = torch.arange(int(seconds * rate)) / rate
-        return 0.5 * torch.cos(2 * math.pi * hertz(60 + label[:, None]) * time)
+        turns = hertz(60 + label[:, None]) * torch.arange(4000) / 8000
+        return 0.5 * torch.cos(2 * math.pi * turns)
 
     monkeypatch.setattr(gansynth, "synthesise", cosines)
     return made
 
 
-def heard_pitches(wave, rate=8000, share=0.3):
-    """The pitches whose peaks in a wave's spectrum reach a share of the highest."""
+def heard_pitches(wave):
+    """The pitches whose peaks in the spectrum of a wave at 8 kHz reach 0.3 of the highest."""
     power = np.abs(np.fft.rfft(wave * np.hanning(len(wave)), 16 * len(wave)))
-    peaks = scipy.signal.find_peaks(power, height=share * power.max())[0]
-    return [round(69 + 12 * math.log2(peak * rate / (16 * len(wave)) / 440), 1) for peak in peaks]
+    peaks = scipy.signal.find_peaks(power, height=0.3 * power.max())[0]
+    return [round(69 + 12 * math.log2(peak * 500 / len(wave) / 440), 1) for peak in peaks]
 
 
 def test_a_key_sounds_its_pitch_with_others_and_fades_without_a_click(monkeypatch):
@@ -3130,7 +3131,6 @@ def test_a_key_sounds_its_pitch_with_others_and_fades_without_a_click(monkeypatc
     monkeypatch.setattr(sample, "PAGE_BYTES", 9 * 8044)             # each third note of 24
     run_sample(tiny_checkpoint(counts=[1] * 24), "out", "--scale")
     held, wave = in_browser("out", """
-        context = new OfflineAudioContext(1, 8000, 8000);
         press("z"), press("a"), press("g"), press("h");
         const held = document.querySelectorAll("[aria-pressed=true]").length;
         context.suspend(0.256).then(() => {
@@ -3147,7 +3147,6 @@ def test_the_pages_keys_stay_at_octaves_that_hold_notes():
     run_sample(tiny_checkpoint(counts=[1] * 24), "out", "--scale", "--pitch", "C4,E4,C5,Eb5")
     asked, held, off = in_browser("out", """
         const asked = [], sounding = () => [...voices.values()].map(one => cards.indexOf(one.card));
-        context = new OfflineAudioContext(1, 100, 8000);
         for (const key of "zzzzaedxxxxaezd") {
           press(key);
           asked.push(...sounding());
@@ -3163,7 +3162,6 @@ def test_the_pages_keys_stay_at_octaves_that_hold_notes():
 def test_a_page_is_played_by_pointers_and_midi_in_the_timbre_chosen():
     run_sample(tiny_checkpoint(), "out", "--scale", "--count", "2")
     shown, *seen = in_browser("out", """
-        context = new OfflineAudioContext(1, 100, 8000);
         const input = {}, seen = [], look = () => seen.push([...voices.values()].map(
           voice => voice.card.dataset.timbre + voice.card.dataset.pitch));
         const point = (kind, card) => card.dispatchEvent(
@@ -3190,7 +3188,6 @@ def test_a_page_is_played_by_pointers_and_midi_in_the_timbre_chosen():
 def test_a_note_plays_to_its_end_and_the_next_follows_where_asked():
     run_sample(tiny_checkpoint(), "out", "--count", "4")
     seen = in_browser("out", """
-        context = new OfflineAudioContext(1, 100, 8000);
         const seen = [], look = () => seen.push(cards.indexOf(voices.get("click")?.card));
         const ended = () => voices.get("click").source.onended();
         cards[2].click(), look(), cards[1].click(), look(), cards[1].click(), look();
