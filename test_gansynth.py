@@ -787,6 +787,7 @@ def mutate(data, rng):
     """Bytes with a stretch left out, doubled, overwritten or zero, the end cut off, or a bit
     flipped."""
     a, b = sorted(rng.integers(0, len(data), 2))
+    b = min(b, a + rng.choice([8, len(data)]))          # every second one is short
     return [data[:a] + data[b:], data[:b] + data[a:], data[:a] + rng.bytes(int(b - a)) + data[b:],
             data[:a] + bytes(b - a) + data[b:], data[:a],
             data[:a] + bytes([data[a] ^ 1 << rng.integers(8)]) + data[a + 1:]][rng.integers(6)]
