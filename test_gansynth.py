@@ -2819,6 +2819,8 @@ def test_wavegan_steps_d_every_time_and_g_now_and_then(critic_steps, monkeypatch
                            F.pad(state.notes.waves(indices), (3, 3)))
         assert same(state.nets.G_ema.state_dict(), state.nets.G.state_dict())   # ema 0: G itself
         D.reset_mock()
+    assert len(shifts) > 20               # every pass of D has its own: 4 places, -2 to 2
+    assert {place for shift in shifts for place in shift} == {-2, -1, 0, 1, 2}
 
 
 def test_wavenet_learns_from_crops_of_every_place(monkeypatch):
