@@ -3709,3 +3709,65 @@ def test_the_paper_map_has_the_reading_paths_whole_and_every_difference_that_is_
                         at = re.match(r"(class |def )?(\w+)", script.split("\n")[node.lineno - 1])
                         assert any(f"{name}.".startswith(f"{module.__name__}.{at[2]}.")
                                    for name in told), line
+
+
+# ---- notebooks: the exercises ----
+
+NOTEBOOK = json.loads((HERE / "notebooks" / "exercises.ipynb").read_text("utf-8"))["cells"]
+CELLS = {cell["id"]: "".join(cell["source"]) for cell in NOTEBOOK}
+CODE = [cell["id"] for cell in NOTEBOOK if cell["cell_type"] == "code"]
+SOLUTIONS = {name[:-5]: re.search(r"Solution</summary>.*?```python\n(.*?)```", text, re.S)[1]
+             for name, text in CELLS.items() if name.endswith("-help")}
+
+
+def said(*cells):
+    """What Jupyter shows of the checks among code cells, run in a process of their own."""
+    done = subprocess.run([sys.executable, "-c", """if True:
+        import json, sys
+        space, said = {}, []
+        for cell in json.load(sys.stdin):
+            try:
+                exec(cell, space)
+                said += ["right"] * cell.startswith("# ")           # as all checks do
+            except AssertionError as error:
+                said += error._render_traceback_()
+        print(json.dumps(said))"""], input=json.dumps(cells), capture_output=True, text=True,
+        cwd=HERE / "notebooks", env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_exercises_fail_as_given_each_in_its_sentence_and_pass_when_solved():
+    given = said(*(CELLS[name] for name in CODE))
+    for name, sentence in zip([*SOLUTIONS, "ex1"], given, strict=True):     # all parts come last
+        stub = re.search(r"(def|class) (\w+)", CELLS[name])[2] + " is still to be written"
+        assert sentence.startswith("not yet: " + stub * name.startswith("ex"))
+    assert len(set(given)) == len(SOLUTIONS) == 16
+    solved = said(*(SOLUTIONS.get(name, CELLS[name]) for name in CODE))
+    assert solved == ["right"] * 17
+
+
+def test_the_exercises_name_the_usual_mistakes():
+    mistakes = [                          # of a solution: what is there, what instead, the sentence
+        ("ex1", "[..., 1:]", "[..., :-1]", "dropped the highest bin"),
+        ("ex2", "torch.cat", "math.pi * torch.cat", "phases are not in units of pi"),
+        ("ex3a", "(0, nyquist, bins)", "(nyquist / bins, nyquist, bins)", "a slip of the release"),
+        ("ex3b", "- 2 * torch", "- 0 * torch", "some steps are longer than half a turn"),
+        ("ex4", " * 3 * 3", "", "fan-in is more than the inputs"),
+        ("ex5a", "mean(dim=1", "mean(dim=(2, 3)", "you took the mean over places"),
+        ("ex5b", "().mean(dim=0)", "().sum(dim=0) / (len(x) - 1)", "you divided by n - 1"),
+        ("ex6a", "resolutions - 1", "99", "it goes on for ever"),
+        ("ex6b", "if alpha:", "if 0:", "the new block has all the weight already"),
+        ("ex7", ", create_graph=True", "", "do not reach D's weights"),
+        ("ex8a", "scipy.linalg.sqrtm(A @ B)", "np.sqrt(A @ B)", "the root of each number"),
+        ("ex8b", "2 * scipy.stats", "scipy.stats", "you took one side only"),
+        ("bug1", "(coarse, sharp", "(sharp, coarse", "the wrong way round"),
+        ("bug2", "(unwrapped @ M", "(phase @ M", "still rough: angles such as 0.99 and -0.99"),
+        ("bug3", "x, create_graph=True", "x", "the penalty does not reach w"),
+        ("bug4", "len(x_real), 1", "1, 1", "all pictures have the same epsilon")]
+    cells = [CELLS[name] for name in CODE[:3]]
+    for name, piece, instead, _ in mistakes:
+        assert piece in SOLUTIONS[name]
+        cells += [SOLUTIONS[name].replace(piece, instead), CELLS[f"{name}-check"]]
+    for (*_, sentence), shown in zip(mistakes, said(*cells), strict=True):
+        assert shown.startswith("not yet: ") and sentence in shown
