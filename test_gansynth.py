@@ -2568,6 +2568,12 @@ def test_baselines_train_resume_bit_for_bit_and_are_heard(
     table = measured(capsys, run, "--samples", "6")
     assert table["rows"][1]["name"] == "run, 48 examples"
 
+def test_the_rate_falls_in_the_last_stage_that_a_run_gets_to():
+    cfg = train.Config(resolutions=3, stable_images=20, fade_images=10, lr=1.0, lr_decay=0.2)
+    for images, rates in ((100, {0: 1, 60: 1, 80: 0.6, 100: 0.2}), (50, {30: 1, 40: 0.6, 50: 0.2})):
+        for seen, rate in rates.items():
+            assert replace(cfg, images=images).learning_rate(seen) == pytest.approx(rate)
+
 @pytest.mark.parametrize("model, betas", [("wavegan", (0.5, 0.9)), ("wavenet", (0.9, 0.999))])
 def test_a_baselines_optimiser_has_its_own_betas_and_a_rate_that_falls(model, betas):
     state = baseline_state(model, lr=1e-3, lr_decay=0.1, images=40)
@@ -3710,15 +3716,13 @@ def test_the_paper_map_has_the_reading_paths_whole_and_every_difference_that_is_
                         assert any(f"{name}.".startswith(f"{module.__name__}.{at[2]}.")
                                    for name in told), line
 
-
-# ---- notebooks: the exercises ----
+# ---- notebooks ----
 
 NOTEBOOK = json.loads((HERE / "notebooks" / "exercises.ipynb").read_text("utf-8"))["cells"]
 CELLS = {cell["id"]: "".join(cell["source"]) for cell in NOTEBOOK}
 CODE = [cell["id"] for cell in NOTEBOOK if cell["cell_type"] == "code"]
 SOLUTIONS = {name[:-5]: re.search(r"Solution</summary>.*?```python\n(.*?)```", text, re.S)[1]
              for name, text in CELLS.items() if name.endswith("-help")}
-
 
 def said(*cells):
     """What Jupyter shows of the checks among code cells, run in a process of their own."""
@@ -3736,7 +3740,6 @@ def said(*cells):
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
-
 def test_the_exercises_fail_as_given_each_in_its_sentence_and_pass_when_solved():
     given = said(*(CELLS[name] for name in CODE))
     for name, sentence in zip([*SOLUTIONS, "ex1"], given, strict=True):     # all parts come last
@@ -3745,7 +3748,6 @@ def test_the_exercises_fail_as_given_each_in_its_sentence_and_pass_when_solved()
     assert len(set(given)) == len(SOLUTIONS) == 16
     solved = said(*(SOLUTIONS.get(name, CELLS[name]) for name in CODE))
     assert solved == ["right"] * 17
-
 
 def test_the_exercises_name_the_usual_mistakes():
     mistakes = [                          # of a solution: what is there, what instead, the sentence
@@ -3771,3 +3773,21 @@ def test_the_exercises_name_the_usual_mistakes():
         cells += [SOLUTIONS[name].replace(piece, instead), CELLS[f"{name}-check"]]
     for (*_, sentence), shown in zip(mistakes, said(*cells), strict=True):
         assert shown.startswith("not yet: ") and sentence in shown
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [
+    "1_spectra", "2_gan", "3_listening", "4_measuring", "5_workshop"])
+def test_a_notebook_runs_and_shows_what_is_kept_of_it(name):
+    nbclient = pytest.importorskip("nbclient")
+    path = HERE / "notebooks" / f"{name}.ipynb"
+    text = path.read_text("utf-8")
+    assert len(text) < 1e6 and not re.search(r"/(home|tmp|work|root)/", text)
+    kept = nbclient.client.nbformat.reads(text, 4)
+    fresh = nbclient.execute(nbclient.client.nbformat.reads(text, 4), str(HERE / "notebooks"),
+                             timeout=600, kernel_name="python3")
+
+    def kinds(notebook):
+        return [[sorted(output["data"]) for output in cell.get("outputs", ()) if "data" in output]
+                for cell in notebook.cells]
+
+    assert kinds(fresh) == kinds(kept)

@@ -85,8 +85,8 @@ class Config:
     batch: int = setting(8, "examples a step", low=1)
     # losses and optimiser
     lr: float = setting(8e-4, "Adam's learning rate, G and D", low=1e-8, high=1)
-    lr_decay: float = setting(1.0, "share of lr left at the end; it falls once all blocks are in",
-                              high=1)
+    lr_decay: float = setting(1.0, "share of lr left at the end; it falls once no block comes any "
+                              "more", high=1)
     penalty: float = setting(10.0, "weight of the gradient penalty")
     penalty_units: str = setting("raw", "raw: as released; scaled: at the stage's own size",
                                  ["raw", "scaled"])
@@ -130,12 +130,13 @@ class Config:
         return gansynth.progress_at(images, self.resolutions, *schedule)
 
     def learning_rate(self, images):
-        """`lr` while the networks grow, then in a straight line to its `lr_decay`-th part.
+        """`lr` until the last stage of the run, then in a straight line to its `lr_decay`-th part.
 
         The paper's is constant.  A short run takes long steps, and short ones to settle in the end.
         """
-        grown = (self.resolutions - 1) * self.progressive * (self.stable_images + self.fade_images)
-        share = min(max(images - grown, 0) / max(self.images - grown, 1), 1)
+        cycle = self.progressive * (self.stable_images + self.fade_images)
+        last = cycle * min(self.resolutions - 1, self.images // max(cycle, 1))
+        share = min(max(images - last, 0) / max(self.images - last, 1), 1)
         return self.lr * (1 - share * (1 - self.lr_decay))
 
 # ---- One step -------------------------------------------------------------------------------
