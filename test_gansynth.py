@@ -887,7 +887,7 @@ def test_magentas_checkpoint_sounds_as_the_release(tmp_path):
 def test_magentas_weights_become_a_file_of_ours(tmp_path, capsys):
     folder, file = write_released(tmp_path / "tiny"), tmp_path / "model.pt"
     sample.main([str(folder), "--save", str(file)])
-    assert "python sample.py plays it" in capsys.readouterr().out
+    assert "which sample.py plays" in capsys.readouterr().out
     contents = gansynth.load_checkpoint(file, parts=gansynth.SAMPLE_PARTS)
     for name, net in (*zip("GD", small_networks()),
                       ("G_ema", recipe(gansynth.Generator(SMALL), averaged=True))):
@@ -903,6 +903,21 @@ def test_magentas_weights_become_a_file_of_ours(tmp_path, capsys):
     assert file.read_bytes() == before
     for more in (["--scale"], ["--count", 3]):
         refusal(sample, folder, *more, "--save", tmp_path / "b.pt", status=2)
+
+def test_what_is_heard_of_a_run_fits_a_small_file_and_one_comes_in_the_box(monkeypatch):
+    checkpoint = tiny_checkpoint()
+    sample.main([str(checkpoint), "--save", "small.pt"])
+    small = gansynth.load_checkpoint("small.pt", parts=gansynth.SAMPLE_PARTS)
+    whole = gansynth.load_checkpoint(checkpoint)
+    assert all(p.dtype == torch.float16 for p in small["G_ema"].values()) and "D" not in small
+    for name, p in gansynth.load_generator("small.pt")[0].state_dict().items():
+        torch.testing.assert_close(p, whole["G_ema"][name], rtol=1e-3, atol=1e-6)
+    box = gansynth.load_checkpoint(sample.MODEL, parts=gansynth.SAMPLE_PARTS)
+    assert sample.MODEL.stat().st_size < 6e6 and len(box["counts"]) >= 25
+    assert box["spectrum"]["length"] >= box["spectrum"]["sample_rate"]
+    monkeypatch.setattr(sample, "MODEL", Path("small.pt"))
+    sample.main(["--count", "2"])
+    assert os.listdir("runs/model/samples-0001").count("index.html") == 1
 
 def test_settings_of_the_release_are_heeded(tmp_path):
     plain = load_released(write_magenta(tmp_path / "a"))[0]
@@ -2840,7 +2855,7 @@ def test_what_cannot_be_played_is_one_sentence_and_leaves_nothing(tmp_path):
             ("cannot be made (Not a directory)", "c.pt --out c.pt/below"),
             *((words, f"c.pt --interpolate --latents {name}") for words, name in (
                 ("needs 2", "one.npz"), ("z has", "wide.npz"), ("z has", "none.npz"),
-                ("z has", "nan.npz"), ("pitch is not", "two.npz"), ("pitch is not", "half.npz"),
+                ("z has", "nan.npz"), ("whole ones", "two.npz"), ("whole ones", "half.npz"),
                 ("not an .npz", "text"))),
             *((words, f"c.pt --midi {name}") for words, name in (
                 ("No such file", "gone"), ("expected a MIDI file", "text"),
@@ -2852,7 +2867,7 @@ def test_what_cannot_be_played_is_one_sentence_and_leaves_nothing(tmp_path):
 
 def test_contradictions_are_usage_errors():
     for script, lines in (
-            (sample, ("", "c.pt --bench", "--bench --seed 3", "c.pt --count 0", "c.pt --pitch H4",
+            (sample, ("c.pt --bench", "--bench --seed 3", "c.pt --count 0", "c.pt --pitch H4",
                       "c.pt --scale --interpolate", "c.pt --seed 9" + 19 * "9",
                       "c.pt --device meta", "c.pt --midi demo --count 3",
                       "c.pt --like a.wav --timbre t00", "c.pt --seconds-per-timbre 3")),
