@@ -617,8 +617,8 @@ def figure(file, name, heard, cells, rate):
     first = np.unique(pitch, return_index=True)[1]
     few = heard.waves[first[np.linspace(0, len(first) - 1, 4).astype(int)]]
     nsynth.write_wav(f"{file}.wav", torch.from_numpy(few.ravel() / max(1, np.abs(few).max())), rate)
-    return sample.FIGURE.format(name=html.escape(name), picture=f"{file.name}.png",
-                                sound=f"{file.name}.wav", more=ndb_picture(cells) if cells else "")
+    return sample.FIGURE.format(html.escape(name), f"{file.name}.png", f"{file.name}.wav",
+                                ndb_picture(cells) if cells else "")
 
 def ndb_picture(cells):
     """NDB's histogram, HTML: the share of training notes in each cell beside the samples'."""

@@ -2894,7 +2894,7 @@ def heard_pitches(wave):
 
 def test_a_key_sounds_its_pitch_with_others_and_fades_without_a_click(monkeypatch):
     sing(monkeypatch)
-    monkeypatch.setattr(sample, "PAGE_BYTES", 9 * 8044)             # each third note of 24
+
     run_sample(tiny_checkpoint(counts=[1] * 24), "out", "--scale")
     held, wave = in_browser("out", """
         press("z"), press("a"), press("g"), press("h");
@@ -2904,7 +2904,7 @@ def test_a_key_sounds_its_pitch_with_others_and_fades_without_a_click(monkeypatc
           context.resume();
         });
         context.startRendering().then(buffer => tell([held, [...buffer.getChannelData(0)]]));""")
-    assert held == 3 and heard_pitches(np.array(wave[:2048])) == [60, 67, 69]   # G4 borrows F#4's
+    assert held == 3 and heard_pitches(np.array(wave[:2048])) == [60, 67, 69]
     slope = 3 * 2 * math.pi * hertz(69) / 8000 * 0.15               # of three cosines at 0.15
     assert np.abs(np.diff(wave, prepend=0)).max() < slope and np.abs(wave[4500:]).max() < 0.005
 
@@ -2953,12 +2953,13 @@ def test_a_keyboard_of_the_papers_size_fits_into_its_page(monkeypatch):
         torch.rand(len(z), 64_000) - 0.5))
     monkeypatch.setattr(spectral, "rainbowgram", lambda *args: np.zeros((2, 2, 3), np.uint8))
     checkpoint = tiny_checkpoint(counts=[1] * 61)
-    for count, first, inside in ((1, 1, 61), (3, 3, 63), (14, 14, 84)):
-        wavs, _, _, page = run_sample(checkpoint, "out", "--scale", "--count", count)
-        keys = re.findall(r'data-timbre="(t\d\d)" style="[^"]+"\ndata-wav="(d)?', page)
-        assert len(wavs) == 61 * count and len(keys) == 61 * first and len(page) < 15e6
-        assert len([key for key, sound in keys if sound]) == inside
-        assert all(keys[61 * k] == (f"t{k:02}", "d") for k in range(first))     # lends to others
+    for count, flags, fit in ((1, "", 1), (2, "", 1), (3, "--pitch C4", 3),
+                              (3, "--pitch 60" + 29 * ",61", 2)):
+        wavs, _, _, page = run_sample(checkpoint, "out", "--scale", "--count", count, *flags.split())
+        keys = re.findall(r'data-timbre="(t\d\d)" style="[^"]+" data-wav="data:audio/wav', page)
+        assert len(keys) == fit * len(wavs) // count and keys == sorted(keys) and len(page) < 15e6
+        assert len(set(keys)) == page.count("<option>") == fit
+        assert (f"The first {fit} of {count} timbres fit" in page) == (fit < count)
         shutil.rmtree("out")
 
 # ---- sample.py: MIDI ----
