@@ -16,8 +16,7 @@ accuracy, and the entropy of the predicted pitch: is it sure?).  And ours, witho
 
 Each is a function of arrays.  Shapes: N notes, L samples, F frequency bins, T frames, D features, K
 classes or cells.  Waves are (N, L), pitches (N,) MIDI numbers, logits (N, K).  The paper's human
-evaluation is notebooks/listening_test.py.
-"""
+evaluation is notebooks/listening_test.py."""
 
 import signal
 import sys
@@ -32,7 +31,7 @@ import math
 import re
 import warnings
 import zlib
-from collections.abc import Callable
+
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -62,8 +61,7 @@ def frechet_distance(features_real, features_fake):
     """FID (Heusel et al. 2017) of features: |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)).
 
     The trace of the root is the sum of the roots of the eigenvalues of C C'.  Over all rows (code:
-    only the first 128, by mistake).  It is too large for few rows: compare sets of one size.
-    """
+    only the first 128, by mistake).  It is too large for few rows: compare sets of one size."""
     a, b = np.asarray(features_real, np.float64), np.asarray(features_fake, np.float64)
     cov_a, cov_b = np.atleast_2d(np.cov(a.T)), np.atleast_2d(np.cov(b.T))
     roots = np.sqrt(np.linalg.eigvals(cov_a @ cov_b).real.clip(min=0))
@@ -107,8 +105,7 @@ def ndb(train, samples, centres):
     nearest in all dimensions (the authors' training notes stay where k-means put them).
 
     -> number of such cells; js, the Jensen-Shannon divergence of the shares, in nats; and, (K,), of
-    each cell, the fullest first: the shares `train` and `samples`, and p of the test.
-    """
+    each cell, the fullest first: the shares `train` and `samples`, and p of the test."""
     n, m = (np.bincount(vq(rows, centres)[0], minlength=len(centres)) for rows in (train, samples))
     order = np.argsort(-n, kind="stable")
     n, m = n[order], m[order]
@@ -174,10 +171,8 @@ def phase_coherence(wave, pitch, sample_rate):
     those of an advance with itself are left out, so that white noise has 0 but for chance (0.02 in
     4 s at 16 kHz, 0.05 in 0.5 s at 8 kHz).  The root of the mean R_k^2, weighted by amplitude.
 
-    To be read beside real notes: vibrato and string sections lower it, and overlapping windows of
-    an STFT lend some even to random phases (of 64 and 128 ms: 0.1 and 0.4 in notes of 4 s).
-    Silence has 0; nan is a note too short, or too near Nyquist, for advances.
-    """
+    To be read beside real notes: vibrato and string sections lower it, and an STFT's overlapping
+    windows lend some to random phases.  Silence has 0; nan: too short, or too near Nyquist."""
     x, f0 = spectral.middle(wave), frequency(pitch)
     window = round(PERIODS * sample_rate / f0)
     hop = max(1, 3 * window // 4)
@@ -201,8 +196,7 @@ def phase_picture(wave, pitch, sample_rate, samples=1028, height=192):
 
     Cycles in the middle of the note, as many as cover `samples`, lie over each other: coherent ones
     meet in a bright line.  The period is the one measured there, or if that is over a quarter tone
-    away, the pitch's.
-    """
+    away, the pitch's."""
     wave = np.asarray(wave, dtype=np.float64)
     rainbow = spectral.rainbowgram(wave, sample_rate, height)       # (height, frames, 3)
     width, centre, period = rainbow.shape[1], len(wave) / 2, sample_rate / frequency(pitch)
@@ -223,8 +217,7 @@ def phase_picture(wave, pitch, sample_rate, samples=1028, height=192):
 
 DEPTHS = (1, 1, 1, 2, 2, 2, 4, 4, 4)      # channels of the strided convolutions, x the width
 WIDTHS = {"full": 128, "thin": 16}        # paper: 128; thin trains in a quarter of an hour on a CPU
-HEADS = {"pitch": 128, "qualities": 10, "family": len(nsynth.FAMILIES),
-         "source": len(nsynth.SOURCES)}
+HEADS = {"pitch": 128, "qualities": 10, "family": 11, "source": 3}          # as in nsynth.py
 RANGE = 80                                # dB below a note's loudest bin that the classifier sees
 
 def log_spectrogram(waves, sample_rate):
@@ -243,8 +236,7 @@ class Classifier(nn.Module):
 
     paper (appendix; the NSynth paper's): nine strided convolutions, the first 5x5 and the others
     4x4, of stride 2 but for the last, which has it along frequency only; then 1x1 to 1024.  512 x
-    256 becomes 1 x 1; of other sizes there are fewer convolutions, and what remains is averaged.
-    """
+    256 becomes 1 x 1; of other sizes there are fewer convolutions, and what remains is averaged."""
 
     def __init__(self, sample_rate, width):
         super().__init__()
@@ -257,8 +249,7 @@ class Classifier(nn.Module):
                       bias=False),
             nn.BatchNorm2d(channels[i + 1])) for i in range(len(depths))])
         self.hidden = nn.Linear(channels[-1], 8 * width)            # a 1x1 convolution of 1 x 1
-        self.heads = nn.ModuleDict({name: nn.Linear(8 * width, classes)
-                                    for name, classes in HEADS.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(8 * width, n) for name, n in HEADS.items()})
 
     def forward(self, spectrogram):
         """(N, 1, F, T) -> features for FID (N, 4 width), the last strided convolution's before its
@@ -273,13 +264,11 @@ class Classifier(nn.Module):
 def classifier_loss(logits, notes, indices):
     """The four cross-entropies of notes at indices, summed (paper: trained jointly); what the data
     do not tell, -1, counts for nothing."""
-    def labels(words, known):
-        return [known.index(word) if word in known else -1 for word in words[indices]]
-
-    loss = 0
-    for name, label in {"pitch": notes.pitch[indices], "qualities": notes.qualities[indices],
-                        "family": labels(notes.family, nsynth.FAMILIES),
-                        "source": labels(notes.source, nsynth.SOURCES)}.items():
+    loss, labels = 0, {"pitch": notes.pitch[indices], "qualities": notes.qualities[indices]}
+    for name, known in ("family", nsynth.FAMILIES), ("source", nsynth.SOURCES):
+        number = {word: i for i, word in enumerate(known)}
+        labels[name] = [number.get(word, -1) for word in getattr(notes, name)[indices]]
+    for name, label in labels.items():
         label = torch.as_tensor(label, device=logits[name].device)  # (n,), of qualities (n, 10)
         told = label >= 0
         own, label = logits[name][told], label[told]
@@ -289,11 +278,9 @@ def classifier_loss(logits, notes, indices):
     return loss
 
 def train_classifier(notes, width, examples=0, seed=0, device="cpu", batch=32):
-    """A classifier of `notes`, after so many examples (0: each 8 times, 16,000 at least).
-
-    Adam as the paper's, beta1 0.5, rate 1e-4 at full width, and as much more as the layers are
-    thinner.  ours: the rate falls to 0 along a cosine.
-    """
+    """A classifier of `notes`, after so many examples (0: each 8 times, 16,000 at least).  Adam as
+    the paper's, beta1 0.5, rate 1e-4 at full width, and as much more as the layers are thinner.
+    ours: the rate falls to 0 along a cosine."""
     torch.manual_seed(seed)
     rate = notes.sample_rate
     classifier = Classifier(rate, width).to(device, memory_format=torch.channels_last)
@@ -327,8 +314,7 @@ def find_classifier(setting, notes, args):
         kept = gansynth.load_checkpoint(path, args.device, {"classifier": dict, "width": int,
                                                             "setting": dict, "mark": int})
     except gansynth.CheckpointError:
-        raise MetricError(f"{path}: no classifier that can be read: train one with "
-                          "--train-classifier") from None
+        raise MetricError(f"{path}: no classifier in there: use --train-classifier") from None
     own = Setting(**kept["setting"])
     if own[1:3] != setting[1:3] or not own[3] <= setting[3] <= setting[4] <= own[4]:
         raise MetricError(f"{path} is a classifier for {own}: it does not fit notes of {setting}; "
@@ -343,7 +329,6 @@ def find_classifier(setting, notes, args):
 
 class Setting(NamedTuple):
     """What a classifier and a table belong to: real notes, their form, and how they are split."""
-
     data: str = "orchestra"
     length: int = 64_000                  # samples
     sample_rate: int = 16_000             # Hz
@@ -360,13 +345,11 @@ class Setting(NamedTuple):
 
     def notes(self, pack):
         """(training notes, held-out ones); pack: where those of read-only data may be packed."""
-        notes = nsynth.load(self.data, self.length, self.sample_rate,
-                            (self.pitch_low, self.pitch_high), nsynth.names(self.sources),
-                            skip_damaged=self.skip_damaged, pack=pack)
+        notes = nsynth.load(*self[:3], self[3:5], nsynth.names(self.sources), pack=pack,
+                            skip_damaged=self.skip_damaged)
         train, held_out = nsynth.split(notes, self.seed, by=self.split)
         if len(held_out) < 2:
-            raise nsynth.NoteError(f"{self.data}: {len(held_out)} of {len(notes):,} notes are held "
-                                   "out to stand for real ones: give more of them")
+            raise MetricError(f"{self.data} has {len(held_out)} held-out notes: expected two or more")
         return train, held_out
 
     def __str__(self):
@@ -375,10 +358,9 @@ class Setting(NamedTuple):
 
 class Run(NamedTuple):
     """N notes to measure, which need not be in memory all at once."""
-
     name: str
     pitch: np.ndarray                     # (N,) MIDI, as asked for
-    waves: Callable                       # a slice of them -> (n, L) float32
+    waves: callable                       # a slice of them -> (n, L) float32
     paper: str = ""                       # its row in the paper's tables
 
     def batches(self):
@@ -406,8 +388,7 @@ def folder_run(folder, setting, args):
     inside = [file for file in wavs if nsynth.pitch_of(file.stem) in wanted]
     if len(inside) < 2:
         raise MetricError(f"{folder}: no run, and {len(inside)} of its {len(wavs):,} WAVs tell a "
-                          f"pitch in {wanted[0]}-{wanted[-1]}: expected two or more, with names "
-                          "such as note-060.wav, note_C4.wav or note-060-100.wav")
+                          f"pitch in {wanted[0]}-{wanted[-1]}: expected two, such as note_C4.wav")
     sound, rate = nsynth.read_sound(inside[0])
     name = f"{folder}" + f", {len(inside):,} of its {len(wavs):,} WAVs" * (inside != wavs)
     if (len(sound), rate) != setting[1:3]:
@@ -433,7 +414,6 @@ def controls(train, held_out, length, count, seed):
 
 NDB_SIZE = 8192                           # numbers of a note's spectrogram that NDB looks at
 SILENT = 1e-3                             # a peak below it: -60 dB of full scale
-
 NOTES = {"off": tuning, "clean": harmonic_share, "steady": phase_coherence}      # of one note each
 
 def hear(run, classifier, rate, device, measures=NOTES):
@@ -496,9 +476,8 @@ def remarks(run, heard, values, reference):
     off = heard.off[sounding & (np.abs(heard.off) < 12_000)]        # those with a fundamental
     shift = np.median(off) if len(off) >= 10 else 0
     if abs(shift) > 2 * QUARTER_TONE and np.mean(np.abs(off - shift) <= QUARTER_TONE) > 0.75:
-        yield (f"they sound {shift / 100:+.1f} semitones beside their pitches: if they are files, "
-               "named by other octaves (C4 is 60), or of "
-               f"{2 ** (-shift / 1200):.2f} times the rate that they claim?")
+        yield (f"they sound {shift / 100:+.1f} semitones beside their pitches: files whose C4 is "
+               f"not 60, or of {2 ** (-shift / 1200):.2f} times the rate that they claim?")
 
 # ---- The table, and its page ----------------------------------------------------------------
 
@@ -553,23 +532,15 @@ def markdown(texts):
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 def print_table(setting, runs, args):
-    """Measure real notes and runs; print the table, and write a folder with a page of it."""
+    """Measure real notes and runs; print the table, and write a folder with a page of it, where the
+    paper's rows are softer than ours."""
     with sample.new_folder(args.out, Path("runs"), "metrics") as (part, out):
         table, figures = measure(setting, runs, args, part)
         texts = table_texts(table["rows"])
         (part / "table.json").write_text(json.dumps(table, indent=1), "utf-8")
-        write_table_page(part, table, texts, figures)
-    lines = markdown(texts)
-    if not args.markdown:
-        lines = ["", table["title"], "", *lines, "", *table["remarks"]]
-    print(json.dumps(table, indent=1) if args.json else "\n".join(lines))
-    print(f"\nlook at {out / 'index.html'}", file=sys.stderr)
-
-def write_table_page(folder, table, texts, figures):
-    """A page of the table and its figures; the paper's rows are softer than ours."""
-    rows = [f"<tr{' class=soft' * cells[0].startswith('paper: ')}><td>"
-            + "<td>".join(map(html.escape, cells)) for cells in texts]
-    sample.write_page(folder, "Measures", f"""\
+        rows = [f"<tr{' class=soft' * cells[0].startswith('paper: ')}><td>"
+                + "<td>".join(map(html.escape, cells)) for cells in texts]
+        sample.write_page(part, "Measures", f"""\
 <h1>Measures</h1>
 <p>{html.escape(table["title"])}</p>
 <div class="wide"><table>{"".join(rows)}</table></div>
@@ -580,6 +551,11 @@ streak of one colour); and NDB's {CELLS} cells, the fullest first, with the shar
 <b class="real">training notes</b> beside that of the run, <b class="alike">alike</b> or
 <b class="differs">further apart than by chance</b>.</p>
 {"".join(figures)}""", PAGE_STYLE)
+    lines = markdown(texts)
+    if not args.markdown:
+        lines = ["", table["title"], "", *lines, "", *table["remarks"]]
+    print(json.dumps(table, indent=1) if args.json else "\n".join(lines))
+    print(f"\nlook at {out / 'index.html'}", file=sys.stderr)
 
 def measure(setting, runs, args, folder):
     """Real notes and runs beside training notes -> a table, fit for JSON; and its figures, HTML,
@@ -617,8 +593,8 @@ def figure(file, name, heard, cells, rate):
     first = np.unique(pitch, return_index=True)[1]
     few = heard.waves[first[np.linspace(0, len(first) - 1, 4).astype(int)]]
     nsynth.write_wav(f"{file}.wav", torch.from_numpy(few.ravel() / max(1, np.abs(few).max())), rate)
-    return sample.FIGURE.format(html.escape(name), f"{file.name}.png", f"{file.name}.wav",
-                                ndb_picture(cells) if cells else "")
+    cells = ndb_picture(cells) if cells else ""
+    return sample.FIGURE.format(html.escape(name), f"{file.name}.png", f"{file.name}.wav", cells)
 
 def ndb_picture(cells):
     """NDB's histogram, HTML: the share of training notes in each cell beside the samples'."""
@@ -683,14 +659,12 @@ def parse(argv):
     if args.classifier and args.train_classifier or args.examples and not args.train_classifier:
         parser.error("--examples goes with --train-classifier, and --classifier does not")
     if (args.length or args.sample_rate or args.pitches) and any(map(is_run, args.runs)):
-        parser.error("--length, --sample-rate and --pitches say what notes are like where no run "
-                     "does: leave them out")
+        parser.error("a run tells its notes' form: leave out --length, --sample-rate, --pitches")
     return args
 
 def is_run(path):
     """Whether a path means a checkpoint, rather than a folder of WAVs."""
-    return (not path.is_dir() or bool(gansynth.checkpoints(path))
-            or (path / gansynth.EXPERIMENT).exists())
+    return not path.is_dir() or gansynth.checkpoints(path) or (path / gansynth.EXPERIMENT).exists()
 
 def gather(args):
     """The setting of the runs named, the first one's or the flags', and the runs, each once."""

@@ -2953,9 +2953,9 @@ def test_a_keyboard_of_the_papers_size_fits_into_its_page(monkeypatch):
         torch.rand(len(z), 64_000) - 0.5))
     monkeypatch.setattr(spectral, "rainbowgram", lambda *args: np.zeros((2, 2, 3), np.uint8))
     checkpoint = tiny_checkpoint(counts=[1] * 61)
-    for count, flags, fit in ((1, "", 1), (2, "", 1), (3, "--pitch C4", 3),
-                              (3, "--pitch 60" + 29 * ",61", 2)):
-        wavs, _, _, page = run_sample(checkpoint, "out", "--scale", "--count", count, *flags.split())
+    for count, more, fit in ((1, "", 1), (2, "", 1), (3, "--pitch C4", 3),
+                             (3, "--pitch 60" + 29 * ",61", 2)):
+        wavs, _, _, page = run_sample(checkpoint, "out", "--scale", "--count", count, *more.split())
         keys = re.findall(r'data-timbre="(t\d\d)" style="[^"]+" data-wav="data:audio/wav', page)
         assert len(keys) == fit * len(wavs) // count and keys == sorted(keys) and len(page) < 15e6
         assert len(set(keys)) == page.count("<option>") == fit
