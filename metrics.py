@@ -14,9 +14,8 @@ accuracy, and the entropy of the predicted pitch: is it sure?).  And ours, witho
     variety   log-spectral distance between two notes of one pitch, in dB: low when all sound alike
     steady    phase coherence (paper Fig. 3): do its harmonics' phases advance evenly?
 
-Each is a function of arrays.  Shapes: N notes, L samples, F frequency bins, T frames, D features, K
-classes or cells.  Waves are (N, L), pitches (N,) MIDI numbers, logits (N, K).  The paper's human
-evaluation is notebooks/listening_test.py."""
+Each is a function of arrays: N notes, L samples, F frequency bins, T frames, D features, K classes
+or cells.  Waves are (N, L), pitches (N,) MIDI numbers.  notebooks/listening_test.py asks humans."""
 
 import signal
 import sys
@@ -75,8 +74,8 @@ def inception_score(logits):
     return float(np.exp(entropy(p, p.mean(0), axis=1).mean()))
 
 def pitch_accuracy(logits, pitch, within=0):
-    """Share of notes whose likeliest pitch, k of class k, is the one asked for, (N,), to `within`
-    semitones.  paper: exact.  code: to one."""
+    """Share of notes whose likeliest class is their pitch, to `within` semitones.
+    paper: exact.  code: to one."""
     return float(np.mean(np.abs(logits.argmax(1) - pitch) <= within))
 
 def pitch_entropy(logits):
@@ -195,8 +194,7 @@ def phase_picture(wave, pitch, sample_rate, samples=1028, height=192):
     """The waveform modulo its period, above its rainbowgram (paper, Fig. 3): (H, W, 3) uint8.
 
     Cycles in the middle of the note, as many as cover `samples`, lie over each other: coherent ones
-    meet in a bright line.  The period is the one measured there, or if that is over a quarter tone
-    away, the pitch's."""
+    meet in a bright line.  The period is measured there, or the pitch's if a quarter tone away."""
     wave = np.asarray(wave, dtype=np.float64)
     rainbow = spectral.rainbowgram(wave, sample_rate, height)       # (height, frames, 3)
     width, centre, period = rainbow.shape[1], len(wave) / 2, sample_rate / frequency(pitch)
@@ -252,8 +250,7 @@ class Classifier(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(8 * width, n) for name, n in HEADS.items()})
 
     def forward(self, spectrogram):
-        """(N, 1, F, T) -> features for FID (N, 4 width), the last strided convolution's before its
-        leaky ReLU; a dict of logits (N, classes)."""
+        """(N, 1, F, T) -> FID's features (N, 4 width), before the last ReLU; logits, each (N, K)."""
         x = spectrogram.contiguous(memory_format=torch.channels_last)
         for conv in self.convs:
             features = conv(x)                                      # (N, C, F/2, T/2)
@@ -262,8 +259,7 @@ class Classifier(nn.Module):
         return features.mean(dim=(2, 3)), {name: head(x) for name, head in self.heads.items()}
 
 def classifier_loss(logits, notes, indices):
-    """The four cross-entropies of notes at indices, summed (paper: trained jointly); what the data
-    do not tell, -1, counts for nothing."""
+    """The cross-entropies of notes, summed (paper: trained jointly); -1, not told, counts not."""
     loss, labels = 0, {"pitch": notes.pitch[indices], "qualities": notes.qualities[indices]}
     for name, known in ("family", nsynth.FAMILIES), ("source", nsynth.SOURCES):
         number = {word: i for i, word in enumerate(known)}
@@ -279,8 +275,7 @@ def classifier_loss(logits, notes, indices):
 
 def train_classifier(notes, width, examples=0, seed=0, device="cpu", batch=32):
     """A classifier of `notes`, after so many examples (0: each 8 times, 16,000 at least).  Adam as
-    the paper's, beta1 0.5, rate 1e-4 at full width, and as much more as the layers are thinner.
-    ours: the rate falls to 0 along a cosine."""
+    the paper's, beta1 0.5, rate 1e-4 x 128 / width; ours: that falls to 0 along a cosine."""
     torch.manual_seed(seed)
     rate = notes.sample_rate
     classifier = Classifier(rate, width).to(device, memory_format=torch.channels_last)
@@ -297,8 +292,7 @@ def train_classifier(notes, width, examples=0, seed=0, device="cpu", batch=32):
     return classifier
 
 def find_classifier(setting, notes, args):
-    """The classifier of a setting's training notes, named, kept or trained now, and which it is;
-    MetricError where it was trained on notes of another form."""
+    """A setting's classifier, named, kept or trained now, and which; MetricError if it misfits."""
     names = sorted(zip(notes.name.tolist(), notes.pitch.tolist()))
     mark = zlib.crc32(f"{setting[1:5]} {names}".encode())           # tells training sets apart
     name = re.sub(r"[^\w.-]", "_", Path(setting.data).resolve().name)
@@ -314,7 +308,7 @@ def find_classifier(setting, notes, args):
         kept = gansynth.load_checkpoint(path, args.device, {"classifier": dict, "width": int,
                                                             "setting": dict, "mark": int})
     except gansynth.CheckpointError:
-        raise MetricError(f"{path}: no classifier in there: use --train-classifier") from None
+        raise MetricError(f"{path} is no whole classifier: use --train-classifier") from None
     own = Setting(**kept["setting"])
     if own[1:3] != setting[1:3] or not own[3] <= setting[3] <= setting[4] <= own[4]:
         raise MetricError(f"{path} is a classifier for {own}: it does not fit notes of {setting}; "
@@ -349,7 +343,7 @@ class Setting(NamedTuple):
                             skip_damaged=self.skip_damaged)
         train, held_out = nsynth.split(notes, self.seed, by=self.split)
         if len(held_out) < 2:
-            raise MetricError(f"{self.data} has {len(held_out)} held-out notes: expected two or more")
+            raise MetricError(f"{self.data} has {len(held_out)} held-out notes: expected 2 or more")
         return train, held_out
 
     def __str__(self):
@@ -438,8 +432,7 @@ def hear(run, classifier, rate, device, measures=NOTES):
     return SimpleNamespace(pitch=run.pitch, pictures=pictures, few=few, **whole)
 
 def row(heard, reference):
-    """The measures of notes beside `reference`, training notes -> a dict, None where they are too
-    few or too short for one, and what `ndb` found."""
+    """Measures of notes beside training notes -> a dict, None where too few; what `ndb` found."""
     enough = reference.centres is not None and len(heard.pitch) >= CELLS
     cells = ndb(reference.pictures, heard.pictures, reference.centres) if enough else None
     steady = heard.steady[np.isfinite(heard.steady)]
@@ -532,8 +525,7 @@ def markdown(texts):
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 def print_table(setting, runs, args):
-    """Measure real notes and runs; print the table, and write a folder with a page of it, where the
-    paper's rows are softer than ours."""
+    """Measure real notes and runs; print the table, and write its page, the paper's rows softer."""
     with sample.new_folder(args.out, Path("runs"), "metrics") as (part, out):
         table, figures = measure(setting, runs, args, part)
         texts = table_texts(table["rows"])
@@ -558,8 +550,7 @@ streak of one colour); and NDB's {CELLS} cells, the fullest first, with the shar
     print(f"\nlook at {out / 'index.html'}", file=sys.stderr)
 
 def measure(setting, runs, args, folder):
-    """Real notes and runs beside training notes -> a table, fit for JSON; and its figures, HTML,
-    with pictures and sounds in `folder`."""
+    """Real notes and runs beside training notes -> a table fit for JSON; its figures, HTML."""
     train, held_out = setting.notes(args.pack)
     classifier, which = find_classifier(setting, train, args)
     count, rate = setting.count(args.samples), setting.sample_rate
@@ -585,8 +576,7 @@ def measure(setting, runs, args, folder):
                         for sentence, names in told.items()]}, figures
 
 def figure(file, name, heard, cells, rate):
-    """A run for the page: some notes in turn, FILE.wav; FILE.png, the paper's Fig. 3 of a note near
-    middle C; and NDB's cells.  -> HTML."""
+    """HTML of a run: FILE.wav, some notes; FILE.png, Fig. 3 of one near middle C; NDB's cells."""
     pitch = heard.pitch[heard.few]
     i = np.abs(pitch - 60).argmin()
     spectral.write_png(f"{file}.png", phase_picture(heard.waves[i], pitch[i], rate))

@@ -80,8 +80,7 @@ class Notes:
         return len(self.name)
 
     def waves(self, indices) -> torch.Tensor:
-        """The notes at `indices` (a sequence of n) as (n, L) float32 in [-1, 1). NoteError where
-        what was read from disk is not what was packed."""
+        """The notes at `indices`, (n,), as (n, L) float32 in [-1, 1); NoteError where damaged."""
         indices = np.asarray(indices, dtype=np.int64)
         audio = self.audio[self.row[indices]]                           # (n, L)  a copy
         for i, samples in zip(indices, audio):
@@ -253,8 +252,7 @@ def progress_bar(items, what, wanted=True, total=None, each=1):
         seconds = time.monotonic() - start
         if wanted and seconds > max(2, shown + (5 if end == "\n" else 0.2)):
             left = f", {seconds * max(0, total / done - 1):,.0f} s left" if total and done else ""
-            print(f"{done * each:,} {what}, {done * each / seconds:,.0f} a second{left}", end=end,
-                  file=sys.stderr, flush=True)
+            sys.stderr.write(f"{done * each:,} {what}, {done * each / seconds:,.0f}/s{left}{end}")
             shown = seconds
         yield item
     if shown and end != "\n":
@@ -369,7 +367,7 @@ def _entry(about, place, origin, sound):
         if not re.fullmatch(form, repr(about.get(field))):
             raise ValueError(f"field {field} of note {str(name)!r:.80} is "
                              f"{about.get(field)!r:.80}: expected {expected}")
-    said = re.fullmatch(r"(.+)_([a-z]+)_\d{3}-(\d{3})-\d{3}", name)    # tells damage
+    said = re.fullmatch(r"(.+)_([a-z]+)_\d{3}-(\d{3})-\d{3}", name)   # to check them by
     if said and (said[1], said[2], int(said[3])) != (family, source, pitch):
         raise ValueError(f"note {name} is {family}, {source}, pitch {pitch}: expected as named")
     part = (re.findall(r"^(?:nsynth-)?(train|valid|test)(?:\.|$)", place) or [""])[0]
@@ -465,9 +463,8 @@ def _varints(data, at, count, order=1):
              for varint in found.groups()), found.end()
 
 def _fields(message, kinds=(2,)):
-    """Yield (number, value) of each field of a protocol buffer's message: a row of tag, value, tag,
-    value. A tag is 8 * the field's number + its kind: 0, a varint, 5, four bytes, or 2, a length
-    and that many bytes, which are all that an Example has."""
+    """Yield (number, value) of each field of a protocol buffer's message: tags and values in turn.
+    A tag is 8 * number + kind: 0, a varint; 5, four bytes; 2, a length and that many bytes."""
     at = 0
     while at < len(message):
         tag, at = _varints(message, at, 1)
@@ -539,17 +536,15 @@ def _note(payload, place, origin):
         np.rint(np.clip(floats, -1, 32767 / 32768) * 32768).astype(np.int16), rate))
 
 def _a_note_and_its_split(row, cells):
-    """For `_read_list`: names are in the column headed id or note_str, else in the first; splits in
-    one headed split, else all are train."""
+    """For `_read_list`: the column id or note_str, or the first; and that named split, or train."""
     name, part = cells.get("id", cells.get("note_str", row[0])), cells.get("split", "train")
     return name, part if part and re.fullmatch(r"[^/]+-\d{3}-\d{3}", name) else None
 
 # ---- A tensor bundle: where TensorFlow keeps a model's variables ----------------------------
 # Their numbers are in model.ckpt-N.data-00000-of-00001, where each is in model.ckpt-N.index, a
-# table: blocks of entries, sorted by name; a block of their handles (offset and size); and 48
-# bytes: a handle of no use, that of the block of handles, zeros and a mark. A variable's entry is a
-# message: 1 type, 2 shape, 3 which data file, 4 offset, 5 size, 6 CRC. Of the first, which has no
-# name, 1 is how many data files.
+# table: blocks of entries, sorted by name; a block of their handles (offset, size); and 48 bytes: a
+# handle of no use, that of the block of handles, zeros, a mark. A variable's entry is a message: 1
+# type, 2 shape, 3 data file, 4 offset, 5 size, 6 CRC; in the nameless first, 1 is how many files.
 
 def read_bundle(index):
     """A tensor bundle's .index, a Path -> a function from a variable's name to its array. Both
@@ -648,10 +643,9 @@ def read_recording(path, seconds):
     return x[max(0, onset - rate // 200):], rate
 
 # ---- Packed notes ---------------------------------------------------------------------------
-# Reading thousands of files for every epoch would take longer than training. So the first use packs
-# the wanted notes into one folder, which can be moved, and named by --data: audio.int16 is (N, L)
-# samples, memory-mapped; packed.json its own CRC-32, what was asked for, what was left out, and a
-# row for each note, with its samples' CRC-32.
+# Reading thousands of files each epoch would take longer than training: the first use packs what is
+# wanted into one folder, which can be moved, and named by --data. audio.int16: (N, L) samples;
+# packed.json: its own CRC-32, what was asked for, what left out, a row a note with its CRC-32.
 
 def _load_packed(data, wish, progress, skip_damaged, pack):
     """(audio, rows, dropped) of `data`; packed now if it is not yet, or was from other files."""
@@ -660,7 +654,7 @@ def _load_packed(data, wish, progress, skip_damaged, pack):
         return _open_packed(path, asked)
     reader, tables, files = _find(data)
     root = path if path.is_dir() else files[0].parent
-    asked["skip_damaged"] = skip_damaged
+    skip_damaged = asked["skip_damaged"] = skip_damaged or reader is _read_recordings
     mark = zlib.crc32(ascii([path.name, asked, pack and root.resolve()]).encode())
     folder = Path(pack or root / "packed", f"{wish.sample_rate}Hz-{wish.length}-{mark:08x}")
     stats = [file.stat() for file in tables + files]
@@ -681,8 +675,7 @@ def _load_packed(data, wish, progress, skip_damaged, pack):
             part = Path(beside, "pack")
             part.mkdir()
             with open(part / "audio.int16", "wb") as audio:
-                rows, dropped = _gather(found, audio.write, data, wish,
-                                        skip_damaged or reader is _read_recordings)
+                rows, dropped = _gather(found, audio.write, data, wish, skip_damaged)
             about = json.dumps({"asked": asked, "dropped": dropped, "rows": rows})
             (part / "packed.json").write_text(f"[{zlib.crc32(about.encode())}, {about}]")
             shutil.rmtree(folder, ignore_errors=True)
@@ -709,8 +702,7 @@ def _open_packed(folder, asked):
 def read_sound(path, rate=None, seconds=LONGEST):
     """A WAV file of any common kind, its first `seconds` at most: (L,) samples in int16's range,
     and their rate in Hz, which may have to be `rate`. Any fault is a NoteError. Mono of 16 bits is
-    exact, as int16; else float32: 8, 24 or 32 bits, floats that reach 1 or, as some write them,
-    32,768, and more channels, which are averaged."""
+    exact, int16; float32 are 8, 24, 32 bits, floats that reach 1 or 32,768, channels averaged."""
     with explained(f"cannot read {path}", "fetch it again, or: ffmpeg -i FILE NEW.wav", Exception):
         with open(path, "rb") as file:
             found, x = scipy.io.wavfile.read(io.BytesIO(_first(file, seconds)))
@@ -815,8 +807,7 @@ def read_midi(path):
     return strokes
 
 def _midi_events(file):
-    """A MIDI file's bytes -> its ticks a quarter note, and (tick, status, data) of each message to
-    a channel and each tempo, track by track."""
+    """A MIDI file's bytes -> ticks a quarter note, [(tick, status, data)] of channels and tempi."""
     whole, file = len(file), file + bytes(14)           # which no header or message reaches beyond
     tag, size, form, tracks, division = struct.unpack_from(">4sIHHH", file)
     if tag != b"MThd" or form > 1 or not 0 < division < 0x8000:

@@ -127,8 +127,7 @@ class Player:
         waves = gansynth.synthesise(self.G, self.spectrum, z, torch.tensor(pitch) - self.low,
                                     self.contents["progress"], self.random, show)
         if not waves.isfinite().all():
-            raise SampleError(f"{self.path}: makes NaN or infinity, so its training went astray: "
-                              "use an earlier checkpoint")
+            raise SampleError(f"{self.path}: makes NaN or infinity: use an earlier checkpoint")
         return waves
 
     def each(self, z, pitch):
@@ -225,8 +224,7 @@ def save(args):
 @contextlib.contextmanager
 def new_folder(out, beside, kind):
     """Make a folder whole or not at all: `out`, if new or empty, or beside/KIND-0001 and so on.
-    -> a folder to fill, which is renamed in the end, and what it will be called.  Enter before long
-    work: a folder that cannot be made is told at once."""
+    -> a folder to fill, renamed in the end, and its name then.  Enter before long work: it fails."""
     if out is None:
         taken = sorted(beside.glob(f"{kind}-[0-9][0-9][0-9][0-9]")) or [f"{kind}-0000"]
         out = beside / f"{kind}-{int(str(taken[-1])[-4:]) + 1:04}"
@@ -234,10 +232,8 @@ def new_folder(out, beside, kind):
         raise SampleError(f"{out} is there already and not an empty folder: name a new one")
     part = out.absolute()                 # "." has no name to put another beside
     part = part.with_name(f".{part.name}.{os.getpid()}.part")
-    try:
+    with nsynth.explained(f"{out} cannot be made", "name another folder"):
         part.mkdir(parents=True)
-    except OSError as error:
-        raise SampleError(f"{out} cannot be made ({error.strerror}): name another folder") from None
     try:
         yield part, out
         if out.exists():
@@ -245,8 +241,6 @@ def new_folder(out, beside, kind):
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
 
 def write_sounds(folder, result, player):
     """WAVs and rainbowgrams of a result, and notes.csv -> the notes' names, without .wav."""
@@ -323,8 +317,7 @@ def heard(waves, rate):
     return magnitude.clamp(min=-3), frequency           # a loud overtone has some +5
 
 def timbres(args, player):
-    """So many timbres that sound different, at three pitches: of many random ones each is the one
-    whose log magnitudes are farthest from all before it."""
+    """Timbres that sound different: of many, each the one farthest, as heard, from all before."""
     z, _ = player.draw(max(CANDIDATES // 4, 4 * args.timbres))
     waves = player.play(z, [player.three[1]] * len(z))
     sounds = torch.cat([adaptive_avg_pool2d(heard(few, player.rate)[0], (16, 64)).flatten(1)
@@ -341,8 +334,7 @@ LONGEST = 3600                            # seconds of a piece
 ARC = 10                                  # latents on the way from one timbre to the next
 
 def midi(args, player):
-    """A piece: each channel in a timbre of its own or, with --seconds-per-timbre, all in one that
-    moves on an arc from each timbre to the next."""
+    """A piece: each channel in its own timbre; with --seconds-per-timbre all in one that moves."""
     piece = prelude() if str(args.midi) == "demo" else nsynth.read_midi(args.midi)
     strokes = [stroke for stroke in piece if stroke[-1] != 9]       # the channel of drums
     length = max((end for _, end, *_ in strokes), default=0)
@@ -386,21 +378,20 @@ def shaped(wave, seconds, rate):
     return wave[:len(t)] * (gain * math.pi / 2).sin().square()
 
 PRELUDE = """\
-C4 E4 G4 C5 E5, C4 D4 A4 D5 F5, B3 D4 G4 D5 F5, C4 E4 G4 C5 E5, C4 E4 A4 E5 A5, C4 D4 F#4 A4 D5,
-B3 D4 G4 D5 G5, B3 C4 E4 G4 C5, A3 C4 E4 G4 C5, D3 A3 D4 F#4 C5, G3 B3 D4 G4 B4, G3 Bb3 E4 G4 C#5,
-F3 A3 D4 A4 D5, F3 Ab3 D4 F4 B4, E3 G3 C4 G4 C5, E3 F3 A3 C4 F4, D3 F3 A3 C4 F4, G2 D3 G3 B3 F4,
-C3 E3 G3 C4 E4"""
+C4,E4,G4,C5,E5 C4,D4,A4,D5,F5 B3,D4,G4,D5,F5 C4,E4,G4,C5,E5 C4,E4,A4,E5,A5 C4,D4,F#4,A4,D5
+B3,D4,G4,D5,G5 B3,C4,E4,G4,C5 A3,C4,E4,G4,C5 D3,A3,D4,F#4,C5 G3,B3,D4,G4,B4 G3,Bb3,E4,G4,C#5
+F3,A3,D4,A4,D5 F3,Ab3,D4,F4,B4 E3,G3,C4,G4,C5 E3,F3,A3,C4,F4 D3,F3,A3,C4,F4 G2,D3,G3,B3,F4
+C3,E3,G3,C4,E4"""
 
 def prelude(sixteenth=0.22):
     """The first part of Bach's prelude in C, BWV 846: each chord is broken twice, with its two
     lowest notes held; these are one channel, the others another."""
     strokes = []
-    for i, chord in enumerate(PRELUDE.split(",")):
-        pitch = parse_pitches(",".join(chord.split()))
+    for i, pitch in enumerate(map(parse_pitches, PRELUDE.split())):
         for j, voice in enumerate((0, 1, 2, 3, 4, 2, 3, 4) * 2):
-            start, end = 16 * i + j, 16 * i + (j + 1 if voice > 1 else 8 + 8 * (j >= 8))
-            strokes.append((start * sixteenth, end * sixteenth, pitch[voice], 90 - 5 * voice,
-                            int(voice > 1)))
+            ends = 16 * i + j, 16 * i + (j + 1 if voice > 1 else 8 + 8 * (j >= 8))
+            start, end = (sixteenth * at for at in ends)
+            strokes.append((start, end, pitch[voice], 90 - 5 * voice, int(voice > 1)))
     return strokes
 
 # ---- Pages ----------------------------------------------------------------------------------
@@ -593,8 +584,7 @@ midi.onclick = () => navigator.requestMIDIAccess().then(access => {
 def bench(device, budget=5.0, arch=gansynth.Architecture(), spectrum=spectral.Spectrum(),
           wavegan=gansynth.WaveGANArchitecture(), wavenet=gansynth.WaveNetArchitecture()):
     """Print the seconds that a note takes, of each model at the paper's size, with random weights.
-    A WaveNet's are those of one sample times their number: with a cache all cost the same; without,
-    the first have less past to look at."""
+    A WaveNet's: one sample's times their number, less those with little past without a cache."""
     times, threads = [], torch.get_num_threads()
     print(f"notes of {spectrum.length:,} samples on {device}, {threads} threads, torch "
           f"{torch.__version__}, random weights\n{'':18} notes        a note  of the first")

@@ -2837,7 +2837,7 @@ def test_what_cannot_be_played_is_one_sentence_and_leaves_nothing(tmp_path):
             ("no whole checkpoint there", "nowhere"), ("no whole checkpoint there", "."),
             ("damaged, or not a checkpoint", "text"), ("60 to 64 (C4", "c.pt --pitch 60,C5"),
             (". is there already and not an empty folder", "c.pt --out ."),
-            ("cannot be made (Not a directory)", "c.pt --out c.pt/below"),
+            ("cannot be made: Not a directory", "c.pt --out c.pt/below"),
             *((words, f"c.pt --interpolate --latents {name}") for words, name in (
                 ("needs 2", "one.npz"), ("z has", "wide.npz"), ("z has", "none.npz"),
                 ("z has", "nan.npz"), ("pitch is not", "two.npz"), ("pitch is not", "half.npz"),
@@ -3112,7 +3112,7 @@ def test_a_recordings_pitch_is_heard_or_asked_for(monkeypatch):
         assert len(target) == 200 and np.abs(target[:60]).max() > 0.1 * np.abs(target).max()
     noise = torch.from_numpy(np.random.default_rng(0).normal(0, 0.1, 4000))
     for sound, words in ((noise, "to have no pitch"), (noise[:900] * 0 + 0.1, "to have no pitch"),
-                         (noise * 0, "silent"), (noise[:30], "lasts 0.0037 s: expected at least"),
+                         (noise * 0, "silent"), (noise[:30], "lasts 0.0037 s: expected 0.005"),
                          (torch.from_numpy(harmonic_note(hertz(72))), "pitch 72 was never")):
         nsynth.write_wav("a.wav", sound, 8000)
         assert words in refusal(sample, checkpoint, "--like", "a.wav", "--out", "x")
@@ -3433,7 +3433,7 @@ def test_a_classifier_is_kept_and_found_again_and_refused_where_it_does_not_fit(
                 SHORT._replace(**form), classifier=path)
     tiny_checkpoint(tmp_path / "gan.pt")
     for name in ("gan.pt", "nowhere.pt"):
-        refuses(metrics.MetricError, f"{name}: no classifier that can be read", find_classifier,
+        refuses(metrics.MetricError, f"{name} is no whole classifier", find_classifier,
                 classifier=tmp_path / name)
 
 def test_one_command_one_table(classified, tmp_path, monkeypatch, capsys):
