@@ -30,7 +30,6 @@ import math
 import re
 import warnings
 import zlib
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -50,6 +49,8 @@ import sample
 import spectral
 
 QUARTER_TONE = 50                         # cents
+CELLS, NDB_LEVEL = 50, 0.05               # K of NDB, and its level of significance in each cell
+VARIETY_NOTES = 8                         # of a pitch: every further one adds little
 
 class MetricError(sample.SampleError):
     """Notes, a classifier or answers that cannot be measured with: why, and what to do about it."""
@@ -81,9 +82,6 @@ def pitch_accuracy(logits, pitch, within=0):
 def pitch_entropy(logits):
     """Mean entropy, in nats, of the pitch that the classifier hears: low when it is sure."""
     return float(entropy(softmax(np.asarray(logits, np.float64), axis=1), axis=1).mean())
-
-CELLS = 50                                # K of NDB
-NDB_LEVEL = 0.05                          # of significance in each cell
 
 def cell_centres(train, k=CELLS, seed=0):
     """K-means of training notes, (N, D) -> the centres of NDB's cells, those that hold any, (K, D);
@@ -140,8 +138,6 @@ def harmonic_share(wave, pitch, sample_rate):
     f = np.fft.rfftfreq(len(wave), 1 / sample_rate)
     near = np.abs(cents(f, np.maximum(np.rint(f / f0), 1) * f0)) <= QUARTER_TONE
     return power[near].sum() / max(power.sum(), 1e-12)
-
-VARIETY_NOTES = 8                         # of a pitch: every further one adds little
 
 def variety(waves, pitches, window=512):
     """Mean log-spectral distance in dB between notes of one pitch, over VARIETY_NOTES of each."""
@@ -250,7 +246,7 @@ class Classifier(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(8 * width, n) for name, n in HEADS.items()})
 
     def forward(self, spectrogram):
-        """(N, 1, F, T) -> FID's features (N, 4 width), before the last ReLU; logits, each (N, K)."""
+        """(N, 1, F, T) -> FID's features (N, 4 width), before the last ReLU; logits (each N, K)."""
         x = spectrogram.contiguous(memory_format=torch.channels_last)
         for conv in self.convs:
             features = conv(x)                                      # (N, C, F/2, T/2)
@@ -259,7 +255,7 @@ class Classifier(nn.Module):
         return features.mean(dim=(2, 3)), {name: head(x) for name, head in self.heads.items()}
 
 def classifier_loss(logits, notes, indices):
-    """The cross-entropies of notes, summed (paper: trained jointly); -1, not told, counts not."""
+    """The cross-entropies of notes, summed (paper: trained jointly); -1, not told, is left out."""
     loss, labels = 0, {"pitch": notes.pitch[indices], "qualities": notes.qualities[indices]}
     for name, known in ("family", nsynth.FAMILIES), ("source", nsynth.SOURCES):
         number = {word: i for i, word in enumerate(known)}
@@ -359,8 +355,7 @@ class Run(NamedTuple):
 
     def batches(self):
         """Yield (a slice, waves (n, L)), 16 notes at a time, with a bar on stderr."""
-        places = range(0, len(self.pitch), 16)
-        for i in nsynth.progress_bar(places, f"notes ({self.name})", each=16):
+        for i in nsynth.progress_bar(range(0, len(self.pitch), 16), f"notes: {self.name}", each=16):
             yield slice(i, i + 16), self.waves(slice(i, i + 16))
 
 def real_run(name, notes, indices, paper=""):

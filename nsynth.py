@@ -112,8 +112,7 @@ def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",),
         audio = np.stack(audio)
     else:
         audio, rows, dropped = _load_packed(str(data), wish, progress, skip_damaged, pack)
-    columns = map(np.array, zip(*rows))
-    return Notes(audio, np.arange(len(audio)), *columns, sample_rate, dict(dropped))
+    return Notes(audio, np.arange(len(audio)), *map(np.array, zip(*rows)), sample_rate, dropped)
 
 def split(notes, seed=0, share=0.8, by="random"):
     """(train, held_out): which notes to train on.
@@ -329,10 +328,9 @@ def _find(data):
     examples = list(path.glob("examples.json")) or sorted(path.glob("*/examples.json"))
     if examples:
         return _read_examples, examples, sounds
-    records = [file for file in inside if ".tfrecord" in file.name]
     tfds = r"gansynth_subset[^/\\]*[/\\]\d+\.\d+\.\d+$"             # it makes a folder a version
-    folders = [file.parent for file in records
-               if file.parent == path or re.search(tfds, os.path.abspath(file.parent))]
+    folders = [file.parent for file in inside if ".tfrecord" in file.name and (
+        file.parent == path or re.search(tfds, os.path.abspath(file.parent)))]
     if folders:                           # this one, or else the newest
         folder = max(folders, key=lambda folder: (
             folder == path, [int(number) for number in re.findall(r"\d+", folder.name)]))
@@ -350,8 +348,7 @@ def _read_list(path, parse, expected):
     rows, listed = _read(path, lambda text: [*csv.reader(text.splitlines())]), {}
     rows = [[cell.strip() for cell in row] for row in rows if any(row)]
     for i, row in enumerate(rows):
-        cells = dict(zip_longest(map(str.lower, rows[0]), row, fillvalue=""))
-        name, said = parse(row, cells)
+        name, said = parse(row, dict(zip_longest(map(str.lower, rows[0]), row, fillvalue="")))
         if said is None and i == 0:
             continue
         if None in (name, said) or listed.setdefault(name, said) != said:

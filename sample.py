@@ -196,8 +196,7 @@ def sample(args):
     if not player.latent and any(vars(args)[name] for name in of_latents):
         raise SampleError(f"{player.path}: a WaveNet has no latents: use --pitch, --scale, --midi")
     make = midi if args.midi else like if args.like else timbres if args.timbres else notes
-    kind = "timbres" if args.timbres else "samples"
-    with new_folder(args.out, player.home, kind) as (part, out):
+    with new_folder(args.out, player.home, "timbres" if args.timbres else "samples") as (part, out):
         result = make(args, player)       # inside, as a WaveNet takes hours
         for fact in result.facts:
             print(f"{result.title}: {fact}")
@@ -224,7 +223,7 @@ def save(args):
 @contextlib.contextmanager
 def new_folder(out, beside, kind):
     """Make a folder whole or not at all: `out`, if new or empty, or beside/KIND-0001 and so on.
-    -> a folder to fill, renamed in the end, and its name then.  Enter before long work: it fails."""
+    -> a folder to fill, renamed in the end, and its name then.  Enter before long work."""
     if out is None:
         taken = sorted(beside.glob(f"{kind}-[0-9][0-9][0-9][0-9]")) or [f"{kind}-0000"]
         out = beside / f"{kind}-{int(str(taken[-1])[-4:]) + 1:04}"

@@ -2894,7 +2894,6 @@ def heard_pitches(wave):
 
 def test_a_key_sounds_its_pitch_with_others_and_fades_without_a_click(monkeypatch):
     sing(monkeypatch)
-
     run_sample(tiny_checkpoint(counts=[1] * 24), "out", "--scale")
     held, wave = in_browser("out", """
         press("z"), press("a"), press("g"), press("h");
