@@ -153,8 +153,7 @@ def epoch_order(position, n, count, seed) -> np.ndarray:
     Of R processes rank r takes the n from position + r n, and the next step begins R n further.
 
     The shuffle is over the whole set: NSynth's records are ordered by instrument, and a buffer of
-    1,000 showed networks one or two at a time: no diversity after four days (magenta issue 1732).
-    """
+    1,000 notes shows one or two at a time: no diversity after four days (magenta issue 1732)."""
     first, last = position // count, (position + n) // count
     stream = np.concatenate([_shuffle(count, seed, epoch) for epoch in range(first, last + 1)])
     return stream[position - first * count:][:n]
@@ -389,8 +388,7 @@ def _read_examples(tables, sounds):
     yield from ["no examples.json names that file"] * len(unnamed)
 
 # ---- TFRecord files: checksum, record, message, note ----------------------------------------
-# A record of NSynth is a tf.train.Example, a protocol buffer: read from its bytes up, without
-# TensorFlow.
+# A record of NSynth is a tf.train.Example, a protocol buffer, read here from its bytes up.
 #
 # A CRC is the remainder of a division. The bits of a message are the coefficients of a polynomial,
 # highest power first, in arithmetic where 1 + 1 = 0: adding is XOR. CRC-32C is what is left of it
@@ -642,7 +640,7 @@ def read_recording(path, seconds):
 # ---- Packed notes ---------------------------------------------------------------------------
 # Reading thousands of files each epoch would take longer than training: the first use packs what is
 # wanted into one folder, which can be moved, and named by --data. audio.int16: (N, L) samples;
-# packed.json: its own CRC-32, what was asked for, what left out, a row a note with its CRC-32.
+# packed.json: its own CRC-32, what was asked for and left out, and a row a note, with its CRC-32.
 
 def _load_packed(data, wish, progress, skip_damaged, pack):
     """(audio, rows, dropped) of `data`; packed now if it is not yet, or was from other files."""
@@ -699,7 +697,7 @@ def _open_packed(folder, asked):
 def read_sound(path, rate=None, seconds=LONGEST):
     """A WAV file of any common kind, its first `seconds` at most: (L,) samples in int16's range,
     and their rate in Hz, which may have to be `rate`. Any fault is a NoteError. Mono of 16 bits is
-    exact, int16; float32 are 8, 24, 32 bits, floats that reach 1 or 32,768, channels averaged."""
+    exact, int16; else float32: 8, 24 or 32 bits, floats up to 1 or 32,768, the mean of channels."""
     with explained(f"cannot read {path}", "fetch it again, or: ffmpeg -i FILE NEW.wav", Exception):
         with open(path, "rb") as file:
             found, x = scipy.io.wavfile.read(io.BytesIO(_first(file, seconds)))
