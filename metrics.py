@@ -15,7 +15,8 @@ accuracy, and the entropy of the predicted pitch: is it sure?).  And ours, witho
     steady    phase coherence (paper Fig. 3): do its harmonics' phases advance evenly?
 
 Each is a function of arrays: N notes, L samples, F frequency bins, T frames, D features, K classes
-or cells.  Waves are (N, L), pitches (N,) MIDI numbers.  notebooks/listening_test.py asks humans."""
+or cells.  Waves (N, L), pitches (N,) MIDI, logits (N, K).  notebooks/listening_test.py asks humans.
+"""
 
 import signal
 import sys
@@ -75,7 +76,7 @@ def inception_score(logits):
     return float(np.exp(entropy(p, p.mean(0), axis=1).mean()))
 
 def pitch_accuracy(logits, pitch, within=0):
-    """Share of notes whose likeliest class is their pitch, to `within` semitones.
+    """Share of notes whose likeliest pitch, k of class k, is theirs, (N,), to `within` semitones.
     paper: exact.  code: to one."""
     return float(np.mean(np.abs(logits.argmax(1) - pitch) <= within))
 
@@ -246,7 +247,8 @@ class Classifier(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(8 * width, n) for name, n in HEADS.items()})
 
     def forward(self, spectrogram):
-        """(N, 1, F, T) -> FID's features (N, 4 width), before the last ReLU; logits (each N, K)."""
+        """(N, 1, F, T) -> features for FID (N, 4 width), the last strided convolution's before its
+        leaky ReLU; a dict of logits (N, classes)."""
         x = spectrogram.contiguous(memory_format=torch.channels_last)
         for conv in self.convs:
             features = conv(x)                                      # (N, C, F/2, T/2)
@@ -288,7 +290,7 @@ def train_classifier(notes, width, examples=0, seed=0, device="cpu", batch=32):
     return classifier
 
 def find_classifier(setting, notes, args):
-    """A setting's classifier, named, kept or trained now, and which; MetricError if it misfits."""
+    """A setting's classifier, named, kept or trained now, and which; MetricError for a misfit."""
     names = sorted(zip(notes.name.tolist(), notes.pitch.tolist()))
     mark = zlib.crc32(f"{setting[1:5]} {names}".encode())           # tells training sets apart
     name = re.sub(r"[^\w.-]", "_", Path(setting.data).resolve().name)
@@ -427,7 +429,7 @@ def hear(run, classifier, rate, device, measures=NOTES):
     return SimpleNamespace(pitch=run.pitch, pictures=pictures, few=few, **whole)
 
 def row(heard, reference):
-    """Measures of notes beside training notes -> a dict, None where too few; what `ndb` found."""
+    """Measures of notes beside training notes -> a dict, None if too few or short; ndb's cells."""
     enough = reference.centres is not None and len(heard.pitch) >= CELLS
     cells = ndb(reference.pictures, heard.pictures, reference.centres) if enough else None
     steady = heard.steady[np.isfinite(heard.steady)]

@@ -85,7 +85,7 @@ def read_latents(path, latent):
             z, pitch = file["z"].astype(np.float32), file["pitch"]
     except Exception as error:            # numpy raises many kinds for a damaged file
         fault = getattr(error, "strerror", None) or "not an .npz file with numbers z and pitch"
-        raise SampleError(f"{path}: {fault}: give one that --timbres 12 has made") from None
+        raise SampleError(f"{path}: {fault}: give a latents.npz, as --timbres 12 makes") from None
     if (z.ndim != 2 or z.shape != (*pitch.shape, latent) or len(z) == 0
             or not np.isfinite(z).all() or pitch.dtype.kind not in "iu"):
         raise SampleError(f"{path}: z has shape {z.shape}, pitch {pitch.shape}: this checkpoint "
@@ -316,7 +316,7 @@ def heard(waves, rate):
     return magnitude.clamp(min=-3), frequency           # a loud overtone has some +5
 
 def timbres(args, player):
-    """Timbres that sound different: of many, each the one farthest, as heard, from all before."""
+    """Timbres at three pitches: each, of many, has the log magnitudes farthest from all before."""
     z, _ = player.draw(max(CANDIDATES // 4, 4 * args.timbres))
     waves = player.play(z, [player.three[1]] * len(z))
     sounds = torch.cat([adaptive_avg_pool2d(heard(few, player.rate)[0], (16, 64)).flatten(1)
@@ -333,7 +333,7 @@ LONGEST = 3600                            # seconds of a piece
 ARC = 10                                  # latents on the way from one timbre to the next
 
 def midi(args, player):
-    """A piece: each channel in its own timbre; with --seconds-per-timbre all in one that moves."""
+    """A piece: a timbre a channel or, with --seconds-per-timbre, arcs from each to the next."""
     piece = prelude() if str(args.midi) == "demo" else nsynth.read_midi(args.midi)
     strokes = [stroke for stroke in piece if stroke[-1] != 9]       # the channel of drums
     length = max((end for _, end, *_ in strokes), default=0)
@@ -583,7 +583,7 @@ midi.onclick = () => navigator.requestMIDIAccess().then(access => {
 def bench(device, budget=5.0, arch=gansynth.Architecture(), spectrum=spectral.Spectrum(),
           wavegan=gansynth.WaveGANArchitecture(), wavenet=gansynth.WaveNetArchitecture()):
     """Print the seconds that a note takes, of each model at the paper's size, with random weights.
-    A WaveNet's: one sample's times their number, less those with little past without a cache."""
+    A WaveNet's: of one sample, times their number (naive: the first have less past to look at)."""
     times, threads = [], torch.get_num_threads()
     print(f"notes of {spectrum.length:,} samples on {device}, {threads} threads, torch "
           f"{torch.__version__}, random weights\n{'':18} notes        a note  of the first")
