@@ -15,8 +15,7 @@ accuracy, and the entropy of the predicted pitch: is it sure?).  And ours, witho
     steady    phase coherence (paper Fig. 3): do its harmonics' phases advance evenly?
 
 Each is a function of arrays: N notes, L samples, F frequency bins, T frames, D features, K classes
-or cells.  Waves (N, L), pitches (N,) MIDI, logits (N, K).  notebooks/listening_test.py asks humans.
-"""
+or cells.  Waves (N, L), pitches (N,) MIDI, logits (N, K).  By ear: notebooks/listening_test.py."""
 
 import signal
 import sys

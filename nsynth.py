@@ -306,7 +306,7 @@ def _gather(found, keep, data, wish, skip_damaged):
 def _reasons(dropped, most):
     """{"reason": 3, ...} -> ["3 because reason", ...], no more than `most` and one for the rest."""
     reasons = [f"{n:,} because {reason}" for reason, n in dropped.items()]
-    more = sum(list(dropped.values())[most:])
+    more = sum([*dropped.values()][most:])
     return reasons[:most] + [f"{more:,} for other reasons"] * (more > 0)
 
 def _printable(text):
@@ -770,7 +770,7 @@ NOTE_OFF, NOTE_ON, CONTROL, META, TEMPO = 0x80, 0x90, 0xB0, 0xFF, 0x51      # TE
 def read_midi(path):
     """The notes of a standard MIDI file, of format 0 or 1, in order of their ends: a list of
     (start, end, pitch, velocity, channel), in seconds and as the file counts. A note ends when its
-    key is up, and the pedal (controller 64), or is struck again, or with the file. Else NoteError."""
+    key is up, and the pedal (controller 64), or is struck again, or with the file. Or NoteError."""
     with explained(f"cannot read {path}", "expected a MIDI file, of format 0 or 1", Exception):
         division, events = _midi_events(Path(path).read_bytes())
     strokes, pedals = [], set()           # a key: (channel, pitch)

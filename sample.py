@@ -428,6 +428,11 @@ img, audio { max-width: 100%; }
 button { padding: .4rem 1rem; font: inherit; color: inherit; background: var(--card);
   border: 1px solid var(--line); border-radius: .6rem; cursor: pointer; }
 :focus-visible { outline: 3px solid var(--ink); outline-offset: 2px; }
+main { display: grid; grid-template-columns: repeat(12, 1fr); gap: 2px; touch-action: none;
+  user-select: none; }
+.card { padding: 0 0 .5rem; overflow: hidden; font-size: clamp(.6rem, 2vw, 1rem); }
+.card img { display: block; width: 100%; height: 4rem; margin-bottom: .4rem; background: #000; }
+.card[aria-pressed=true] { border-color: var(--accent); box-shadow: 0 0 0 2px var(--accent); }
 """
 
 FIGURE = """\
@@ -470,7 +475,7 @@ def write_notes_page(folder, names, result, args, player):
 <p class="soft">{html.escape(" · ".join(facts))}</p>
 <p>The pictures are rainbowgrams: time runs to the right and pitch upwards, bright is loud, and a
 steady overtone is a streak of one colour.</p>
-{body}""", KEYBOARD_STYLE, KEYBOARD_SCRIPT if args.scale else "")
+{body}""", script=KEYBOARD_SCRIPT if args.scale else "")
 
 def keyboard(folder, names, result, rate):
     """HTML of timbres over all pitches, to play on, with their sounds: as many as fit, or one."""
@@ -490,14 +495,6 @@ style="grid-area: {11 - p // 12} / {p % 12 + 1}" data-wav="{inside(folder / f'{n
 </label> <button id="midi">Use a MIDI keyboard</button></p>
 <main data-rate="{rate}">
 {"".join(cards)}</main>
-"""
-
-KEYBOARD_STYLE = """\
-main { display: grid; grid-template-columns: repeat(12, 1fr); gap: 2px; touch-action: none;
-  user-select: none; }
-.card { padding: 0 0 .5rem; overflow: hidden; font-size: clamp(.6rem, 2vw, 1rem); }
-.card img { display: block; width: 100%; height: 4rem; margin-bottom: .4rem; background: #000; }
-.card[aria-pressed=true] { border-color: var(--accent); box-shadow: 0 0 0 2px var(--accent); }
 """
 
 KEYBOARD_SCRIPT = """\
