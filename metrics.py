@@ -274,15 +274,14 @@ def train_classifier(notes, width, examples=0, seed=0, device="cpu", batch=32):
     """A classifier of `notes`, after so many examples (0: each 8 times, 16,000 at least).  Adam as
     the paper's, beta1 0.5, rate 1e-4 x 128 / width; ours: that falls to 0 along a cosine."""
     torch.manual_seed(seed)
-    rate = notes.sample_rate
-    classifier = Classifier(rate, width).to(device, memory_format=torch.channels_last)
+    classifier = Classifier(notes.sample_rate, width).to(device, memory_format=torch.channels_last)
     lr = 1e-4 * WIDTHS["full"] / width
     adam = torch.optim.Adam(classifier.parameters(), lr=lr, betas=(0.5, 0.999))
     steps = range(0, examples or max(8 * len(notes), 16_000), batch)
     for position in nsynth.progress_bar(steps, "examples", each=batch):
         adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * position / steps.stop)) / 2
         indices = nsynth.epoch_order(position, batch, len(notes), seed)
-        _, logits = classifier(log_spectrogram(notes.waves(indices).to(device), rate))
+        _, logits = classifier(log_spectrogram(notes.waves(indices).to(device), notes.sample_rate))
         adam.zero_grad()
         classifier_loss(logits, notes, indices).backward()
         adam.step()
