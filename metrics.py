@@ -14,10 +14,8 @@ accuracy, and the entropy of the predicted pitch: is it sure?).  And ours, witho
     variety   log-spectral distance between two notes of one pitch, in dB: low when all sound alike
     steady    phase coherence (paper Fig. 3): do its harmonics' phases advance evenly?
 
-Each is a function of arrays.  Shapes: N notes, L samples, F frequency bins, T frames, D features, K
-classes or cells.  Waves are (N, L), pitches (N,) MIDI numbers, logits (N, K).  The paper's human
-evaluation is notebooks/listening_test.py.
-"""
+Each is a function of arrays: N notes, L samples, F frequency bins, T frames, D features, K classes
+or cells.  Waves (N, L), pitches (N,) MIDI, logits (N, K).  By ear: notebooks/listening_test.py."""
 
 import signal
 import sys
@@ -32,7 +30,6 @@ import math
 import re
 import warnings
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -52,6 +49,8 @@ import sample
 import spectral
 
 QUARTER_TONE = 50                         # cents
+CELLS, NDB_LEVEL = 50, 0.05               # K of NDB, and its level of significance in each cell
+VARIETY_NOTES = 8                         # of a pitch: every further one adds little
 
 class MetricError(sample.SampleError):
     """Notes, a classifier or answers that cannot be measured with: why, and what to do about it."""
@@ -62,8 +61,7 @@ def frechet_distance(features_real, features_fake):
     """FID (Heusel et al. 2017) of features: |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)).
 
     The trace of the root is the sum of the roots of the eigenvalues of C C'.  Over all rows (code:
-    only the first 128, by mistake).  It is too large for few rows: compare sets of one size.
-    """
+    only the first 128, by mistake).  It is too large for few rows: compare sets of one size."""
     a, b = np.asarray(features_real, np.float64), np.asarray(features_fake, np.float64)
     cov_a, cov_b = np.atleast_2d(np.cov(a.T)), np.atleast_2d(np.cov(b.T))
     roots = np.sqrt(np.linalg.eigvals(cov_a @ cov_b).real.clip(min=0))
@@ -77,16 +75,13 @@ def inception_score(logits):
     return float(np.exp(entropy(p, p.mean(0), axis=1).mean()))
 
 def pitch_accuracy(logits, pitch, within=0):
-    """Share of notes whose likeliest pitch, k of class k, is the one asked for, (N,), to `within`
-    semitones.  paper: exact.  code: to one."""
+    """Share of notes whose likeliest pitch, k of class k, is theirs, (N,), to `within` semitones.
+    paper: exact.  code: to one."""
     return float(np.mean(np.abs(logits.argmax(1) - pitch) <= within))
 
 def pitch_entropy(logits):
     """Mean entropy, in nats, of the pitch that the classifier hears: low when it is sure."""
     return float(entropy(softmax(np.asarray(logits, np.float64), axis=1), axis=1).mean())
-
-CELLS = 50                                # K of NDB
-NDB_LEVEL = 0.05                          # of significance in each cell
 
 def cell_centres(train, k=CELLS, seed=0):
     """K-means of training notes, (N, D) -> the centres of NDB's cells, those that hold any, (K, D);
@@ -107,8 +102,7 @@ def ndb(train, samples, centres):
     nearest in all dimensions (the authors' training notes stay where k-means put them).
 
     -> number of such cells; js, the Jensen-Shannon divergence of the shares, in nats; and, (K,), of
-    each cell, the fullest first: the shares `train` and `samples`, and p of the test.
-    """
+    each cell, the fullest first: the shares `train` and `samples`, and p of the test."""
     n, m = (np.bincount(vq(rows, centres)[0], minlength=len(centres)) for rows in (train, samples))
     order = np.argsort(-n, kind="stable")
     n, m = n[order], m[order]
@@ -145,8 +139,6 @@ def harmonic_share(wave, pitch, sample_rate):
     near = np.abs(cents(f, np.maximum(np.rint(f / f0), 1) * f0)) <= QUARTER_TONE
     return power[near].sum() / max(power.sum(), 1e-12)
 
-VARIETY_NOTES = 8                         # of a pitch: every further one adds little
-
 def variety(waves, pitches, window=512):
     """Mean log-spectral distance in dB between notes of one pitch, over VARIETY_NOTES of each."""
     waves, pitches = torch.as_tensor(np.asarray(waves)), np.asarray(pitches)
@@ -174,10 +166,8 @@ def phase_coherence(wave, pitch, sample_rate):
     those of an advance with itself are left out, so that white noise has 0 but for chance (0.02 in
     4 s at 16 kHz, 0.05 in 0.5 s at 8 kHz).  The root of the mean R_k^2, weighted by amplitude.
 
-    To be read beside real notes: vibrato and string sections lower it, and overlapping windows of
-    an STFT lend some even to random phases (of 64 and 128 ms: 0.1 and 0.4 in notes of 4 s).
-    Silence has 0; nan is a note too short, or too near Nyquist, for advances.
-    """
+    To be read beside real notes: vibrato and string sections lower it, and an STFT's overlapping
+    windows lend some to random phases.  Silence has 0; nan: too short, or too near Nyquist."""
     x, f0 = spectral.middle(wave), frequency(pitch)
     window = round(PERIODS * sample_rate / f0)
     hop = max(1, 3 * window // 4)
@@ -200,9 +190,7 @@ def phase_picture(wave, pitch, sample_rate, samples=1028, height=192):
     """The waveform modulo its period, above its rainbowgram (paper, Fig. 3): (H, W, 3) uint8.
 
     Cycles in the middle of the note, as many as cover `samples`, lie over each other: coherent ones
-    meet in a bright line.  The period is the one measured there, or if that is over a quarter tone
-    away, the pitch's.
-    """
+    meet in a bright line.  The period is measured there, or the pitch's if a quarter tone away."""
     wave = np.asarray(wave, dtype=np.float64)
     rainbow = spectral.rainbowgram(wave, sample_rate, height)       # (height, frames, 3)
     width, centre, period = rainbow.shape[1], len(wave) / 2, sample_rate / frequency(pitch)
@@ -223,8 +211,7 @@ def phase_picture(wave, pitch, sample_rate, samples=1028, height=192):
 
 DEPTHS = (1, 1, 1, 2, 2, 2, 4, 4, 4)      # channels of the strided convolutions, x the width
 WIDTHS = {"full": 128, "thin": 16}        # paper: 128; thin trains in a quarter of an hour on a CPU
-HEADS = {"pitch": 128, "qualities": 10, "family": len(nsynth.FAMILIES),
-         "source": len(nsynth.SOURCES)}
+HEADS = {"pitch": 128, "qualities": 10, "family": 11, "source": 3}          # as in nsynth.py
 RANGE = 80                                # dB below a note's loudest bin that the classifier sees
 
 def log_spectrogram(waves, sample_rate):
@@ -243,8 +230,7 @@ class Classifier(nn.Module):
 
     paper (appendix; the NSynth paper's): nine strided convolutions, the first 5x5 and the others
     4x4, of stride 2 but for the last, which has it along frequency only; then 1x1 to 1024.  512 x
-    256 becomes 1 x 1; of other sizes there are fewer convolutions, and what remains is averaged.
-    """
+    256 becomes 1 x 1; of other sizes there are fewer convolutions, and what remains is averaged."""
 
     def __init__(self, sample_rate, width):
         super().__init__()
@@ -257,8 +243,7 @@ class Classifier(nn.Module):
                       bias=False),
             nn.BatchNorm2d(channels[i + 1])) for i in range(len(depths))])
         self.hidden = nn.Linear(channels[-1], 8 * width)            # a 1x1 convolution of 1 x 1
-        self.heads = nn.ModuleDict({name: nn.Linear(8 * width, classes)
-                                    for name, classes in HEADS.items()})
+        self.heads = nn.ModuleDict({name: nn.Linear(8 * width, n) for name, n in HEADS.items()})
 
     def forward(self, spectrogram):
         """(N, 1, F, T) -> features for FID (N, 4 width), the last strided convolution's before its
@@ -271,15 +256,12 @@ class Classifier(nn.Module):
         return features.mean(dim=(2, 3)), {name: head(x) for name, head in self.heads.items()}
 
 def classifier_loss(logits, notes, indices):
-    """The four cross-entropies of notes at indices, summed (paper: trained jointly); what the data
-    do not tell, -1, counts for nothing."""
-    def labels(words, known):
-        return [known.index(word) if word in known else -1 for word in words[indices]]
-
-    loss = 0
-    for name, label in {"pitch": notes.pitch[indices], "qualities": notes.qualities[indices],
-                        "family": labels(notes.family, nsynth.FAMILIES),
-                        "source": labels(notes.source, nsynth.SOURCES)}.items():
+    """The cross-entropies of notes, summed (paper: trained jointly); -1, not told, is left out."""
+    loss, labels = 0, {"pitch": notes.pitch[indices], "qualities": notes.qualities[indices]}
+    for name, known in ("family", nsynth.FAMILIES), ("source", nsynth.SOURCES):
+        number = {word: i for i, word in enumerate(known)}
+        labels[name] = [number.get(word, -1) for word in getattr(notes, name)[indices]]
+    for name, label in labels.items():
         label = torch.as_tensor(label, device=logits[name].device)  # (n,), of qualities (n, 10)
         told = label >= 0
         own, label = logits[name][told], label[told]
@@ -289,29 +271,24 @@ def classifier_loss(logits, notes, indices):
     return loss
 
 def train_classifier(notes, width, examples=0, seed=0, device="cpu", batch=32):
-    """A classifier of `notes`, after so many examples (0: each 8 times, 16,000 at least).
-
-    Adam as the paper's, beta1 0.5, rate 1e-4 at full width, and as much more as the layers are
-    thinner.  ours: the rate falls to 0 along a cosine.
-    """
+    """A classifier of `notes`, after so many examples (0: each 8 times, 16,000 at least).  Adam as
+    the paper's, beta1 0.5, rate 1e-4 x 128 / width; ours: that falls to 0 along a cosine."""
     torch.manual_seed(seed)
-    rate = notes.sample_rate
-    classifier = Classifier(rate, width).to(device, memory_format=torch.channels_last)
+    classifier = Classifier(notes.sample_rate, width).to(device, memory_format=torch.channels_last)
     lr = 1e-4 * WIDTHS["full"] / width
     adam = torch.optim.Adam(classifier.parameters(), lr=lr, betas=(0.5, 0.999))
     steps = range(0, examples or max(8 * len(notes), 16_000), batch)
     for position in nsynth.progress_bar(steps, "examples", each=batch):
         adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * position / steps.stop)) / 2
         indices = nsynth.epoch_order(position, batch, len(notes), seed)
-        _, logits = classifier(log_spectrogram(notes.waves(indices).to(device), rate))
+        _, logits = classifier(log_spectrogram(notes.waves(indices).to(device), notes.sample_rate))
         adam.zero_grad()
         classifier_loss(logits, notes, indices).backward()
         adam.step()
     return classifier
 
 def find_classifier(setting, notes, args):
-    """The classifier of a setting's training notes, named, kept or trained now, and which it is;
-    MetricError where it was trained on notes of another form."""
+    """A setting's classifier, named, kept or trained now, and which; MetricError for a misfit."""
     names = sorted(zip(notes.name.tolist(), notes.pitch.tolist()))
     mark = zlib.crc32(f"{setting[1:5]} {names}".encode())           # tells training sets apart
     name = re.sub(r"[^\w.-]", "_", Path(setting.data).resolve().name)
@@ -327,8 +304,7 @@ def find_classifier(setting, notes, args):
         kept = gansynth.load_checkpoint(path, args.device, {"classifier": dict, "width": int,
                                                             "setting": dict, "mark": int})
     except gansynth.CheckpointError:
-        raise MetricError(f"{path}: no classifier that can be read: train one with "
-                          "--train-classifier") from None
+        raise MetricError(f"{path} is no whole classifier: use --train-classifier") from None
     own = Setting(**kept["setting"])
     if own[1:3] != setting[1:3] or not own[3] <= setting[3] <= setting[4] <= own[4]:
         raise MetricError(f"{path} is a classifier for {own}: it does not fit notes of {setting}; "
@@ -343,7 +319,6 @@ def find_classifier(setting, notes, args):
 
 class Setting(NamedTuple):
     """What a classifier and a table belong to: real notes, their form, and how they are split."""
-
     data: str = "orchestra"
     length: int = 64_000                  # samples
     sample_rate: int = 16_000             # Hz
@@ -360,13 +335,11 @@ class Setting(NamedTuple):
 
     def notes(self, pack):
         """(training notes, held-out ones); pack: where those of read-only data may be packed."""
-        notes = nsynth.load(self.data, self.length, self.sample_rate,
-                            (self.pitch_low, self.pitch_high), nsynth.names(self.sources),
-                            skip_damaged=self.skip_damaged, pack=pack)
+        notes = nsynth.load(*self[:3], self[3:5], nsynth.names(self.sources), pack=pack,
+                            skip_damaged=self.skip_damaged)
         train, held_out = nsynth.split(notes, self.seed, by=self.split)
         if len(held_out) < 2:
-            raise nsynth.NoteError(f"{self.data}: {len(held_out)} of {len(notes):,} notes are held "
-                                   "out to stand for real ones: give more of them")
+            raise MetricError(f"{self.data} has {len(held_out)} held-out notes: expected 2 or more")
         return train, held_out
 
     def __str__(self):
@@ -375,16 +348,14 @@ class Setting(NamedTuple):
 
 class Run(NamedTuple):
     """N notes to measure, which need not be in memory all at once."""
-
     name: str
     pitch: np.ndarray                     # (N,) MIDI, as asked for
-    waves: Callable                       # a slice of them -> (n, L) float32
+    waves: callable                       # a slice of them -> (n, L) float32
     paper: str = ""                       # its row in the paper's tables
 
     def batches(self):
         """Yield (a slice, waves (n, L)), 16 notes at a time, with a bar on stderr."""
-        places = range(0, len(self.pitch), 16)
-        for i in nsynth.progress_bar(places, f"notes ({self.name})", each=16):
+        for i in nsynth.progress_bar(range(0, len(self.pitch), 16), f"notes: {self.name}", each=16):
             yield slice(i, i + 16), self.waves(slice(i, i + 16))
 
 def real_run(name, notes, indices, paper=""):
@@ -406,8 +377,7 @@ def folder_run(folder, setting, args):
     inside = [file for file in wavs if nsynth.pitch_of(file.stem) in wanted]
     if len(inside) < 2:
         raise MetricError(f"{folder}: no run, and {len(inside)} of its {len(wavs):,} WAVs tell a "
-                          f"pitch in {wanted[0]}-{wanted[-1]}: expected two or more, with names "
-                          "such as note-060.wav, note_C4.wav or note-060-100.wav")
+                          f"pitch in {wanted[0]}-{wanted[-1]}: expected two, such as note_C4.wav")
     sound, rate = nsynth.read_sound(inside[0])
     name = f"{folder}" + f", {len(inside):,} of its {len(wavs):,} WAVs" * (inside != wavs)
     if (len(sound), rate) != setting[1:3]:
@@ -433,7 +403,6 @@ def controls(train, held_out, length, count, seed):
 
 NDB_SIZE = 8192                           # numbers of a note's spectrogram that NDB looks at
 SILENT = 1e-3                             # a peak below it: -60 dB of full scale
-
 NOTES = {"off": tuning, "clean": harmonic_share, "steady": phase_coherence}      # of one note each
 
 def hear(run, classifier, rate, device, measures=NOTES):
@@ -458,8 +427,7 @@ def hear(run, classifier, rate, device, measures=NOTES):
     return SimpleNamespace(pitch=run.pitch, pictures=pictures, few=few, **whole)
 
 def row(heard, reference):
-    """The measures of notes beside `reference`, training notes -> a dict, None where they are too
-    few or too short for one, and what `ndb` found."""
+    """Measures of notes beside training notes -> a dict, None if too few or short; ndb's cells."""
     enough = reference.centres is not None and len(heard.pitch) >= CELLS
     cells = ndb(reference.pictures, heard.pictures, reference.centres) if enough else None
     steady = heard.steady[np.isfinite(heard.steady)]
@@ -496,9 +464,8 @@ def remarks(run, heard, values, reference):
     off = heard.off[sounding & (np.abs(heard.off) < 12_000)]        # those with a fundamental
     shift = np.median(off) if len(off) >= 10 else 0
     if abs(shift) > 2 * QUARTER_TONE and np.mean(np.abs(off - shift) <= QUARTER_TONE) > 0.75:
-        yield (f"they sound {shift / 100:+.1f} semitones beside their pitches: if they are files, "
-               "named by other octaves (C4 is 60), or of "
-               f"{2 ** (-shift / 1200):.2f} times the rate that they claim?")
+        yield (f"they sound {shift / 100:+.1f} semitones beside their pitches: files whose C4 is "
+               f"not 60, or of {2 ** (-shift / 1200):.2f} times the rate that they claim?")
 
 # ---- The table, and its page ----------------------------------------------------------------
 
@@ -553,23 +520,14 @@ def markdown(texts):
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 def print_table(setting, runs, args):
-    """Measure real notes and runs; print the table, and write a folder with a page of it."""
+    """Measure real notes and runs; print the table, and write its page, the paper's rows softer."""
     with sample.new_folder(args.out, Path("runs"), "metrics") as (part, out):
         table, figures = measure(setting, runs, args, part)
         texts = table_texts(table["rows"])
         (part / "table.json").write_text(json.dumps(table, indent=1), "utf-8")
-        write_table_page(part, table, texts, figures)
-    lines = markdown(texts)
-    if not args.markdown:
-        lines = ["", table["title"], "", *lines, "", *table["remarks"]]
-    print(json.dumps(table, indent=1) if args.json else "\n".join(lines))
-    print(f"\nlook at {out / 'index.html'}", file=sys.stderr)
-
-def write_table_page(folder, table, texts, figures):
-    """A page of the table and its figures; the paper's rows are softer than ours."""
-    rows = [f"<tr{' class=soft' * cells[0].startswith('paper: ')}><td>"
-            + "<td>".join(map(html.escape, cells)) for cells in texts]
-    sample.write_page(folder, "Measures", f"""\
+        rows = [f"<tr{' class=soft' * cells[0].startswith('paper: ')}><td>"
+                + "<td>".join(map(html.escape, cells)) for cells in texts]
+        sample.write_page(part, "Measures", f"""\
 <h1>Measures</h1>
 <p>{html.escape(table["title"])}</p>
 <div class="wide"><table>{"".join(rows)}</table></div>
@@ -580,10 +538,14 @@ streak of one colour); and NDB's {CELLS} cells, the fullest first, with the shar
 <b class="real">training notes</b> beside that of the run, <b class="alike">alike</b> or
 <b class="differs">further apart than by chance</b>.</p>
 {"".join(figures)}""", PAGE_STYLE)
+    lines = markdown(texts)
+    if not args.markdown:
+        lines = ["", table["title"], "", *lines, "", *table["remarks"]]
+    print(json.dumps(table, indent=1) if args.json else "\n".join(lines))
+    print(f"\nlook at {out / 'index.html'}", file=sys.stderr)
 
 def measure(setting, runs, args, folder):
-    """Real notes and runs beside training notes -> a table, fit for JSON; and its figures, HTML,
-    with pictures and sounds in `folder`."""
+    """Real notes and runs beside training notes -> a table fit for JSON; its figures, HTML."""
     train, held_out = setting.notes(args.pack)
     classifier, which = find_classifier(setting, train, args)
     count, rate = setting.count(args.samples), setting.sample_rate
@@ -609,16 +571,15 @@ def measure(setting, runs, args, folder):
                         for sentence, names in told.items()]}, figures
 
 def figure(file, name, heard, cells, rate):
-    """A run for the page: some notes in turn, FILE.wav; FILE.png, the paper's Fig. 3 of a note near
-    middle C; and NDB's cells.  -> HTML."""
+    """HTML of a run: FILE.wav, some notes; FILE.png, Fig. 3 of one near middle C; NDB's cells."""
     pitch = heard.pitch[heard.few]
     i = np.abs(pitch - 60).argmin()
     spectral.write_png(f"{file}.png", phase_picture(heard.waves[i], pitch[i], rate))
     first = np.unique(pitch, return_index=True)[1]
     few = heard.waves[first[np.linspace(0, len(first) - 1, 4).astype(int)]]
     nsynth.write_wav(f"{file}.wav", torch.from_numpy(few.ravel() / max(1, np.abs(few).max())), rate)
-    return sample.FIGURE.format(name=html.escape(name), picture=f"{file.name}.png",
-                                sound=f"{file.name}.wav", more=ndb_picture(cells) if cells else "")
+    cells = ndb_picture(cells) if cells else ""
+    return sample.FIGURE.format(html.escape(name), f"{file.name}.png", f"{file.name}.wav", cells)
 
 def ndb_picture(cells):
     """NDB's histogram, HTML: the share of training notes in each cell beside the samples'."""
@@ -683,14 +644,12 @@ def parse(argv):
     if args.classifier and args.train_classifier or args.examples and not args.train_classifier:
         parser.error("--examples goes with --train-classifier, and --classifier does not")
     if (args.length or args.sample_rate or args.pitches) and any(map(is_run, args.runs)):
-        parser.error("--length, --sample-rate and --pitches say what notes are like where no run "
-                     "does: leave them out")
+        parser.error("a run tells its notes' form: leave out --length, --sample-rate, --pitches")
     return args
 
 def is_run(path):
     """Whether a path means a checkpoint, rather than a folder of WAVs."""
-    return (not path.is_dir() or bool(gansynth.checkpoints(path))
-            or (path / gansynth.EXPERIMENT).exists())
+    return not path.is_dir() or gansynth.checkpoints(path) or (path / gansynth.EXPERIMENT).exists()
 
 def gather(args):
     """The setting of the runs named, the first one's or the flags', and the runs, each once."""

@@ -6,8 +6,7 @@ between MIDI 24 and 84, shuffled and split again 80/20. That comes first. Behind
 the forms that notes come in, packing, WAV and MIDI files, and an orchestra that needs no download.
 
 `python nsynth.py [DATA]` says what a folder, or the orchestra, holds; `--out DIR` writes it as WAV
-files. Shapes: N notes, L samples, n notes of a batch, P pitches, K partials.
-"""
+files. Shapes: N notes, L samples, n notes of a batch, P pitches, K partials."""
 
 import signal
 import sys
@@ -63,9 +62,8 @@ class NoteError(ValueError):
 
 @dataclass(frozen=True)
 class Notes:
-    """N notes of one length and sample rate, and what is known of each. The audio, which may lie on
-    disk, stays int16 as in the files; `row` says which of its rows is which note's, so that a
-    subset copies no sound."""
+    """N notes of one length and rate, and what is known of each. The audio, which may lie on disk,
+    is shared by subsets: `row` says which of its rows is which note's."""
     audio: np.ndarray     # (M, L) int16, M >= N
     row: np.ndarray       # (N,) int64, of audio
     crc: np.ndarray       # (N,) int64, CRC-32 of the note's audio when it was made
@@ -82,8 +80,7 @@ class Notes:
         return len(self.name)
 
     def waves(self, indices) -> torch.Tensor:
-        """The notes at `indices` (a sequence of n) as (n, L) float32 in [-1, 1). NoteError where
-        what was read from disk is not what was packed."""
+        """The notes at `indices`, (n,), as (n, L) float32 in [-1, 1); NoteError where damaged."""
         indices = np.asarray(indices, dtype=np.int64)
         audio = self.audio[self.row[indices]]                           # (n, L)  a copy
         for i, samples in zip(indices, audio):
@@ -107,8 +104,7 @@ def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",),
     packed before. All but the built-in notes are packed on first use, beside the data or in the
     folder `pack`. Notes are pooled, since the paper splits again. Empty `sources` or `families`
     mean all. NoteError when nothing is left, and for any file that is not as it should be, unless
-    `skip_damaged`: then the notes lost are counted in `dropped`.
-    """
+    `skip_damaged`: then the notes lost are counted in `dropped`."""
     wish = Wish(length, sample_rate, tuple(pitch_range), tuple(sources), tuple(families))
     if str(data) == "orchestra":
         audio, found = [], progress_bar(_read_orchestra(wish), "notes made", progress)
@@ -116,8 +112,7 @@ def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",),
         audio = np.stack(audio)
     else:
         audio, rows, dropped = _load_packed(str(data), wish, progress, skip_damaged, pack)
-    columns = map(np.array, zip(*rows))
-    return Notes(audio, np.arange(len(audio)), *columns, sample_rate, dict(dropped))
+    return Notes(audio, np.arange(len(audio)), *map(np.array, zip(*rows)), sample_rate, dropped)
 
 def split(notes, seed=0, share=0.8, by="random"):
     """(train, held_out): which notes to train on.
@@ -126,8 +121,7 @@ def split(notes, seed=0, share=0.8, by="random"):
     are shuffled, so that the networks hear every instrument; NSynth's own split holds some out.
     by "folders": as the data itself is split; valid and test are held out.
     by a CSV file's path: as a published list says, with columns id and split, or with ids alone,
-    which are then those to train on; notes it does not name are in neither.
-    """
+    which are then those to train on; notes it does not name are in neither."""
     if by == "random":
         order, cut = _shuffle(len(notes), seed), round(share * len(notes))
         return notes.subset(order[:cut]), notes.subset(order[cut:])
@@ -156,13 +150,10 @@ def epoch_order(position, n, count, seed) -> np.ndarray:
 
     Training reads an endless stream in which each epoch is a new shuffle of all `count` notes,
     seeded by (seed, epoch): the number of examples seen says what comes next, also after a resume.
-    Of R processes (ranks) that train together with n notes each, rank r takes the n from position +
-    r n, and the next step begins at position + R n.
+    Of R processes rank r takes the n from position + r n, and the next step begins R n further.
 
-    The shuffle is over the whole set on purpose. NSynth's records are ordered by instrument, and
-    reading them through a 1,000-note shuffle buffer showed the networks one or two instruments at a
-    time: no diversity after four days (magenta issue 1732).
-    """
+    The shuffle is over the whole set: NSynth's records are ordered by instrument, and a buffer of
+    1,000 notes shows one or two at a time: no diversity after four days (magenta issue 1732)."""
     first, last = position // count, (position + n) // count
     stream = np.concatenate([_shuffle(count, seed, epoch) for epoch in range(first, last + 1)])
     return stream[position - first * count:][:n]
@@ -173,9 +164,8 @@ def _shuffle(count, seed, *more):
     return np.random.default_rng([seed, *more]).permutation(count)
 
 def describe(train, held_out, release=False) -> str:
-    """What is in the two splits, and what was dropped; with `release`, beside the numbers of the
-    paper and of the released code. Worth reading before training: a filter that kept electronic
-    instead of acoustic notes cost users weeks (magenta issue 1607)."""
+    """What is in the two splits, and what was dropped; with `release`, beside paper and release.
+    Read it: a filter that kept electronic notes cost users weeks (magenta issue 1607)."""
     kept, lost = len(train) + len(held_out), sum(train.dropped.values())
     seconds = train.audio.shape[1] / train.sample_rate
     lines = [f"kept {kept:,} of {kept + lost:,} notes, {seconds:g} s at {train.sample_rate:,} Hz",
@@ -198,7 +188,6 @@ def describe(train, held_out, release=False) -> str:
 
 # =================================================================================================
 # Behind this line: where the notes come from. Nothing of it is needed to follow training.
-# =================================================================================================
 
 FORMS = ("a folder in NSynth's layout (examples.json beside audio/), of TFRecords, of TFDS or of "
          "your own WAV files; a TFRecord file; or the word orchestra for the built-in notes")
@@ -210,8 +199,7 @@ def explained(what, cure, kinds=OSError):
     try:
         yield
     except kinds as error:
-        reason = getattr(error, "strerror", None) or error
-        raise NoteError(f"{what}: {reason}; {cure}") from None
+        raise NoteError(f"{what}: {getattr(error, 'strerror', None) or error}; {cure}") from None
 
 @dataclass(frozen=True)
 class Wish:
@@ -231,8 +219,7 @@ class Wish:
                             f"one of each, and at most {LONGEST} seconds")
         for option, known in (("sources", SOURCES), ("families", FAMILIES)):
             for value in set(getattr(self, option)) - set(known):
-                raise NoteError(f"unknown value {value!r} in {option}: expected some of "
-                                f"{', '.join(known)}, or nothing for all")
+                raise NoteError(f"{value!r} in {option}: expected all, or {', '.join(known)}")
 
     def why_not(self, entry):
         """Why a note is not wanted (the first reason that applies), or None."""
@@ -263,22 +250,18 @@ def progress_bar(items, what, wanted=True, total=None, each=1):
         seconds = time.monotonic() - start
         if wanted and seconds > max(2, shown + (5 if end == "\n" else 0.2)):
             left = f", {seconds * max(0, total / done - 1):,.0f} s left" if total and done else ""
-            print(f"{done * each:,} {what}, {done * each / seconds:,.0f} a second{left}", end=end,
-                  file=sys.stderr, flush=True)
+            sys.stderr.write(f"{done * each:,} {what}, {done * each / seconds:,.0f}/s{left}{end}")
             shown = seconds
         yield item
     if shown and end != "\n":
         print(file=sys.stderr)
 
 # ---- Readers: from the files of one form to an Entry for every note in them -----------------
-#
-# Or else a NoteError for what is wrong, which ends it all or, with skip_damaged, is counted; or,
-# for a file that is of no use, the reason why, which is counted. `origin` is a note's file and
-# record, for messages; `sound` takes the seconds that are needed and gives samples, (L,), in
-# int16's range, and their rate. The rest is as in Notes.
+# Or else a NoteError for what is wrong, which ends it all or, with skip_damaged, is counted; or the
+# reason why a file is of no use, to count. `origin`: a note's file and record, for messages;
+# `sound`: seconds needed -> samples, (L,), in int16's range, and their rate. The rest: see Notes.
 
 Entry = namedtuple("Entry", "name pitch family source part qualities origin sound")
-
 SOUNDS = (".wav", ".aif", ".aiff", ".caf", ".flac", ".m4a", ".mp3", ".ogg", ".opus", ".wma")
 UNTOLD = [-1] * 10                # qualities of a note of which they are not known
 WORD = r"""(['"])[^/\\]+\1"""
@@ -323,7 +306,7 @@ def _gather(found, keep, data, wish, skip_damaged):
 def _reasons(dropped, most):
     """{"reason": 3, ...} -> ["3 because reason", ...], no more than `most` and one for the rest."""
     reasons = [f"{n:,} because {reason}" for reason, n in dropped.items()]
-    more = sum(list(dropped.values())[most:])
+    more = sum([*dropped.values()][most:])
     return reasons[:most] + [f"{more:,} for other reasons"] * (more > 0)
 
 def _printable(text):
@@ -338,22 +321,19 @@ def _find(data):
         files = [Path(name) for name in sorted(glob.glob(data)) if os.path.isfile(name)]
         if files and all(".tfrecord" in file.name for file in files):
             return _read_records, [], files
-        raise NoteError(f"{data} is {'no data that can be read' if files else 'not there'}: "
-                        f"expected {FORMS}")
+        raise NoteError(f"{data} is {'of no use' if files else 'not there'}: expected {FORMS}")
     inside = sorted((file for file in path.rglob("*") if file.is_file()), key=str)
     sounds = [file for file in inside if file.suffix.lower() in SOUNDS]
     examples = list(path.glob("examples.json")) or sorted(path.glob("*/examples.json"))
     if examples:
         return _read_examples, examples, sounds
-    records = [file for file in inside if ".tfrecord" in file.name]
     tfds = r"gansynth_subset[^/\\]*[/\\]\d+\.\d+\.\d+$"             # it makes a folder a version
-    folders = [file.parent for file in records
-               if file.parent == path or re.search(tfds, os.path.abspath(file.parent))]
+    folders = [file.parent for file in inside if ".tfrecord" in file.name and (
+        file.parent == path or re.search(tfds, os.path.abspath(file.parent)))]
     if folders:                           # this one, or else the newest
         folder = max(folders, key=lambda folder: (
             folder == path, [int(number) for number in re.findall(r"\d+", folder.name)]))
-        return (_read_records, list(folder.glob("dataset_info.json")),
-                [file for file in records if file.parent == folder])
+        return _read_records, [*folder.glob("dataset_info.json")], sorted(folder.glob("*tfrecord*"))
     return _read_recordings, list(path.glob("pitches.csv")), sounds
 
 def _read(path, parse):
@@ -364,12 +344,10 @@ def _read(path, parse):
 def _read_list(path, parse, expected):
     """A CSV file that says something of names, but for a heading: {name: what is said}. parse(row,
     cells), of a row and the same by its headings, gives both, or None where not as `expected`."""
-    rows = _read(path, lambda text: [[cell.strip() for cell in row] for row in csv.reader(
-        text.splitlines()) if any(row)])
-    listed = {}
+    rows, listed = _read(path, lambda text: [*csv.reader(text.splitlines())]), {}
+    rows = [[cell.strip() for cell in row] for row in rows if any(row)]
     for i, row in enumerate(rows):
-        cells = dict(zip_longest(map(str.lower, rows[0]), row, fillvalue=""))
-        name, said = parse(row, cells)
+        name, said = parse(row, dict(zip_longest(map(str.lower, rows[0]), row, fillvalue="")))
         if said is None and i == 0:
             continue
         if None in (name, said) or listed.setdefault(name, said) != said:
@@ -385,14 +363,11 @@ def _entry(about, place, origin, sound):
         if not re.fullmatch(form, repr(about.get(field))):
             raise ValueError(f"field {field} of note {str(name)!r:.80} is "
                              f"{about.get(field)!r:.80}: expected {expected}")
-    # NSynth's names say it once more, which tells when a file has been damaged.
-    said = re.fullmatch(r"(.+)_([a-z]+)_\d{3}-(\d{3})-\d{3}", name)
+    said = re.fullmatch(r"(.+)_([a-z]+)_\d{3}-(\d{3})-\d{3}", name)   # to check them by
     if said and (said[1], said[2], int(said[3])) != (family, source, pitch):
-        raise ValueError(f"note {name} is said to be {family}, {source}, pitch {pitch}: expected "
-                         "what its name says")
-    part = re.match(r"(?:nsynth-)?(train|valid|test)(?:\.|$)", place)
-    return Entry(name, pitch, family, source, part[1] if part else "", flags or UNTOLD,
-                 str(origin), partial(sound, rate))
+        raise ValueError(f"note {name} is {family}, {source}, pitch {pitch}: expected as named")
+    part = (re.findall(r"^(?:nsynth-)?(train|valid|test)(?:\.|$)", place) or [""])[0]
+    return Entry(name, pitch, family, source, part, flags or UNTOLD, origin, partial(sound, rate))
 
 def _attempt(origin, make, *args):
     """The Entry that make(*args) gives, or a NoteError for what is wrong there."""
@@ -410,13 +385,10 @@ def _read_examples(tables, sounds):
             wav = table.parent / "audio" / f"{name}.wav"
             unnamed.discard(wav)
             yield _attempt(table, _entry, about, table.parent.name, wav, partial(read_sound, wav))
-    yield from [f"no examples.json names that file (such as {min(unnamed, default='')})"
-                ] * len(unnamed)
+    yield from ["no examples.json names that file"] * len(unnamed)
 
 # ---- TFRecord files: checksum, record, message, note ----------------------------------------
-#
-# A record of NSynth is a tf.train.Example, which is a protocol buffer; both are read from their
-# bytes up, without TensorFlow.
+# A record of NSynth is a tf.train.Example, a protocol buffer, read here from its bytes up.
 #
 # A CRC is the remainder of a division. The bits of a message are the coefficients of a polynomial,
 # highest power first, in arithmetic where 1 + 1 = 0: adding is XOR. CRC-32C is what is left of it
@@ -428,9 +400,6 @@ def _read_examples(tables, sounds):
 # three times it tells the same of bytes, six times of words of 64 bits, thousands in one XOR.
 
 FOLD, NEAR, FAR = 5685, 5685 - 1362, 5685 - 426
-
-# A whole number: seven bits a byte, lowest first; a top bit says that another byte follows.
-VARINT = rb"([\x80-\xff]{0,9}[\0-\x7f])"
 
 def _crc32c(data) -> bytes:
     """The CRC-32C of bytes, as TFRecord writes it. (zlib's CRC divides by another P.)"""
@@ -459,9 +428,8 @@ def _remainders():
 
 def _records(path, count):
     """Yield the payload of every record of a file, plain or GZIP, or a ValueError where one is
-    wrong. There should be `count`, if that is known. A record is a length in bytes (uint64), the
-    CRC of those 8 bytes, the payload and its CRC. After a damaged payload comes the next record;
-    after a damaged length nothing says where it begins."""
+    wrong. There should be `count`, if that is known. A record is a length in bytes (uint64), its
+    CRC, the payload and its CRC; after a damaged length nothing says where the next begins."""
     number = 0
     try:
         with open(path, "rb") as disk:    # a length could begin like GZIP, but of 559,903 only
@@ -478,22 +446,20 @@ def _records(path, count):
         if count not in (None, number):   # cut between two records a file looks whole
             yield ValueError(f"the file holds {number} records: expected {count}")
     except (OSError, EOFError, zlib.error) as error:          # all three from GZIP, too
-        reason = getattr(error, "strerror", None) or error
-        yield ValueError(f"{reason}, so the rest of the file is lost")
+        yield ValueError(f"{getattr(error, 'strerror', None) or error}, so the rest is lost")
 
 def _varints(data, at, count, order=1):
-    """So many varints from a place on, and the place behind them; of `order` -1, highest first."""
-    found = re.compile(VARINT * count).match(data, at)
+    """So many whole numbers from a place on, and the place behind them: seven bits a byte, lowest
+    first (order -1: highest first); a top bit says that another byte follows."""
+    found = re.compile(rb"([\x80-\xff]{0,9}[\0-\x7f])" * count).match(data, at)
     if not found:
         raise ValueError("its contents break off, or are not as they should be")
-    numbers = [sum((byte & 127) << 7 * i for i, byte in enumerate(varint[::order]))
-               for varint in found.groups()]
-    return *numbers, found.end()
+    return *(sum((byte & 127) << 7 * i for i, byte in enumerate(varint[::order]))
+             for varint in found.groups()), found.end()
 
 def _fields(message, kinds=(2,)):
-    """Yield (number, value) of each field of a protocol buffer's message: a row of tag, value, tag,
-    value. A tag is 8 * the field's number + its kind: 0, a varint, 5, four bytes, or 2, a length
-    and that many bytes, which are all that an Example has."""
+    """Yield (number, value) of each field of a protocol buffer's message: tags and values in turn.
+    A tag is 8 * number + kind: 0, a varint; 5, four bytes; 2, a length and that many bytes."""
     at = 0
     while at < len(message):
         tag, at = _varints(message, at, 1)
@@ -510,8 +476,7 @@ def _features(payload):
 
         Example     1: Features                   Feature   one of  1: BytesList,
         Features    1: entry (repeated)                     2: FloatList, 3: Int64List
-        entry       1: name, 2: Feature           ...List   1: value (repeated, or all in one)
-    """
+        entry       1: name, 2: Feature           ...List   1: value (repeated, or all in one)"""
     found = {}
     for _, features in _fields(memoryview(payload)):
         for _, entry in _fields(features):
@@ -545,9 +510,8 @@ def _read_records(tables, files):
             yield _attempt(origin, _note, payload, path.name, origin)
 
 def _note(payload, place, origin):
-    """The Entry of a record. ValueError where it is not as it should be. NSynth's own schema has
-    note_str, instrument_family_str and so on; that of TFDS id, instrument/family (a place in
-    FAMILIES), a feature for each quality, and no sample rate."""
+    """The Entry of a record; ValueError for a wrong one. NSynth's own schema has FIELDS, that of
+    TFDS id, instrument/family (a place in FAMILIES), a feature for each quality, and no rate."""
     if isinstance(payload, ValueError):
         raise payload
     about = _features(payload)
@@ -567,18 +531,15 @@ def _note(payload, place, origin):
         np.rint(np.clip(floats, -1, 32767 / 32768) * 32768).astype(np.int16), rate))
 
 def _a_note_and_its_split(row, cells):
-    """For `_read_list`: names are in the column headed id or note_str, else in the first; splits in
-    one headed split, else all are train."""
+    """For `_read_list`: the column id or note_str, or the first; and that named split, or train."""
     name, part = cells.get("id", cells.get("note_str", row[0])), cells.get("split", "train")
     return name, part if part and re.fullmatch(r"[^/]+-\d{3}-\d{3}", name) else None
 
 # ---- A tensor bundle: where TensorFlow keeps a model's variables ----------------------------
-#
 # Their numbers are in model.ckpt-N.data-00000-of-00001, where each is in model.ckpt-N.index, a
-# table: blocks of entries, sorted by name; a block of their handles (offset and size); and 48
-# bytes: a handle of no use, that of the block of handles, zeros and a mark. A variable's entry is a
-# message: 1 type, 2 shape, 3 which data file, 4 offset, 5 size, 6 CRC. Of the first, which has no
-# name, 1 is how many data files.
+# table: blocks of entries, sorted by name; a block of their handles (offset, size); and 48 bytes: a
+# handle of no use, that of the block of handles, zeros, a mark. A variable's entry is a message: 1
+# type, 2 shape, 3 data file, 4 offset, 5 size, 6 CRC; in the nameless first, 1 is how many files.
 
 def read_bundle(index):
     """A tensor bundle's .index, a Path -> a function from a variable's name to its array. Both
@@ -606,8 +567,7 @@ def _entries(data, offset, size):
     """Yield (name, value), bytes, of each entry of a block. An entry: three varints (how many
     letters of its name are those of the name before, how many others follow, the size of its
     value), those letters, the value. Behind the last: places of whole names, and their number,
-    uint32 each. Then, not in the block's size, a byte, which is 0 unless it is compressed, and a
-    CRC of it all."""
+    uint32 each. Then, beyond `size`, a byte (0: not compressed) and a CRC of it all."""
     block = data[offset:offset + size + 5]
     if _crc32c(block[:-4]) != block[-4:] or block[-5]:
         raise ValueError("a block of its .index is damaged, or compressed, as TensorFlow's are not")
@@ -628,8 +588,7 @@ def _read_recordings(tables, sounds):
     def parse(row, _):
         name, told = re.sub(r"(?i)\.wav$", "", row[0]), "".join(row[1:2])
         pitch = int(told) if re.fullmatch(r"\d{1,3}", told) else pitch_of(told)
-        right = name in known and pitch in (None, *range(128))
-        return name if right else None, pitch
+        return name if name in known and pitch in (None, *range(128)) else None, pitch
 
     for table in tables:
         pitches = _read_list(table, parse, "a file that is there, and its pitch: a.wav,60 or a,C4")
@@ -679,11 +638,9 @@ def read_recording(path, seconds):
     return x[max(0, onset - rate // 200):], rate
 
 # ---- Packed notes ---------------------------------------------------------------------------
-#
-# Reading thousands of files for every epoch would take longer than training. So the first use packs
-# the wanted notes into one folder, which can be moved, and named by --data: audio.int16 is (N, L)
-# samples, read memory-mapped; packed.json its own CRC-32, then what was asked for, what was left
-# out, and a row for each note, with its samples' CRC-32.
+# Reading thousands of files each epoch would take longer than training: the first use packs what is
+# wanted into one folder, which can be moved, and named by --data. audio.int16: (N, L) samples;
+# packed.json: its own CRC-32, what was asked for and left out, and a row a note, with its CRC-32.
 
 def _load_packed(data, wish, progress, skip_damaged, pack):
     """(audio, rows, dropped) of `data`; packed now if it is not yet, or was from other files."""
@@ -692,7 +649,7 @@ def _load_packed(data, wish, progress, skip_damaged, pack):
         return _open_packed(path, asked)
     reader, tables, files = _find(data)
     root = path if path.is_dir() else files[0].parent
-    asked["skip_damaged"] = skip_damaged
+    skip_damaged = asked["skip_damaged"] = skip_damaged or reader is _read_recordings
     mark = zlib.crc32(ascii([path.name, asked, pack and root.resolve()]).encode())
     folder = Path(pack or root / "packed", f"{wish.sample_rate}Hz-{wish.length}-{mark:08x}")
     stats = [file.stat() for file in tables + files]
@@ -713,8 +670,7 @@ def _load_packed(data, wish, progress, skip_damaged, pack):
             part = Path(beside, "pack")
             part.mkdir()
             with open(part / "audio.int16", "wb") as audio:
-                rows, dropped = _gather(found, audio.write, data, wish,
-                                        skip_damaged or reader is _read_recordings)
+                rows, dropped = _gather(found, audio.write, data, wish, skip_damaged)
             about = json.dumps({"asked": asked, "dropped": dropped, "rows": rows})
             (part / "packed.json").write_text(f"[{zlib.crc32(about.encode())}, {about}]")
             shutil.rmtree(folder, ignore_errors=True)
@@ -741,10 +697,8 @@ def _open_packed(folder, asked):
 def read_sound(path, rate=None, seconds=LONGEST):
     """A WAV file of any common kind, its first `seconds` at most: (L,) samples in int16's range,
     and their rate in Hz, which may have to be `rate`. Any fault is a NoteError. Mono of 16 bits is
-    exact, as int16; else float32: 8, 24 or 32 bits, floats that reach 1 or, as some write them,
-    32,768, and more channels, which are averaged."""
-    with explained(f"cannot read {path}", "fetch it again, or make a WAV file of it (ffmpeg -i "
-                   "FILE NEW.wav, or sox FILE NEW.wav)", Exception):    # scipy raises many kinds
+    exact, int16; else float32: 8, 24 or 32 bits, floats up to 1 or 32,768, the mean of channels."""
+    with explained(f"cannot read {path}", "fetch it again, or: ffmpeg -i FILE NEW.wav", Exception):
         with open(path, "rb") as file:
             found, x = scipy.io.wavfile.read(io.BytesIO(_first(file, seconds)))
         if rate not in (None, found):
@@ -782,9 +736,8 @@ def _first(file, seconds):
                        b"fmt ", len(form), form, b"data", len(data)) + data
 
 def write_wav(path, wave, sample_rate):
-    """Write a wave, (L,) float in [-1, 1] (beyond that it is clipped), as 16-bit mono: the inverse
-    of `read_sound(...)[0] / 32768`. Written beside its place and renamed, so never half a file.
-    NoteError for NaN, infinities, other shapes, and places one cannot write to."""
+    """Write a wave, (L,) float in [-1, 1], clipped beyond, as 16-bit mono: the inverse of
+    `read_sound(...)[0] / 32768`. NoteError for other waves, and places one cannot write to."""
     path, x = Path(path), torch.as_tensor(wave).detach().cpu()
     if x.ndim != 1 or not len(x) or not x.is_floating_point() or not x.isfinite().all():
         raise NoteError(f"cannot write {path}: expected a wave of floats with one axis and neither "
@@ -812,14 +765,12 @@ def save(notes, folder):
 
 # ---- MIDI files ------------------------------------------------------------------------------
 
-NOTE_OFF, NOTE_ON, CONTROL, META = 0x80, 0x90, 0xB0, 0xFF
-TEMPO = 0x51                              # a kind of META
+NOTE_OFF, NOTE_ON, CONTROL, META, TEMPO = 0x80, 0x90, 0xB0, 0xFF, 0x51      # TEMPO: one of META
 
 def read_midi(path):
     """The notes of a standard MIDI file, of format 0 or 1, in order of their ends: a list of
     (start, end, pitch, velocity, channel), in seconds and as the file counts. A note ends when its
-    key is let go and the pedal (controller 64) is up, when its key is struck again, or with the
-    file. NoteError for what is no such file, or damaged."""
+    key is up, and the pedal (controller 64), or is struck again, or with the file. Or NoteError."""
     with explained(f"cannot read {path}", "expected a MIDI file, of format 0 or 1", Exception):
         division, events = _midi_events(Path(path).read_bytes())
     strokes, pedals = [], set()           # a key: (channel, pitch)
@@ -851,8 +802,7 @@ def read_midi(path):
     return strokes
 
 def _midi_events(file):
-    """A MIDI file's bytes -> its ticks a quarter note, and (tick, status, data) of each message to
-    a channel and each tempo, track by track."""
+    """A MIDI file's bytes -> ticks a quarter note, [(tick, status, data)] of channels and tempi."""
     whole, file = len(file), file + bytes(14)           # which no header or message reaches beyond
     tag, size, form, tracks, division = struct.unpack_from(">4sIHHH", file)
     if tag != b"MThd" or form > 1 or not 0 < division < 0x8000:
@@ -883,7 +833,6 @@ def _midi_events(file):
     return division, events
 
 # ---- Orchestra ------------------------------------------------------------------------------
-#
 # A note is a sum of partials k f0. What makes a timbre is how strong each is, how it starts and how
 # it dies. The partials of a string or pipe follow the pitch, but the box, bell or throat around it
 # has resonances at fixed Hz. High partials come later and are gone sooner. Figures chosen by hand.
@@ -979,9 +928,7 @@ def names(text):
     return tuple(word for word in map(str.strip, text.split(",")) if word not in ("", "all"))
 
 def main(argv=None):
-    """The command line. Returns the exit status: 0, or 1 after one sentence on stderr."""
-    parser = argparse.ArgumentParser(
-        description="Say which notes there are, pack them for training, write them as WAV files.")
+    parser = argparse.ArgumentParser(description="Say which notes there are; pack and write them.")
     add = parser.add_argument
     add("data", nargs="?", default="orchestra", help=f"{FORMS}; or of packed notes")
     add("--length", type=Fraction, default=4, metavar="SECONDS", help="of each note (default 4)")
@@ -1003,13 +950,11 @@ def main(argv=None):
         if args.out:
             save(notes, args.out)
     except NoteError as error:
-        print(error, file=sys.stderr)
-        return 1
+        sys.exit(f"nsynth.py: {error}")
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return 0
+        print("nsynth.py: stopped before it was done", file=sys.stderr)
+        sys.exit(130)
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, interrupt)
-    sys.exit(main())
+    main()

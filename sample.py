@@ -19,8 +19,7 @@ is heard, at the size it has grown to by then.  A WaveNet has no latents, but dr
 there is nothing to interpolate, and a seed means the same notes only where as many are asked for.
 
 Shapes:  N notes, L samples.  z is (N, latent), waves are (N, L).  Pitches are MIDI numbers (60 is
-C4), apart from the labels 0..P-1 that the networks use: MIDI numbers less the lowest trained one.
-"""
+C4), apart from the labels 0..P-1 of the networks: MIDI numbers less the lowest trained one."""
 
 import signal
 import sys
@@ -71,9 +70,8 @@ def slerp(z0, z1, steps):
     """Spherical interpolation from z0 to z1, (latent,) each -> (steps, latent), ends included.
 
     Normal latents of many dimensions lie near a sphere.  A straight line cuts through it, and its
-    middle is too short by about sqrt 2; as G norms latent and pitch together onto a sphere of
-    their own, that would not even out but turn the pitch up.  An arc keeps the typical length.
-    """
+    middle is too short by about sqrt 2; as G norms latent and pitch together, that would not even
+    out but turn the pitch up.  An arc keeps the typical length."""
     t = torch.linspace(0, 1, steps)[:, None]                        # (steps, 1)
     angle = torch.acos(torch.cosine_similarity(z0, z1, dim=0).clamp(-1, 1))
     if angle.sin() < 1e-4:                                          # parallel: the arc is a line
@@ -87,8 +85,7 @@ def read_latents(path, latent):
             z, pitch = file["z"].astype(np.float32), file["pitch"]
     except Exception as error:            # numpy raises many kinds for a damaged file
         fault = getattr(error, "strerror", None) or "not an .npz file with numbers z and pitch"
-        raise SampleError(f"{path}: {fault}: give the latents.npz of an earlier run, such "
-                          "as --timbres 12 makes") from None
+        raise SampleError(f"{path}: {fault}: give a latents.npz, as --timbres 12 makes") from None
     if (z.ndim != 2 or z.shape != (*pitch.shape, latent) or len(z) == 0
             or not np.isfinite(z).all() or pitch.dtype.kind not in "iu"):
         raise SampleError(f"{path}: z has shape {z.shape}, pitch {pitch.shape}: this checkpoint "
@@ -125,14 +122,12 @@ class Player:
         """The notes (N, L) of latents (N, latent) at trained MIDI pitches, a list of N, at once."""
         def show(samples):                # of a WaveNet, whose notes take minutes
             if sys.stderr.isatty():
-                print(f"{samples:,} of {self.spectrum.length:,} samples", end="   \r",
-                      file=sys.stderr, flush=True)
+                sys.stderr.write(f"{samples:,} of {self.spectrum.length:,} samples   \r")
 
         waves = gansynth.synthesise(self.G, self.spectrum, z, torch.tensor(pitch) - self.low,
                                     self.contents["progress"], self.random, show)
         if not waves.isfinite().all():
-            raise SampleError(f"{self.path}: makes NaN or infinity, so its training went astray: "
-                              "use an earlier checkpoint")
+            raise SampleError(f"{self.path}: makes NaN or infinity: use an earlier checkpoint")
         return waves
 
     def each(self, z, pitch):
@@ -153,8 +148,6 @@ class Player:
         names = [f"t{k:02}" for k in range(len(z)) for _ in pitch]
         z, pitch = z.repeat_interleave(len(pitch), 0), [*pitch] * len(z)
         return Result(title, z, pitch, self.play(z, pitch), names, *more)
-
-OF_LATENTS = "interpolate", "latents", "timbre", "timbres", "like", "seconds_per_timbre"
 
 # What a command made: a title, latents z (N, latent), N MIDI pitches, waves (N, L), N names of
 # timbres or "", more sounds by their names, and phrases about it all.
@@ -199,18 +192,16 @@ def notes(args, player):
 def sample(args):
     """Make and write what the command line asks for -> the page's path."""
     player = Player(args.checkpoint, args)
-    if not player.latent and any(vars(args)[name] for name in OF_LATENTS):
-        raise SampleError(f"{player.path}: is a WaveNet, which has no latents for "
-                          f"--{', --'.join(OF_LATENTS)}: use --pitch, --scale or --midi")
+    of_latents = "interpolate", "latents", "timbre", "timbres", "like", "seconds_per_timbre"
+    if not player.latent and any(vars(args)[name] for name in of_latents):
+        raise SampleError(f"{player.path}: a WaveNet has no latents: use --pitch, --scale, --midi")
     make = midi if args.midi else like if args.like else timbres if args.timbres else notes
-    kind = "timbres" if args.timbres else "samples"
-    with new_folder(args.out, player.home, kind) as (part, out):
+    with new_folder(args.out, player.home, "timbres" if args.timbres else "samples") as (part, out):
         result = make(args, player)       # inside, as a WaveNet takes hours
         for fact in result.facts:
             print(f"{result.title}: {fact}")
         names = write_sounds(part, result, player)
-        np.savez(part / "latents.npz", z=result.z.numpy(), pitch=np.array(result.pitch),
-                 seed=args.seed)
+        np.savez(part / "latents.npz", z=result.z, pitch=result.pitch, seed=args.seed)
         write_notes_page(part, names, result, args, player)
     return out / "index.html"
 
@@ -232,10 +223,7 @@ def save(args):
 @contextlib.contextmanager
 def new_folder(out, beside, kind):
     """Make a folder whole or not at all: `out`, if new or empty, or beside/KIND-0001 and so on.
-
-    -> a folder to fill, which is renamed in the end, and what it will be called.  Enter before long
-    work: a folder that cannot be made is told at once.
-    """
+    -> a folder to fill, renamed in the end, and its name then.  Enter before long work."""
     if out is None:
         taken = sorted(beside.glob(f"{kind}-[0-9][0-9][0-9][0-9]")) or [f"{kind}-0000"]
         out = beside / f"{kind}-{int(str(taken[-1])[-4:]) + 1:04}"
@@ -243,10 +231,8 @@ def new_folder(out, beside, kind):
         raise SampleError(f"{out} is there already and not an empty folder: name a new one")
     part = out.absolute()                 # "." has no name to put another beside
     part = part.with_name(f".{part.name}.{os.getpid()}.part")
-    try:
+    with nsynth.explained(f"{out} cannot be made", "name another folder"):
         part.mkdir(parents=True)
-    except OSError as error:
-        raise SampleError(f"{out} cannot be made ({error.strerror}): name another folder") from None
     try:
         yield part, out
         if out.exists():
@@ -254,8 +240,6 @@ def new_folder(out, beside, kind):
         part.rename(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-PICTURE_SECONDS = 12                      # of a sound
 
 def write_sounds(folder, result, player):
     """WAVs and rainbowgrams of a result, and notes.csv -> the notes' names, without .wav."""
@@ -268,7 +252,7 @@ def write_sounds(folder, result, player):
             print(f"The loudest {what} peaks at {peak:.3g}: all were divided by it, not to clip.")
         for name, wave in sounds.items():
             nsynth.write_wav(folder / f"{name}.wav", wave / max(1, peak), player.rate)
-            picture = spectral.rainbowgram(wave[:PICTURE_SECONDS * player.rate], player.rate)
+            picture = spectral.rainbowgram(wave[:12 * player.rate], player.rate)     # 12 s at most
             spectral.write_png(folder / f"{name}.png", picture)
     with open(folder / "notes.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
@@ -287,14 +271,12 @@ def like(args, player):
     seconds = player.spectrum.length / player.rate
     shortest, (x, rate) = min(0.1, seconds / 5), nsynth.read_recording(args.like, seconds)
     if len(x) < shortest * rate:
-        raise SampleError(f"{args.like}: its note lasts {len(x) / rate:.2g} s: expected at least "
-                          f"{shortest:g} s")
+        raise SampleError(f"{args.like} lasts {len(x) / rate:.2g} s: expected {shortest:g} or more")
     pitch = args.pitch
     if not pitch:
         f = spectral.fundamental(x[:2 * rate], rate, high=4200.0, clear=0.7)
         if f == 0:
-            raise SampleError(f"{args.like} seems to have no pitch: give a steady note, or the "
-                              "pitch to play it at, as by --pitch C4")
+            raise SampleError(f"{args.like} seems to have no pitch: say it, as by --pitch C4")
         pitch = [round(69 + 12 * math.log2(f / 440))]
     target = nsynth.Wish(player.spectrum.length, player.rate).fit(x, rate)
     target = torch.from_numpy(target / np.float32(32768))           # (L,)
@@ -334,8 +316,7 @@ def heard(waves, rate):
     return magnitude.clamp(min=-3), frequency           # a loud overtone has some +5
 
 def timbres(args, player):
-    """So many timbres that sound different, at three pitches: of many random ones each is the one
-    whose log magnitudes are farthest from all before it."""
+    """Timbres at three pitches: each, of many, has the log magnitudes farthest from all before."""
     z, _ = player.draw(max(CANDIDATES // 4, 4 * args.timbres))
     waves = player.play(z, [player.three[1]] * len(z))
     sounds = torch.cat([adaptive_avg_pool2d(heard(few, player.rate)[0], (16, 64)).flatten(1)
@@ -343,8 +324,7 @@ def timbres(args, player):
     chosen = [0]
     while len(chosen) < args.timbres:
         chosen.append(torch.cdist(sounds, sounds[chosen]).amin(1).argmax().item())
-    return player.grid(f"{len(chosen)} timbres, far apart", z[chosen],
-                       args.pitch or player.three)
+    return player.grid(f"{len(chosen)} timbres, far apart", z[chosen], args.pitch or player.three)
 
 # ---- MIDI -----------------------------------------------------------------------------------
 
@@ -353,8 +333,7 @@ LONGEST = 3600                            # seconds of a piece
 ARC = 10                                  # latents on the way from one timbre to the next
 
 def midi(args, player):
-    """A piece: each channel in a timbre of its own or, with --seconds-per-timbre, all in one that
-    moves on an arc from each timbre to the next."""
+    """A piece: a timbre a channel or, with --seconds-per-timbre, arcs from each to the next."""
     piece = prelude() if str(args.midi) == "demo" else nsynth.read_midi(args.midi)
     strokes = [stroke for stroke in piece if stroke[-1] != 9]       # the channel of drums
     length = max((end for _, end, *_ in strokes), default=0)
@@ -398,28 +377,26 @@ def shaped(wave, seconds, rate):
     return wave[:len(t)] * (gain * math.pi / 2).sin().square()
 
 PRELUDE = """\
-C4 E4 G4 C5 E5, C4 D4 A4 D5 F5, B3 D4 G4 D5 F5, C4 E4 G4 C5 E5, C4 E4 A4 E5 A5, C4 D4 F#4 A4 D5,
-B3 D4 G4 D5 G5, B3 C4 E4 G4 C5, A3 C4 E4 G4 C5, D3 A3 D4 F#4 C5, G3 B3 D4 G4 B4, G3 Bb3 E4 G4 C#5,
-F3 A3 D4 A4 D5, F3 Ab3 D4 F4 B4, E3 G3 C4 G4 C5, E3 F3 A3 C4 F4, D3 F3 A3 C4 F4, G2 D3 G3 B3 F4,
-C3 E3 G3 C4 E4"""
+C4,E4,G4,C5,E5 C4,D4,A4,D5,F5 B3,D4,G4,D5,F5 C4,E4,G4,C5,E5 C4,E4,A4,E5,A5 C4,D4,F#4,A4,D5
+B3,D4,G4,D5,G5 B3,C4,E4,G4,C5 A3,C4,E4,G4,C5 D3,A3,D4,F#4,C5 G3,B3,D4,G4,B4 G3,Bb3,E4,G4,C#5
+F3,A3,D4,A4,D5 F3,Ab3,D4,F4,B4 E3,G3,C4,G4,C5 E3,F3,A3,C4,F4 D3,F3,A3,C4,F4 G2,D3,G3,B3,F4
+C3,E3,G3,C4,E4"""
 
 def prelude(sixteenth=0.22):
     """The first part of Bach's prelude in C, BWV 846: each chord is broken twice, with its two
     lowest notes held; these are one channel, the others another."""
     strokes = []
-    for i, chord in enumerate(PRELUDE.split(",")):
-        pitch = parse_pitches(",".join(chord.split()))
+    for i, pitch in enumerate(map(parse_pitches, PRELUDE.split())):
         for j, voice in enumerate((0, 1, 2, 3, 4, 2, 3, 4) * 2):
-            start, end = 16 * i + j, 16 * i + (j + 1 if voice > 1 else 8 + 8 * (j >= 8))
-            strokes.append((start * sixteenth, end * sixteenth, pitch[voice], 90 - 5 * voice,
-                            int(voice > 1)))
+            ends = 16 * i + j, 16 * i + (j + 1 if voice > 1 else 8 + 8 * (j >= 8))
+            start, end = (sixteenth * at for at in ends)
+            strokes.append((start, end, pitch[voice], 90 - 5 * voice, int(voice > 1)))
     return strokes
 
 # ---- Pages ----------------------------------------------------------------------------------
 
 def write_page(folder, title, body, style="", script=""):
-    """folder/index.html, which needs no other file: title is text, body is HTML; `style` adds to
-    the look that all pages share."""
+    """folder/index.html, which needs no other file: a title, body as HTML, style beyond LOOK."""
     (folder / "index.html").write_text(f"""\
 <!DOCTYPE html>
 <html lang="en">
@@ -451,17 +428,22 @@ img, audio { max-width: 100%; }
 button { padding: .4rem 1rem; font: inherit; color: inherit; background: var(--card);
   border: 1px solid var(--line); border-radius: .6rem; cursor: pointer; }
 :focus-visible { outline: 3px solid var(--ink); outline-offset: 2px; }
+main { display: grid; grid-template-columns: repeat(12, 1fr); gap: 2px; touch-action: none;
+  user-select: none; }
+.card { padding: 0 0 .5rem; overflow: hidden; font-size: clamp(.6rem, 2vw, 1rem); }
+.card img { display: block; width: 100%; height: 4rem; margin-bottom: .4rem; background: #000; }
+.card[aria-pressed=true] { border-color: var(--accent); box-shadow: 0 0 0 2px var(--accent); }
 """
 
 FIGURE = """\
-<figure><figcaption>{name}</figcaption>
-<img alt="" src="{picture}"><audio src="{sound}" controls></audio>{more}</figure>
+<figure><figcaption>{}</figcaption>
+<img alt="" src="{}"><audio src="{}" controls></audio>{}</figure>
 """
 
 PAGE_NOTES = 64                           # heard on a page at most, if it is no keyboard
 PAGE_BYTES = 9_500_000                    # of sounds inside a keyboard's page: 13 MB as text
 
-def inside(file, kind):
+def inside(file, kind="audio/wav"):
     """A file as a part of a page."""
     return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
 
@@ -481,12 +463,10 @@ def write_notes_page(folder, names, result, args, player):
     if args.scale:
         body = keyboard(folder, names, result, player.rate)
     else:
-        figures = [FIGURE.format(name=name, picture=f"{name}.png", sound=f"{name}.wav", more="")
-                   for name in result.more]
+        figures = [FIGURE.format(name, f"{name}.png", f"{name}.wav", "") for name in result.more]
         for name in names[:PAGE_NOTES]:
-            figures.append(FIGURE.format(
-                name=name, picture=inside(folder / f"{name}.png", "image/png"),
-                sound=inside(folder / f"{name}.wav", "audio/wav"), more=""))
+            files = inside(folder / f"{name}.png", "image/png"), inside(folder / f"{name}.wav")
+            figures.append(FIGURE.format(name, *files, ""))
         body = f'<div class="figures">{"".join(figures)}</div>'
         if len(names) > PAGE_NOTES:
             facts.append(f"the first {PAGE_NOTES} of {len(names):,} notes")
@@ -495,37 +475,26 @@ def write_notes_page(folder, names, result, args, player):
 <p class="soft">{html.escape(" · ".join(facts))}</p>
 <p>The pictures are rainbowgrams: time runs to the right and pitch upwards, bright is loud, and a
 steady overtone is a streak of one colour.</p>
-{body}""", KEYBOARD_STYLE, KEYBOARD_SCRIPT if args.scale else "")
+{body}""", script=KEYBOARD_SCRIPT if args.scale else "")
 
 def keyboard(folder, names, result, rate):
-    """HTML of timbres over all pitches, to play on: with all sounds inside it or, where that would
-    be too much, those of every n-th pitch."""
-    timbres = list(dict.fromkeys(result.timbre))
-    every = math.ceil((folder / f"{names[0]}.wav").stat().st_size * len(names) / PAGE_BYTES)
-    cards = []
-    for i, (name, p, timbre) in enumerate(zip(names, result.pitch, result.timbre)):
-        own = i % (len(names) // len(timbres)) % every == 0
+    """HTML of timbres over all pitches, to play on, with their sounds: as many as fit, or one."""
+    timbres, cards = list(dict.fromkeys(result.timbre)), []
+    keys = len(names) // len(timbres)
+    fit = max(1, PAGE_BYTES // keys // (folder / f"{names[0]}.wav").stat().st_size)
+    for name, p, timbre in zip(names[:fit * keys], result.pitch, result.timbre):
         cards.append(f"""\
 <button class="card" aria-pressed="false" data-pitch="{p}" data-timbre="{timbre}" \
-style="grid-area: {11 - p // 12} / {p % 12 + 1}"
-data-wav="{inside(folder / f'{name}.wav', 'audio/wav') if own else ''}">\
+style="grid-area: {11 - p // 12} / {p % 12 + 1}" data-wav="{inside(folder / f'{name}.wav')}">\
 <img alt="" loading="lazy" src="{name}.png">{note_name(p)}</button>
 """)
     return f"""\
 <p>Play them by pointer, or A W S E D F ... as a piano; Z and X move an octave.
-{f"One note in {every} is in this page, and lent to those between." if every > 1 else ""}</p>
-<p><label>Timbre <select id="timbre">{"".join(f"<option>{t}</option>" for t in timbres)}</select>
+{f"The first {fit} of {len(timbres)} timbres fit in here." if fit < len(timbres) else ""}</p>
+<p><label>Timbre <select id="timbre">{"".join(f"<option>{t}" for t in timbres[:fit])}</select>
 </label> <button id="midi">Use a MIDI keyboard</button></p>
 <main data-rate="{rate}">
 {"".join(cards)}</main>
-"""
-
-KEYBOARD_STYLE = """\
-main { display: grid; grid-template-columns: repeat(12, 1fr); gap: 2px; touch-action: none;
-  user-select: none; }
-.card { padding: 0 0 .5rem; overflow: hidden; font-size: clamp(.6rem, 2vw, 1rem); }
-.card img { display: block; width: 100%; height: 4rem; margin-bottom: .4rem; background: #000; }
-.card[aria-pressed=true] { border-color: var(--accent); box-shadow: 0 0 0 2px var(--accent); }
 """
 
 KEYBOARD_SCRIPT = """\
@@ -547,12 +516,8 @@ function begin(by, card, loudness = 0.3) {              // by: a pointer, a key,
   if (!card) return;
   context ??= new AudioContext({sampleRate: main.dataset.rate});
   context.resume();
-  let sound = card;                       // a key without one has that of the nearest below
-  while (!sound.dataset.wav) sound = sound.previousElementSibling;
   const gain = new GainNode(context, {gain: 0});
-  const source = new AudioBufferSourceNode(context, {
-    buffer: sound.buffer ??= bufferOf(sound),
-    playbackRate: 2 ** ((card.dataset.pitch - sound.dataset.pitch) / 12)});
+  const source = new AudioBufferSourceNode(context, {buffer: card.buffer ??= bufferOf(card)});
   source.connect(gain).connect(context.destination);
   gain.gain.setTargetAtTime(loudness, context.currentTime, 0.002);
   source.start();
@@ -615,8 +580,7 @@ midi.onclick = () => navigator.requestMIDIAccess().then(access => {
 def bench(device, budget=5.0, arch=gansynth.Architecture(), spectrum=spectral.Spectrum(),
           wavegan=gansynth.WaveGANArchitecture(), wavenet=gansynth.WaveNetArchitecture()):
     """Print the seconds that a note takes, of each model at the paper's size, with random weights.
-    A WaveNet's are those of one sample times their number: with a cache all cost the same; without,
-    the first have less past to look at."""
+    A WaveNet's: of one sample, times their number (naive: the first have less past to look at)."""
     times, threads = [], torch.get_num_threads()
     print(f"notes of {spectrum.length:,} samples on {device}, {threads} threads, torch "
           f"{torch.__version__}, random weights\n{'':18} notes        a note  of the first")
@@ -638,14 +602,12 @@ def bench(device, budget=5.0, arch=gansynth.Architecture(), spectrum=spectral.Sp
         row("WaveNet, cached", lambda: net.draw(cache.step(x)), wavenet.length)
         if n == 1:
             past = min(wavenet.receptive_field, wavenet.length)
-            crop = torch.zeros(1, past, device=device)
-            row("WaveNet, naive", lambda: net.draw(net(crop, pitch)[..., -1]),
-                wavenet.length - past / 2)
+            crop, samples = torch.zeros(1, past, device=device), wavenet.length - past / 2
+            row("WaveNet, naive", lambda: net.draw(net(crop, pitch)[..., -1]), samples)
     print("paper, Titan X: GANSynth 0.020 s, WaveNet 1077.53 s a note, 53,880 x")
-    # Which sampler took those 16.8 ms a sample?  The naive one needs 6,141 columns a sample of 63M
-    # multiply-adds each, or half of them without those that no longer matter: 35 to 70 ms at that
-    # card's 11 TFLOP/s.  The cached one reads 250 MB of weights, less than 1 ms, and launches a few
-    # hundred kernels at some 10 us each, beside a call from Python: so it was likely this one.
+    # Which sampler took those 16.8 ms a sample?  The naive one has 3,000 to 6,141 columns of 63M
+    # multiply-adds: 35 to 70 ms at that card's 11 TFLOP/s.  The cached one reads 250 MB of weights,
+    # in under 1 ms, and launches a few hundred kernels of some 10 us: so it was likely this one.
 
 # ---- Command line ---------------------------------------------------------------------------
 
@@ -670,8 +632,7 @@ def common_flags(parser, seed, out):
     add = parser.add_argument
     add("--seed", type=at_least(0), default=seed, help=f"of all that is drawn (default {seed})")
     add("--mel-inverse", choices=spectral.MEL_INVERSES,
-        help="of if-mel: ours, by least squares, or the release's, which smears over bands "
-             "(default: as trained)")
+        help="of if-mel: ours, or the release's, which smears over bands (default: as trained)")
     add("--out", type=Path, metavar="DIR", help=f"new or empty (default: {out})")
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
         help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
@@ -707,8 +668,7 @@ def parse(argv):
          "timbre; or demo, some of Bach's")
     mode("--like", type=Path, metavar="WAV", help="the timbre nearest to a recording")
     mode("--timbres", type=number, metavar="N", help="timbres that sound different, for --timbre")
-    mode("--save", type=Path, metavar="FILE", help="write what is heard to a small file; of "
-         "Magenta's, all")
+    mode("--save", type=Path, metavar="FILE", help="write what is heard (of Magenta's, all)")
     mode("--bench", action="store_true", help="time the paper's models, without one")
     add("--pitch", type=parse_pitches, metavar="P,...", help="of the notes in turn: 60, C4, Bb4")
     add("--count", type=number, metavar="N", help="notes (default 16, all of --latents, 9 of "
@@ -716,8 +676,7 @@ def parse(argv):
     add("--latents", type=Path, metavar="FILE", help="an earlier run's latents.npz, to hear again")
     add("--timbre", type=lambda text: text.split(","), metavar="t00,...",
         help="of --latents (default: of the run's newest --timbres)")
-    add("--seconds-per-timbre", type=number, metavar="S", help="of --midi: all channels move from "
-        "one to the next")
+    add("--seconds-per-timbre", type=number, metavar="S", help="--midi moves from one to the next")
     common_flags(parser, 0, "samples-0001, ... of the run")
     args = parser.parse_args(argv)
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
