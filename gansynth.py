@@ -46,8 +46,7 @@ class Architecture:
     """Everything that determines the networks; defaults: IF-Mel + H (paper, Table 3).
 
     Spectra are scaled into tanh's range by fixed numbers, as released, for every representation.
-    paper: by the ranges of 100 notes, to +-0.8.
-    """
+    paper: by the ranges of 100 notes, to +-0.8."""
 
     frames: int = 128                     # T at full size
     bins: int = 1024                      # F at full size
@@ -98,8 +97,7 @@ def progress_at(images, resolutions, stable_images, fade_images):
 
     -> (progress, stage, blocks).  Stages alternate stable, fade, stable, ...; the last one is
     stable and has no end.  Stage 2k trains blocks 1..k + 1 at progress k; stage 2k + 1 trains one
-    more, which fades in while progress runs from k to k + 1.
-    """
+    more, which fades in while progress runs from k to k + 1."""
     cycle = stable_images + fade_images
     k, rest = divmod(images, cycle) if cycle else (resolutions - 1, 0)
     if k >= resolutions - 1:
@@ -127,8 +125,7 @@ class Equalised(nn.Module):
 
     Weights start as N(0, 1) and are multiplied by He's constant at run time instead of at the
     start, so that Adam's steps, which know no scale, are equally large for every layer.
-    `gain` is sqrt(2) before a leaky ReLU and 1 before tanh or nothing; biases are not scaled.
-    """
+    `gain` is sqrt(2) before a leaky ReLU and 1 before tanh or nothing; biases are not scaled."""
 
     def __init__(self, shape, fan_in, gain, outputs):
         super().__init__()
@@ -162,8 +159,7 @@ class StartConv(Equalised):
     """A vector -> the first, smallest features, (N, inputs) -> (N, outputs, h, w).
 
     The release pads its 1 x 1 input with zeros and convolves it to this size, which is one dense
-    layer.  He's constant (He et al. 2015) counts all its h w taps, although one is active.
-    """
+    layer.  He's constant (He et al. 2015) counts all its h w taps, although one is active."""
 
     def __init__(self, inputs, outputs, size):
         h, w = size
@@ -188,8 +184,7 @@ def minibatch_stddev(x):
 
     (N, C, h, w) -> (N, C + 1, h, w).  Karras et al. 2018, 3: groups of 4; code: the whole batch.
     code: the batch mean counts as a constant (tf.nn.moments stops its gradient).  That changes no
-    first derivative, as deviations sum to zero, but it does change the gradient of the penalty.
-    """
+    first derivative, as deviations sum to zero, but it does change the gradient of the penalty."""
     deviation = x - x.mean(dim=0).detach()                          # (N, C, h, w)
     std = (deviation.square().mean(dim=0) + 1e-6).sqrt()            # (C, h, w)  over the batch
     feature = std.mean().expand(x.shape[0], 1, *x.shape[2:])        # (N, 1, h, w)  one number
@@ -340,8 +335,7 @@ def blend(picture, progress, arch):
     """Real notes as G could draw them now: of the stage's size, faded like G's output (Karras et
     al. 2018, Fig. 2).  One port forgot it, and D told real from fake by sharpness alone.
 
-    picture: of the stage's size or larger.
-    """
+    picture: of the stage's size or larger."""
     blocks, alpha = grown(progress)
     picture = downsample_to(picture, arch.size(blocks))
     if alpha is None:
@@ -364,8 +358,7 @@ def discriminator_losses(D, x_real, pitch_real, x_fake, mix, progress, weights):
 
     Real, fake and mixed batches go through D separately (minibatch statistics).  The caller
     sends each part backward before the next is computed, so only one graph is ever in memory.
-    code: the pitch term is on real notes for D, never on fakes.
-    """
+    code: the pitch term is on real notes for D, never on fakes."""
     score, logits = D(x_real, progress)
     terms = {"D_real": -score.mean(), "D_drift": score.square().mean(),
              "D_pitch": F.cross_entropy(logits, pitch_real)}
@@ -387,8 +380,7 @@ def penalty_slopes(D, x_real, x_fake, mix, progress, units="raw"):
     A pixel here stands for s x s pixels there, which share its gradient: the full-size norm is
     the native norm / s.  (Of waves a sample stands for s samples: / sqrt(s).)
     scaled: the slope per unit of the scaled picture at its own size.  Scores then stay small beside
-    the pitch loss from the first stage on, which short runs need; the workshop preset uses it.
-    """
+    the pitch loss from the first stage on, which short runs need; the workshop preset uses it."""
     scaled = scale_picture(x_real + mix * (x_fake - x_real), D.arch)
     slope, shared = slope_of(D, scaled, progress), 1
     if units == "raw":
@@ -405,8 +397,7 @@ class Adam:
         v <- beta2 v + (1 - beta2) g^2        p <- p - lr sqrt(1 - beta2^t) g / (sqrt(v) + 1e-8)
 
     (torch's adds 1e-8 behind the correction of v.)  Made anew at every stage boundary, as released.
-    A weight that took no part (a picture layer faded out) has gradient zero, as in TensorFlow.
-    """
+    A weight that took no part (a picture layer faded out) has gradient zero, as in TensorFlow."""
 
     def __init__(self, parameters, beta2=0.99):
         self.parameters, self.beta2 = list(parameters), beta2
@@ -554,8 +545,7 @@ class UpConv2d(EqualConv2d):
     Upsampling only repeats pixels, so the nine taps that fall on an output pixel see four
     different values: their weights can be added first.  A transposed convolution of stride 2 with
     the 3x3 kernel summed over 2x2 neighbourhoods is equal in real arithmetic and needs 4 instead
-    of 9 multiplications a pixel.  (Waves: stride 4 with 9 taps summed over 4s, 3 instead of 9.)
-    """
+    of 9 multiplications a pixel.  (Waves: stride 4 with 9 taps summed over 4s, 3 instead of 9.)"""
 
     def __init__(self, inputs, outputs, kernel=(3, 3), growth=(2, 2)):
         super().__init__(inputs, outputs, kernel)
@@ -575,8 +565,7 @@ def _weight_gradient(g, x, weight, stride, padding, up=False):
     gradient g (N, C, ...); or of one transposed, from C channels to K.
 
     On a CPU one product of matrices, places x channels, for each tap of the kernel, is up to four
-    times as fast as torch, but for few channels with AVX-512.
-    """
+    times as fast as torch, but for few channels with AVX-512."""
     if x.device.type != "cpu" or AVX512 and max(weight.shape[:2]) <= 64:
         return torch.ops.aten.convolution_backward(
             g, x, weight, None, stride, padding, (1, 1), up, (0, 0), 1, (False, True, False))[1]
@@ -606,8 +595,7 @@ class _LeakyPixelNorm(torch.autograd.Function):
     """pixel_norm(leaky(x)) in place, keeping only the result for the way back.
 
     With y = a / r, a = leaky(x), r = sqrt(mean a^2 + eps), the derivative is
-    da = (dy - y mean(y dy)) / r, and y has the sign of x.  Differentiable once.
-    """
+    da = (dy - y mean(y dy)) / r, and y has the sign of x.  Differentiable once."""
 
     @staticmethod
     def forward(ctx, x):
@@ -642,8 +630,7 @@ def save_checkpoint(path, contents):
     """Write a dictionary of plain tensors and settings to one file, whole or not at all.
 
     Written beside `path`, flushed to the disk (fsync) and renamed, so that neither a full disk nor
-    a power cut harms the previous checkpoint.
-    """
+    a power cut harms the previous checkpoint."""
     temporary = f"{path}.part"
     try:
         with open(temporary, "wb") as file:
@@ -976,8 +963,7 @@ class WaveNet(nn.Module):
 
     Where the papers leave it open: a sample comes in as one number; no 1x1 has a bias that the next
     would only repeat; the head is ReLU, 1x1, ReLU, 1x1; the conditioning's layers have ReLUs, add
-    to what they are given (but for the first) and look ahead in time, too.
-    """
+    to what they are given (but for the first) and look ahead in time, too."""
 
     def __init__(self, arch):
         super().__init__()

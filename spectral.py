@@ -56,8 +56,7 @@ def stft(wave, frames, bins):
 
     The window is 2 F samples long and the hop F / 2.  Of a window's F + 1 bins one goes to leave a
     power of two.  paper: drops Nyquist.  code: drops DC, which sound lacks anyway.  The zeros that
-    fill T frames are all in front of the note (code), so that the last frame ends where it does.
-    """
+    fill T frames are all in front of the note (code), so that the last frame ends where it does."""
     window, hop = 2 * bins, 2 * bins // OVERLAP
     pad = (frames + OVERLAP - 1) * hop - wave.shape[-1]
     wave = torch.nn.functional.pad(wave, (pad, 0))
@@ -69,8 +68,7 @@ def istft(S, length):
 
     Each frame is windowed once more and overlap-added (Griffin and Lim 1984).  Squared Hann windows
     sum to 1.5 wherever four of them overlap; as released, the last three hops, where fewer do, are
-    not compensated: they fade out, which ends every note without a click.
-    """
+    not compensated: they fade out, which ends every note without a click."""
     N, T, F = S.shape
     hop = 2 * F // OVERLAP
     S = torch.nn.functional.pad(S, (1, 0))                          # (N, T, F + 1)
@@ -91,8 +89,7 @@ def instantaneous_frequency(phase):
 
     A finite difference along time.  Unwrapping adds whole turns until no step exceeds half a turn,
     so the unwrapped phase's difference is the phase's own difference, wrapped.  The first frame
-    keeps its phase, so that a cumulative sum inverts it.  (N, T, F), in units of pi -> the same.
-    """
+    keeps its phase, so that a cumulative sum inverts it.  (N, T, F), in units of pi -> the same."""
     return torch.cat([phase[:, :1], wrap(phase.diff(dim=1))], dim=1)
 
 def integrate(frequency):
@@ -110,8 +107,7 @@ def mel_matrix(bins, sample_rate):
     bins, and in place: lower edge, centre and upper edge are views of ONE array, so each widening
     moves the neighbours' edges (852 of 1024 bands are touched, not 498).  It also lays bin k at
     k Nyquist / (F - 1) although, with DC dropped, it sits at (k + 1) Nyquist / F, and gives the
-    first bin no weight.  Both are kept: the published networks were trained on this matrix.
-    """
+    first bin no weight.  Both are kept: the published networks were trained on this matrix."""
     nyquist = sample_rate / 2
     narrowest = 1.5 * nyquist / bins
 
@@ -142,8 +138,7 @@ def mel_inverse_matrix(bins, sample_rate, kind):
     pseudo: ours and the default, the one place where we leave the release.  M has rank 811 of
     1024 (405 of 512 at low resolution) and no small singular values, so the least-squares inverse
     amplifies no noise.  It lifts the round trip of five NSynth notes from 4 to 44 dB (medians),
-    and that takes both channels: power, and unwrapped phase, projected to mel linearly as well.
-    """
+    and that takes both channels: power, and unwrapped phase, projected to mel linearly as well."""
     M = mel_matrix(bins, sample_rate)
     if kind == "pseudo":
         return np.linalg.pinv(M, rcond=1e-4)
@@ -157,8 +152,7 @@ def linear_to_mel(log_magnitude, frequency, sample_rate):
     linear, so the difference may be projected instead, to the same end; what must not be projected
     is wrapped phase, which mixes angles that differ by whole turns (two public ports do).  A
     column's weights may sum to more than one (up to 2.76), and a step then exceed half a turn, so
-    it is wrapped again: the release unwraps a second time.
-    """
+    it is wrapped again: the release unwraps a second time."""
     power = times_mel_matrix(torch.exp(2 * log_magnitude), sample_rate)
     frequency = times_mel_matrix(frequency, sample_rate)            # x M
     frequency = torch.cat([frequency[:, :1], wrap(frequency[:, 1:])], dim=1)
@@ -168,8 +162,7 @@ def mel_to_linear(log_power, frequency, sample_rate, kind="pseudo"):
     """Inverse of `linear_to_mel`, by one of MEL_INVERSES; shapes as there (paper 2.2).
 
     The release floors the power a second time; ours takes the floor of `linear_to_mel` off again
-    (silence comes back as silence) and clamps the least-squares power where it is negative.
-    """
+    (silence comes back as silence) and clamps the least-squares power where it is negative."""
     W = mel_inverse_tensor(log_power.shape[-1], sample_rate, kind, log_power.device)
     if kind == "transpose":
         power = torch.exp(log_power) @ W + EPS
@@ -262,8 +255,7 @@ def derive(rep="if-mel", hires=True, length=64000, sample_rate=16000, resolution
 
     The window stays near the paper's in seconds (64 ms, or 128 ms for "+ H"), as a power of two;
     the frames are rounded up until they divide.  The paper's 64,000 samples at 16 kHz give
-    256 x 512, or 128 x 1024 for "+ H".  A waveform shrinks by fours: 65,536 x 1.
-    """
+    256 x 512, or 128 x 1024 for "+ H".  A waveform shrinks by fours: 65,536 x 1."""
     if length < 1 or sample_rate < 100:
         raise SpectrumError(f"a note of {length} samples at {sample_rate} Hz: expected at least "
                             "one sample, and a rate of a thousand Hz or more")
@@ -330,8 +322,7 @@ class Pictures:
 
     notes: nsynth.Notes; shrink: gansynth.downsample_to.  On a GPU the notes' samples lie there as
     well, where they fit.  Where pictures of all notes fit in `memory` bytes, as the small ones of
-    early stages do, they are kept: a note is transformed once a stage, not once an epoch.
-    """
+    early stages do, they are kept: a note is transformed once a stage, not once an epoch."""
 
     GROUP = 8                             # notes transformed together, always the same ones: so a
                                           # resumed run has the same pictures to the last bit
@@ -400,8 +391,7 @@ def fundamental(wave, sample_rate, low=25.0, high=2000.0, clear=0.0):
     McLeod and Wyvill, "A smarter way to find pitch" (2005): the autocorrelation at each lag,
     divided by the energy of the two stretches it compares; the first peak that reaches nine tenths
     of the highest is the period.  Four lags a sample (the spectrum padded with zeros) and a
-    parabola through the peak make it exact to a cent or two.
-    """
+    parabola through the peak make it exact to a cent or two."""
     fine, x = 4, middle(wave)
     x, n = x - x.mean(), len(x)
     power = np.abs(np.fft.rfft(x, 4 * n)) ** 2
@@ -428,8 +418,7 @@ def rainbowgram(wave, sample_rate=16000, height=192, low=30.0):
 
     Brightness is log magnitude (80 dB below the loudest is black), hue is instantaneous frequency:
     a steady harmonic is a streak of one colour, an incoherent one a speckle.
-    wave (L,) -> (height, frames, 3) uint8; the axis runs from `low` Hz to Nyquist.
-    """
+    wave (L,) -> (height, frames, 3) uint8; the axis runs from `low` Hz to Nyquist."""
     wave = torch.as_tensor(wave, dtype=torch.float32).reshape(1, -1)
     window = 2 ** round(math.log2(sample_rate * WINDOW_SECONDS[True]))
     hop = max(1, min(window // 16, wave.shape[-1] // 160))          # fine enough for the eye
@@ -454,8 +443,7 @@ def overlay(curves, width, height, stroke=1.5):
 
     A pixel is as bright as the root of the share of curves that cross it: where they agree, they
     are one bright line, where they differ, a haze.  A column is the mean over its points, of which
-    it should have several, and each pixel takes the part of a stroke (in pixels) that covers it.
-    """
+    it should have several, and each pixel takes the part of a stroke (in pixels) that covers it."""
     y = (1 - np.asarray(curves, dtype=np.float32)) / 2 * height     # downwards, in pixels
     top = np.minimum(y[:, :-1], y[:, 1:]) - stroke / 2              # (n, points - 1)
     bottom = np.maximum(y[:, :-1], y[:, 1:]) + stroke / 2

@@ -154,8 +154,7 @@ def draw(cfg, counts, position, device="cpu"):
     """The draws (paper 2.2) of a step whose first example is at this position of training.
 
     Made on the CPU from (seed, position) alone, so that every device draws the same numbers, and a
-    resumed run those that it would have drawn.
-    """
+    resumed run those that it would have drawn."""
     random = random_at(cfg.seed, position)
 
     def fakes():
@@ -189,8 +188,7 @@ def train_step(nets, draws, x_real, pitch_real, progress, weights, lr=8e-4, ema=
     nets: Nets with a stage begun; draws: Draws; x_real (N, 2, t, f): pictures of the stage's size
     or larger; pitch_real (N,): labels; progress: see gansynth.grown; weights: a Config.  -> named
     loss terms, before their weights.  Nothing in it depends on a tensor's value, so that a GPU can
-    record it.  `meet(gradients)` may average them with those of other processes.
-    """
+    record it.  `meet(gradients)` may average them with those of other processes."""
     G, D, blocks = nets.G, nets.D, gansynth.grown(progress)[0]
 
     D.requires_grad_(False)               # spares G's step the gradients of D's weights
@@ -352,8 +350,7 @@ class Recorded:
     """A step that on a GPU is recorded as a CUDA graph the fourth time, and replayed from then on.
 
     A step is a thousand kernels, each launched by some Python and done in microseconds: one by one
-    they leave the GPU idle.  Before, libraries get ready in steps that are real ones as well.
-    """
+    they leave the GPU idle.  Before, libraries get ready in steps that are real ones as well."""
 
     EAGER = 3
 
@@ -533,8 +530,7 @@ def last_good(run):
 def multiply_adds(arch, blocks):
     """Multiplications of one pass through G's convolutions at so many blocks; D's are as many.
 
-    Counted as in the paper's network, whatever is folded or skipped: 14.06 G at full size.
-    """
+    Counted as in the paper's network, whatever is folded or skipped: 14.06 G at full size."""
     taps = math.prod(arch.kernel)
     total = arch.channels(1) * math.prod(arch.size(1)) * (
         arch.latent + arch.pitches + taps * arch.channels(1))
@@ -650,8 +646,7 @@ def save(state, run):
 def restore(state, path):
     """Go on from a checkpoint that `save` wrote.  CheckpointError for what does not fit together.
 
-    Newer checkpoints of its folder are set aside: they would win when resuming again.
-    """
+    Newer checkpoints of its folder are set aside: they would win when resuming again."""
     contents = gansynth.load_checkpoint(path, parts=RESUME_PARTS)
     if not torch.equal(state.counts, contents["counts"]):
         raise gansynth.CheckpointError(
@@ -1092,8 +1087,7 @@ def resumed_settings(path, given):
 
     Some may differ: the device, where the data and their pack lie (`restore` compares the notes'
     counts), and more `images`, which lets a finished run go on; a learning rate that falls
-    (lr_decay) then falls towards the new end.
-    """
+    (lr_decay) then falls towards the new end."""
     contents = gansynth.load_checkpoint(path, parts=RESUME_PARTS)
     kind, saved = MODELS[contents["model"]][0], contents["config"]
     if saved.keys() != {"model", *(f.name for f in fields(kind))}:
