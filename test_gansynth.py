@@ -656,7 +656,7 @@ def test_the_waveform_gan_grows_along_time_only_by_four():
     paper = gansynth.Architecture.of_pictures(65536, 1)
     assert [paper.size(b) for b in range(1, 8)] == [(16 * 4 ** k, 1) for k in range(7)]
     for wrong, says in (({"frames": 1000}, "multiples of 4096 and 1"),
-                        ({"channel_base": 64}, "no channel for block 7: the least that does")):
+                        ({"channel_base": 64}, "no channel for block 7: the least is 128")):
         refuses(gansynth.ArchitectureError, says, gansynth.Architecture.of_pictures,
                 **{"frames": 65536, "bins": 1, **wrong})
 
