@@ -551,10 +551,9 @@ AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 def _weight_gradient(g, x, weight, stride, padding, up=False):
     """Gradient by the kernel (C, K, ...) of a convolution from x (N, K, ...) to what has the
-    gradient g (N, C, ...); or of one transposed, from C channels to K.
-
-    On a CPU one product of matrices, places x channels, for each tap of the kernel, is up to four
-    times as fast as torch, but for few channels with AVX-512."""
+    gradient g (N, C, ...); or of one transposed, from C channels to K.  On a CPU one product of
+    matrices, places x channels, for each tap of the kernel, is up to four times as fast as torch,
+    but for few channels with AVX-512."""
     if x.device.type != "cpu" or AVX512 and max(weight.shape[:2]) <= 64:
         return torch.ops.aten.convolution_backward(
             g, x, weight, None, stride, padding, (1, 1), up, (0, 0), 1, (False, True, False))[1]
@@ -828,17 +827,17 @@ def layer_table(arch):
     pass through full-grown networks."""
     rows, then = [], {"to_picture": "tanh", "score": "", "pitch": "softmax in the loss"}
 
-    def note(net, name, layer, given, made):
-        def row(name, x, *more):          # (N, C, T, F) or (N, C)
-            rows.append((net, name.replace("_", " "), (*x.shape, 1, 1)[3:0:-1], *more))
+    def row(net, name, x, *more):         # x: (N, C, T, F) or (N, C)
+        name = name.replace("blocks.", "block ").replace(".", " ").replace("_", " ")
+        rows.append((net, name, (*x.shape, 1, 1)[3:0:-1], *more))
 
+    def note(net, name, layer, given, made):
         if name == "blocks.1.conv0":
-            row({"G": "z and one-hot pitch", "D": "minibatch stddev"}[net], *given, "", "", 0)
+            row(net, {"G": "z and one-hot pitch", "D": "minibatch stddev"}[net], *given, "", "", 0)
         conv = isinstance(layer, EqualConv2d)
         kernel = "x".join(map(str, layer.weight.shape[:1:-1])) if conv else "dense"
         after = then.get(name.split(".")[-1], "leaky ReLU" + ", pixel norm" * (net == "G"))
-        row(name.replace("blocks.", "block ").replace(".", " "), made, kernel, after,
-            sum(p.numel() for p in layer.parameters()))
+        row(net, name, made, kernel, after, sum(p.numel() for p in layer.parameters()))
 
     last = arch.resolutions - 1.0
     with torch.device("meta"), torch.no_grad():         # shapes, no numbers

@@ -128,6 +128,7 @@ def mel_matrix(bins, sample_rate):
     triangles = np.maximum(0.0, np.minimum(rising, falling))
     return np.vstack([np.zeros((1, bins)), triangles])
 
+@lru_cache(maxsize=8)
 def mel_inverse_matrix(bins, sample_rate, kind):
     """Mel-to-linear matrix (paper 2.2), (F, F) float64, of the kind "pseudo" or "transpose".
 
@@ -160,7 +161,8 @@ def mel_to_linear(log_power, frequency, sample_rate, kind="pseudo"):
 
     The release floors the power a second time; ours takes the floor of `linear_to_mel` off again
     (silence comes back as silence) and clamps the least-squares power where it is negative."""
-    W = mel_inverse_tensor(log_power.shape[-1], sample_rate, kind, log_power.device)
+    W = torch.as_tensor(mel_inverse_matrix(log_power.shape[-1], sample_rate, kind),
+                        dtype=torch.float32, device=log_power.device)
     if kind == "transpose":
         power = torch.exp(log_power) @ W + EPS
     else:
@@ -219,7 +221,7 @@ class Spectrum:
 # Here the path through the paper ends.  Behind this line: shapes, batches, measures, pictures.
 # =============================================================================================
 
-# ---- The shapes of pictures, and the mel matrices as tensors --------------------------------
+# ---- The shapes of pictures, and the mel matrix in blocks -----------------------------------
 
 WAVEFORM = "waveform"                     # no spectrum at all: the baseline of the paper's Table 2
 FORMS = (*REPRESENTATIONS, WAVEFORM)
@@ -286,11 +288,6 @@ def decode_waveform(spectrum, picture):
     """(N, 2, T, 1) -> (N, L): the first channel is heard."""
     front = (spectrum.frames - spectrum.length) // 2
     return picture[:, 0, front:front + spectrum.length, 0]
-
-@lru_cache(maxsize=16)
-def mel_inverse_tensor(bins, sample_rate, kind, device):
-    W = mel_inverse_matrix(bins, sample_rate, kind)
-    return torch.tensor(W, dtype=torch.float32, device=device)
 
 @lru_cache(maxsize=16)
 def mel_blocks(bins, sample_rate, device):

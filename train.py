@@ -232,26 +232,25 @@ class State:
     def start_stage(self):
         """Fresh optimisers where a new stage begins, and a step for its number of blocks."""
         _, stage, blocks = self.cfg.where(self.images)
-        if stage != self.stage:
-            self.stage, self.run = stage, None          # frees what was recorded of the last stage
-            self.nets.start_stage(blocks)
-            ema = self.cfg.ema ** self.ranks.size       # as if each rank's examples were a step
-            step = functools.partial(self.run_step, self.nets, self.cfg, blocks, stage % 2, ema)
-            self.run = Recorded(step, self.nets, self.ranks, self.device)
+        if stage == self.stage:
+            return
+        self.stage, self.run = stage, None              # frees what was recorded of the last stage
+        self.nets.start_stage(blocks)
+        nets, cfg, ema = self.nets, self.cfg, self.cfg.ema ** self.ranks.size
 
-    @staticmethod                         # of a State it would be a cycle, whose memory stays
-    def run_step(nets, cfg, blocks, fades, ema, *inputs, meet):
-        """train_step at one stage; what changes there from step to step is in tensors."""
-        *draws, x_real, pitch_real, alpha, lr = inputs
-        return train_step(nets, Draws(*draws), x_real, pitch_real,
-                          (blocks, alpha if fades else None), cfg, lr, ema, meet)
+        def step(*inputs, meet):          # with `self` in it: a cycle, whose memory would stay
+            *draws, x_real, pitch_real, alpha, lr = inputs          # what varies, tensors all
+            progress = (blocks, alpha if stage % 2 else None)
+            return train_step(nets, Draws(*draws), x_real, pitch_real, progress, cfg, lr, ema, meet)
+
+        self.run = Recorded(step, nets, self.ranks, self.device)
 
     def turn(self, position):
         """The notes whose turn it is at this position of training: indices (N,)."""
         return nsynth.epoch_order(position, self.cfg.batch, len(self.notes), self.cfg.seed)
 
     def inputs(self):
-        """What run_step takes at this position, tensors all."""
+        """What the stage's step takes at this position, tensors all."""
         progress, _, blocks = self.cfg.where(self.images)
         position = self.images + self.ranks.rank * self.cfg.batch
         alpha, lr = (torch.full((), number, device=self.device)
@@ -399,17 +398,16 @@ class Ranks:
     @classmethod
     def join(cls):
         """As torchrun has set the environment."""
-        names = ("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)
-        ranks = cls(*(int(os.environ.get(name, alone)) for name, alone in names),
-                    elastic="TORCHELASTIC_RUN_ID" in os.environ)
+        get = os.environ.get
+        ranks = cls(int(get("RANK", 0)), int(get("LOCAL_RANK", 0)), int(get("WORLD_SIZE", 1)),
+                    "TORCHELASTIC_RUN_ID" in os.environ)
         if ranks.size > 1:
             # torchrun's store outlives the processes, and keeps the addresses of those that died:
             # so each start has keys of its own.
             store, rank, size = next(distributed.rendezvous("env://"))
-            key = f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} of {size}"
-            distributed.init_process_group(
-                store=distributed.PrefixStore(key, store), rank=rank, world_size=size,
-                timeout=timedelta(hours=6))             # to pack NSynth
+            key = f"start {get('TORCHELASTIC_RESTART_COUNT', 0)} of {size}"
+            store, packing = distributed.PrefixStore(key, store), timedelta(hours=6)    # of NSynth
+            distributed.init_process_group(store=store, rank=rank, world_size=size, timeout=packing)
         if ranks.rank:
             sys.stdout = open(os.devnull, "w")
         return ranks
@@ -497,7 +495,7 @@ class Monitor:
         images, cfg, now = self.state.images, self.state.cfg, time.time()
         means, (progress, stage, _) = self.means(), cfg.where(images)
         rate = (images - self.images) / max(now - self.last, 1e-9)
-        left = clock(time_left(cfg, images, rate))
+        left = timedelta(seconds=int(time_left(cfg, images, rate)))
         print(f"stage {stage + 1}, progress {progress:.2f} {images:>10,}/{cfg.images:,} "
               + " ".join(f"{name} {value:.3g}" for name, value in means.items())
               + f"  {rate:.1f} ex/s, {left} left", flush=True)
@@ -508,8 +506,7 @@ class Monitor:
             with open(log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise TrainingError(f"{log} cannot be written ({error.strerror}): put that right, and "
-                                "resume the run") from None
+            raise TrainingError(f"{log}: {error.strerror}: put that right, and --resume") from None
         self.steps, self.last, self.images = 0, now, images
 
 def last_good(run):
@@ -544,11 +541,6 @@ def stages(cfg):
         end = cfg.images if last else start + (cfg.fade_images if stage % 2 else cfg.stable_images)
         yield start, min(end, cfg.images), stage, blocks
         start = end
-
-def clock(seconds):
-    """1h02m, 3m04s"""
-    minutes, seconds = divmod(int(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02}m" if minutes >= 60 else f"{minutes}m{seconds:02}s"
 
 def snapshot(state, run, notes=16):
     """A picture and a WAV of the same latents and pitches each time, to watch the model grow."""
@@ -598,8 +590,7 @@ def claim_run(cfg, ranks=Ranks()):
                 raise ConfigError(f"{run} exists already and is not an empty folder: give another "
                                   "--out, or --resume it") from None
         except OSError as error:
-            raise ConfigError(f"{run}: the run's folder cannot be made ({error.strerror}): give "
-                              "another --out") from None
+            raise ConfigError(f"{run}: {error.strerror}: give another --out") from None
     try:
         if ranks.rank == 0:
             trim_log(run, 0)
@@ -1056,10 +1047,9 @@ def initial(path, model, preset, given):
     return cfg, f"weights of {path}, {line}", {name: contents[name] for name in ("G", "D", "G_ema")}
 
 def resumed_settings(path, given):
-    """The settings in a checkpoint; ConfigError for a flag that contradicts them.
-
-    Some may differ: the device, where the data and their pack lie (`restore` compares the notes'
-    counts), and more `images`, for a finished run to go on; lr_decay then counts to the new end."""
+    """The settings in a checkpoint; ConfigError for a flag that contradicts them.  Some may differ:
+    the device, where the data and their pack lie (`restore` compares the notes' counts), and more
+    `images`, for a finished run to go on; lr_decay then counts to the new end."""
     contents = gansynth.load_checkpoint(path, parts=RESUME_PARTS)
     kind, saved = MODELS[contents["model"]][0], contents["config"]
     if saved.keys() != {"model", *(f.name for f in fields(kind))}:
