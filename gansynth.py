@@ -229,8 +229,7 @@ class Network(nn.Module):
         return [p for p in self.parameters() if p not in later]
 
 class GeneratorBlock(nn.Module):
-    """Block b of G (paper, Table 3): features of the block before -> features of twice their size,
-    and a layer that draws them as a picture."""
+    """Block b of G (paper, Table 3): features -> features of twice their size, and a picture."""
 
     def __init__(self, arch, b):
         super().__init__()
@@ -480,8 +479,7 @@ def conv_backwards(conv, g):
     return _Conv.apply(g, turned(conv.scaled(g)), None)
 
 def turned(weight):
-    """The kernel (out, in, ...) turned round, (in, out, ...): the gradient of a convolution by its
-    input is the convolution with it."""
+    """The kernel (out, in, ...) turned round, (in, out, ...): gradients are convolved with it."""
     return weight.flip(2, 3).transpose(0, 1)
 
 def linear_backwards(linear, g):
@@ -499,8 +497,7 @@ def minibatch_stddev_backwards(g, x):
 # ---- Fast derivatives: none of this changes a result, only time and memory ------------------
 
 def use_bfloat16(net, pixels=32 * 256):
-    """Blocks of G or D whose pictures have so many pixels or more compute in bfloat16; weights,
-    pictures and all other blocks stay float32."""
+    """Blocks of G or D with pictures of so many pixels compute in bfloat16; all else in float32."""
     for b in range(1, net.arch.resolutions + 1):
         if math.prod(net.arch.size(b)) >= pixels:
             net.blocks[b].dtype = torch.bfloat16
@@ -551,9 +548,8 @@ AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 def _weight_gradient(g, x, weight, stride, padding, up=False):
     """Gradient by the kernel (C, K, ...) of a convolution from x (N, K, ...) to what has the
-    gradient g (N, C, ...); or of one transposed, from C channels to K.  On a CPU one product of
-    matrices, places x channels, for each tap of the kernel, is up to four times as fast as torch,
-    but for few channels with AVX-512."""
+    gradient g (N, C, ...); or of one transposed, from C channels to K.  On a CPU a matrix product,
+    places x channels, per tap is up to four times as fast as torch, but for few with AVX-512."""
     if x.device.type != "cpu" or AVX512 and max(weight.shape[:2]) <= 64:
         return torch.ops.aten.convolution_backward(
             g, x, weight, None, stride, padding, (1, 1), up, (0, 0), 1, (False, True, False))[1]
@@ -580,10 +576,9 @@ def _add_taps(taps, x, y):
             taps[i, j].addmm_(few[:, :len(moved)], moved)
 
 class _LeakyPixelNorm(torch.autograd.Function):
-    """pixel_norm(leaky(x)) in place, keeping only the result for the way back.
+    """pixel_norm(leaky(x)) in place, keeping only the result for the way back; differentiable once.
 
-    With y = a / r, a = leaky(x), r = sqrt(mean a^2 + eps): da = (dy - y mean(y dy)) / r, and y has
-    the sign of x.  Differentiable once."""
+    With y = a / r, a = leaky(x), r = sqrt(mean a^2 + eps): da = (dy - y mean(y dy)) / r."""
 
     @staticmethod
     def forward(ctx, x):
@@ -616,9 +611,8 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read or written; the message says which and what to do."""
 
 def save_checkpoint(path, contents):
-    """Write a dictionary of plain tensors and settings to one file, whole or not at all: beside
-    `path`, flushed to the disk (fsync) and renamed, so that neither a full disk nor a power cut
-    harms the previous checkpoint."""
+    """Write a dictionary of plain tensors and settings to one file, whole or not at all: it is made
+    beside `path`, flushed (fsync) and renamed, so no full disk or power cut harms the last one."""
     temporary = f"{path}.part"
     try:
         with open(temporary, "wb") as file:
@@ -641,8 +635,7 @@ def check_whole(path):
         with zipfile.ZipFile(path) as archive:
             whole = archive.testzip() is None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}): give one that train.py "
-                              "wrote") from None
+        raise CheckpointError(f"{path}: {error.strerror}: give one that train.py wrote") from None
     except Exception:                     # zipfile raises many kinds for a damaged file
         whole = False
     if not whole:
@@ -823,8 +816,7 @@ def release_name(net, name):
 # ---- Table 3: the networks block by block ---------------------------------------------------
 
 def layer_table(arch):
-    """Rows (net, layer, F x T x C of what it gives, kernel F x T, nonlinearity, parameters) of one
-    pass through full-grown networks."""
+    """Table 3's rows (net, layer, output F x T x C, kernel F x T, nonlinearity, parameters)."""
     rows, then = [], {"to_picture": "tanh", "score": "", "pitch": "softmax in the loss"}
 
     def row(net, name, x, *more):         # x: (N, C, T, F) or (N, C)
@@ -1028,8 +1020,7 @@ def to_16_bits(x):
 def mol_log_likelihood(parameters, x):
     """Discretised mixture of logistics (PixelCNN++, Salimans 2017), (N, 3 M, L), of x (N, L) in
     [-1, 1] -> log probabilities (N, L): the mass within half a 16-bit step, or beyond the extremes.
-    In the logarithm of s(a) - s(b) = s(a) s(-b) (1 - e^(b - a)), s being the logistic function,
-    nothing cancels far from the mean."""
+    As s(a) - s(b) = s(a) s(-b) (1 - e^(b - a)), its logarithm cancels nothing far from the mean."""
     logits, mean, log_scale = parameters.chunk(3, dim=1)            # (N, M, L) each
     x, half = to_16_bits(x)[:, None], 2.0 ** -16
     sharp = torch.exp(-log_scale.clamp(-14, 14))                    # beyond, nothing changes

@@ -331,15 +331,13 @@ def prepare(cfg, number=0):
             torch.cuda.set_stream(torch.cuda.Stream())  # a graph is recorded where its steps ran
         torch.zeros(1, device=device).item()
     except Exception:                     # torch raises many kinds
-        raise ConfigError(f"device {device!r} is not there: expected auto, cpu, or, where PyTorch "
-                          "finds a GPU, cuda or cuda:1, ...") from None
+        raise ConfigError(f"device {device!r} is not there: give auto, cpu or cuda:N") from None
     return device
 
 class Recorded:
     """A step that on a GPU is recorded as a CUDA graph the fourth time, and replayed from then on.
 
-    A step is a thousand kernels, each launched by some Python and done in microseconds: one by one
-    they leave the GPU idle."""
+    A step is a thousand kernels of microseconds: launched one by one they leave the GPU idle."""
 
     EAGER = 3                             # steps before, real ones too: libraries get ready in them
 
@@ -402,8 +400,7 @@ class Ranks:
         ranks = cls(int(get("RANK", 0)), int(get("LOCAL_RANK", 0)), int(get("WORLD_SIZE", 1)),
                     "TORCHELASTIC_RUN_ID" in os.environ)
         if ranks.size > 1:
-            # torchrun's store outlives the processes, and keeps the addresses of those that died:
-            # so each start has keys of its own.
+            # torchrun's store keeps addresses of processes that died: so each start has its keys.
             store, rank, size = next(distributed.rendezvous("env://"))
             key = f"start {get('TORCHELASTIC_RESTART_COUNT', 0)} of {size}"
             store, packing = distributed.PrefixStore(key, store), timedelta(hours=6)    # of NSynth
@@ -650,8 +647,7 @@ def restore(state, path):
     trim_log(path.parent, state.images)
 
 def trim_log(run, images):
-    """Drop the log's lines after the checkpoint that a run resumes from, which will come again, and
-    a line that a crash cut short."""
+    """Drop the log's lines after the checkpoint that a run resumes, and one cut short by a crash."""
     log, part = run / "log.jsonl", run / "log.part"
     if log.exists():
         whole = re.finditer(r'^\{"images": (\d+).*\}\n', log.read_text("utf-8", "replace"), re.M)
@@ -1093,8 +1089,7 @@ def start(asked, given):
         else:
             cfg, line = new_settings(model, asked.preset, given)
     if cfg.model != "gansynth" and (ranks.size > 1 or asked.bench or asked.plan):
-        raise ConfigError("--bench, --plan and torchrun are for GANSynth's stages: leave them out "
-                          f"with --model {cfg.model}")
+        raise ConfigError("--bench, --plan and torchrun are for GANSynth's stages: leave them out")
     print(line, file=sys.stderr if asked.json else sys.stdout, flush=True)
     if asked.bench or asked.plan:
         measure(cfg, asked.plan, asked.json, 2 if asked.plan else 20)
