@@ -254,7 +254,8 @@ def derive(rep="if-mel", hires=True, length=64000, sample_rate=16000, resolution
     rounded up until they divide.  The paper's 64,000 samples at 16 kHz give 256 x 512 (128 x 1024
     for "+ H").  A waveform shrinks by fours: 65,536 x 1."""
     if length < 1 or sample_rate < 100:
-        raise SpectrumError(f"{length} samples at {sample_rate} Hz: expected at least one, and 100 Hz")
+        raise SpectrumError(f"a note of {length} samples at {sample_rate} Hz: expected at least "
+                            "one sample, and 100 Hz or more")
     bins, hop, growth = 1, 1, WAVE_GROWTH
     if rep != WAVEFORM:
         bins = 2 ** round(math.log2(sample_rate * WINDOW_SECONDS[hires])) // 2

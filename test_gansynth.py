@@ -291,7 +291,7 @@ def test_settings_give_the_papers_shapes_or_name_what_can_be():
                         (dict(rep="waveform", frames=64, bins=2, length=64), "one bin wide"),
                         (dict(rep="waveform", frames=64, bins=1, length=65), "is 65 frames")):
         refuses(SpectrumError, says, Spectrum, **wrong)
-    refuses(SpectrumError, "at least one", spectral.derive, length=0)
+    refuses(SpectrumError, "at least one sample", spectral.derive, length=0)
 
 def test_silence_and_noise_have_finite_gradients():
     spectrum = Spectrum("if-mel", frames=8, bins=64, length=300, sample_rate=8000)

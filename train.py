@@ -400,7 +400,7 @@ class Ranks:
         ranks = cls(int(get("RANK", 0)), int(get("LOCAL_RANK", 0)), int(get("WORLD_SIZE", 1)),
                     "TORCHELASTIC_RUN_ID" in os.environ)
         if ranks.size > 1:
-            # torchrun's store keeps addresses of processes that died: so each start has its keys.
+            # torchrun's store keeps addresses of processes that died: so each start has its own keys.
             store, rank, size = next(distributed.rendezvous("env://"))
             key = f"start {get('TORCHELASTIC_RESTART_COUNT', 0)} of {size}"
             store, packing = distributed.PrefixStore(key, store), timedelta(hours=6)    # of NSynth
@@ -647,7 +647,7 @@ def restore(state, path):
     trim_log(path.parent, state.images)
 
 def trim_log(run, images):
-    """Drop the log's lines after the checkpoint that a run resumes, and one cut short by a crash."""
+    """Drop the log's lines after the checkpoint that a run resumes, and one a crash cut short."""
     log, part = run / "log.jsonl", run / "log.part"
     if log.exists():
         whole = re.finditer(r'^\{"images": (\d+).*\}\n', log.read_text("utf-8", "replace"), re.M)
