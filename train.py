@@ -400,7 +400,7 @@ class Ranks:
         ranks = cls(int(get("RANK", 0)), int(get("LOCAL_RANK", 0)), int(get("WORLD_SIZE", 1)),
                     "TORCHELASTIC_RUN_ID" in os.environ)
         if ranks.size > 1:
-            # torchrun's store keeps addresses of processes that died: so each start has its own keys.
+            # torchrun's store keeps addresses of dead processes: so each start has keys of its own.
             store, rank, size = next(distributed.rendezvous("env://"))
             key = f"start {get('TORCHELASTIC_RESTART_COUNT', 0)} of {size}"
             store, packing = distributed.PrefixStore(key, store), timedelta(hours=6)    # of NSynth
@@ -626,7 +626,7 @@ def restore(state, path):
     if not torch.equal(state.counts, contents["counts"]):
         raise gansynth.CheckpointError(
             f"the notes of {state.cfg.data} have changed since {path} ({state.counts.sum():,} to "
-            f"train on, not {contents['counts'].sum():,}): bring back those, or start a new run")
+            f"train on, not {contents['counts'].sum():,}): bring the old ones back, or start anew")
     state.images = contents["images"]
     state.start_stage()
     try:
