@@ -441,7 +441,6 @@ class ArchitectureError(ValueError):
 WAVEFORM = {"growth": (4, 1), "kernel": (9, 1), "spectra": False}
 
 # ---- The slope of D: D run backwards --------------------------------------------------------
-#
 # torch.autograd.grad(score.sum(), scaled, create_graph=True) would give the same.  Written out it
 # is one more pass forward, of signs and weights: the penalty is differentiated like any other loss,
 # with no derivative of a derivative.  Each function turns g, the gradient of the scores by what a
@@ -582,7 +581,7 @@ class _LeakyPixelNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x):
-        y = F.leaky_relu_(x, LEAK)
+        y = leaky(x)
         r = (y.square().mean(dim=1, keepdim=True, dtype=torch.float32) + 1e-8).sqrt_()
         ctx.mark_dirty(x)
         y.div_(r)
@@ -594,8 +593,7 @@ class _LeakyPixelNorm(torch.autograd.Function):
     def backward(ctx, g):
         y, r = ctx.saved_tensors
         along = (y * g).mean(dim=1, keepdim=True, dtype=torch.float32).to(g.dtype)
-        g = torch.addcmul(g, y, along, value=-1).div_(r)
-        return torch.ops.aten.leaky_relu_backward(g, y, LEAK, True)
+        return gate(torch.addcmul(g, y, along, value=-1).div_(r), y)
 
 leaky_pixel_norm = _LeakyPixelNorm.apply  # what follows every convolution of G but the last
 
