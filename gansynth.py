@@ -12,8 +12,7 @@ release does so from the first stage on; scores, losses and gradients are equal 
 
     python gansynth.py             prints both networks layer by layer, as the paper's Table 3
 
-To be read from the top to the ruled line: shapes, growing, the tricks one by one, the networks, the
-losses, the optimiser.
+To be read from the top to the ruled line: shapes, growing, tricks, networks, losses, optimiser.
 """
 
 import signal
@@ -46,8 +45,7 @@ class Architecture:
     """Everything that determines the networks; defaults: IF-Mel + H (paper, Table 3).
 
     Spectra are scaled into tanh's range by fixed numbers, as released, for every representation.
-    paper: by the ranges of 100 notes, to +-0.8.
-    """
+    paper: by the ranges of 100 notes, to +-0.8."""
 
     frames: int = 128                     # T at full size
     bins: int = 1024                      # F at full size
@@ -66,13 +64,11 @@ class Architecture:
     def __post_init__(self):
         t, f = self.factor(self.resolutions - 1)
         if self.frames % t or self.bins % f:
-            raise ArchitectureError(
-                f"a picture of {self.frames} x {self.bins}: for {self.resolutions} resolutions its "
-                f"sides must be multiples of {t} and {f}")
+            raise ArchitectureError(f"pictures of {self.frames} x {self.bins}: {self.resolutions} "
+                                    f"resolutions need multiples of {t} and {f}")
         if self.channels(self.resolutions) < 1:
-            raise ArchitectureError(
-                f"channel_base {self.channel_base} leaves no channel for block {self.resolutions}: "
-                f"the least that does is {2 ** self.resolutions}")
+            raise ArchitectureError(f"channel_base {self.channel_base} leaves no channel for block "
+                                    f"{self.resolutions}: the least is {2 ** self.resolutions}")
 
     @classmethod
     def of_pictures(cls, frames, bins, **more):
@@ -98,8 +94,7 @@ def progress_at(images, resolutions, stable_images, fade_images):
 
     -> (progress, stage, blocks).  Stages alternate stable, fade, stable, ...; the last one is
     stable and has no end.  Stage 2k trains blocks 1..k + 1 at progress k; stage 2k + 1 trains one
-    more, which fades in while progress runs from k to k + 1.
-    """
+    more, which fades in while progress runs from k to k + 1."""
     cycle = stable_images + fade_images
     k, rest = divmod(images, cycle) if cycle else (resolutions - 1, 0)
     if k >= resolutions - 1:
@@ -111,9 +106,8 @@ def progress_at(images, resolutions, stable_images, fade_images):
 def grown(progress):
     """Progress -> (blocks in use, alpha): 0 -> (1, None), 0.37 -> (2, 0.37), 1 -> (2, None), ...
 
-    alpha is the weight of the newest block's picture while it fades in, between 0 and 1 (Karras et
-    al. 2018, Fig. 2); None: it has.  Training passes a pair, with alpha as a tensor: it stays so.
-    """
+    alpha is the weight of the newest block's picture while it fades in (Karras et al. 2018, Fig.
+    2); None: it has.  Training passes a pair, with alpha as a tensor: it stays so."""
     if isinstance(progress, tuple):
         return progress
     blocks = math.ceil(progress) + 1
@@ -127,8 +121,7 @@ class Equalised(nn.Module):
 
     Weights start as N(0, 1) and are multiplied by He's constant at run time instead of at the
     start, so that Adam's steps, which know no scale, are equally large for every layer.
-    `gain` is sqrt(2) before a leaky ReLU and 1 before tanh or nothing; biases are not scaled.
-    """
+    `gain` is sqrt(2) before a leaky ReLU and 1 before tanh or nothing; biases are not scaled."""
 
     def __init__(self, shape, fan_in, gain, outputs):
         super().__init__()
@@ -162,12 +155,10 @@ class StartConv(Equalised):
     """A vector -> the first, smallest features, (N, inputs) -> (N, outputs, h, w).
 
     The release pads its 1 x 1 input with zeros and convolves it to this size, which is one dense
-    layer.  He's constant (He et al. 2015) counts all its h w taps, although one is active.
-    """
+    layer.  He's constant (He et al. 2015) counts all its h w taps, although one is active."""
 
     def __init__(self, inputs, outputs, size):
-        h, w = size
-        super().__init__((outputs, h, w, inputs), h * w * inputs, RELU_GAIN, outputs)
+        super().__init__((outputs, *size, inputs), math.prod(size) * inputs, RELU_GAIN, outputs)
 
     def forward(self, x):
         x = F.linear(x * self.scale, self.weight.flatten(0, 2))
@@ -180,7 +171,7 @@ def leaky(x):
 
 def pixel_norm(x):
     """Pixel norm (Karras et al. 2018, 4.2): every place's channel vector to mean square 1, so that
-    G's activations cannot escalate in the contest with D.  (N, C, ...) -> the same."""
+    G's activations cannot escalate in the contest with D.  (N, C, ...) -> (N, C, ...)."""
     return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-8)
 
 def minibatch_stddev(x):
@@ -188,8 +179,7 @@ def minibatch_stddev(x):
 
     (N, C, h, w) -> (N, C + 1, h, w).  Karras et al. 2018, 3: groups of 4; code: the whole batch.
     code: the batch mean counts as a constant (tf.nn.moments stops its gradient).  That changes no
-    first derivative, as deviations sum to zero, but it does change the gradient of the penalty.
-    """
+    first derivative, as deviations sum to zero, but it does change the gradient of the penalty."""
     deviation = x - x.mean(dim=0).detach()                          # (N, C, h, w)
     std = (deviation.square().mean(dim=0) + 1e-6).sqrt()            # (C, h, w)  over the batch
     feature = std.mean().expand(x.shape[0], 1, *x.shape[2:])        # (N, 1, h, w)  one number
@@ -239,8 +229,7 @@ class Network(nn.Module):
         return [p for p in self.parameters() if p not in later]
 
 class GeneratorBlock(nn.Module):
-    """Block b of G (paper, Table 3): features of the block before -> features of twice their size,
-    and a layer that draws them as a picture."""
+    """Block b of G (paper, Table 3): features -> features of twice their size, and a picture."""
 
     def __init__(self, arch, b):
         super().__init__()
@@ -268,8 +257,7 @@ class Generator(Network):
         super().__init__(arch, GeneratorBlock)
 
     def forward(self, z, pitch, progress):
-        """z (N, latent), pitch (N,) labels 0..P-1 -> (N, 2, T', F'), the size of the newest block's
-        pictures.  progress: see `grown`."""
+        """z (N, latent), pitch (N,) labels 0..P-1, progress (see `grown`) -> (N, 2, T', F')."""
         blocks, alpha = grown(progress)
         one_hot = torch.eye(self.arch.pitches, device=z.device)[pitch]          # (N, 61)
         x = pixel_norm(torch.cat([z, one_hot], dim=1))              # (N, 317)  onto a sphere
@@ -316,8 +304,7 @@ class Discriminator(Network):
         self.pitch = EqualLinear(arch.channels(0), arch.pitches)
 
     def forward(self, picture, progress):
-        """(N, 2, T, F), of the stage's size or larger -> scores (N,), pitch logits (N, P).
-        progress: see `grown`."""
+        """(N, 2, T, F), of the stage's size or larger -> scores (N,), pitch logits (N, P)."""
         *_, x = self.activations(scale_picture(picture, self.arch), progress)
         return self.score(x)[:, 0], self.pitch(x)
 
@@ -325,8 +312,7 @@ class Discriminator(Network):
         """What the layers that read pictures give, by block; what the blocks give; and the end."""
         blocks, alpha = grown(progress)
         # Clipped at the size it came in, then pooled once to the stage's size.
-        scaled = downsample_to(scaled, self.arch.size(blocks))
-        scaled = scaled.contiguous(memory_format=LAYOUT)
+        scaled = downsample_to(scaled, self.arch.size(blocks)).contiguous(memory_format=LAYOUT)
         x = self.blocks[blocks].read(scaled)
         read, own = {blocks: x}, {}
         for b in range(blocks, 0, -1):
@@ -337,11 +323,8 @@ class Discriminator(Network):
         return read, own, x
 
 def blend(picture, progress, arch):
-    """Real notes as G could draw them now: of the stage's size, faded like G's output (Karras et
-    al. 2018, Fig. 2).  One port forgot it, and D told real from fake by sharpness alone.
-
-    picture: of the stage's size or larger.
-    """
+    """Real notes, of the stage's size or larger, as G could draw them now: of that size, faded like
+    G's output (Karras et al. 2018, Fig. 2).  Else D would tell them by their sharpness alone."""
     blocks, alpha = grown(progress)
     picture = downsample_to(picture, arch.size(blocks))
     if alpha is None:
@@ -349,9 +332,9 @@ def blend(picture, progress, arch):
     return torch.lerp(upsample(downsample(picture, arch.growth), arch.growth), picture, alpha)
 
 # ---------------------------------------------------------------------------------------------
-# Losses: Wasserstein with gradient penalty, drift and an auxiliary pitch classifier.  The terms
-# that come with a loss are as the paper names them, before their weights: `weights` has penalty
-# (paper, appendix: 10), drift (0.001), pitch_weight (10) and penalty_units, as train.Config does.
+# Losses: Wasserstein with gradient penalty, drift and an auxiliary pitch classifier.  Each comes
+# with its terms by name, before their weights: `weights` has penalty (paper, appendix: 10), drift
+# (0.001), pitch_weight (10) and penalty_units, as train.Config does.
 
 def generator_loss(G, D, z, pitch, progress, weights):
     """G's loss (paper 2.2): (loss, named terms).  code: its pitch term is on fakes only."""
@@ -362,21 +345,19 @@ def generator_loss(G, D, z, pitch, progress, weights):
 def discriminator_losses(D, x_real, pitch_real, x_fake, mix, progress, weights):
     """D's loss (paper 2.2) as three parts, yielded one by one: (loss, named terms) each.
 
-    Real, fake and mixed batches go through D separately (minibatch statistics).  The caller
-    sends each part backward before the next is computed, so only one graph is ever in memory.
-    code: the pitch term is on real notes for D, never on fakes.
-    """
+    Real, fake and mixed batches go through D separately (minibatch statistics).  The caller sends
+    each part backward before the next is computed, so only one graph is ever in memory.
+    code: the pitch term is on real notes for D, never on fakes."""
     score, logits = D(x_real, progress)
     terms = {"D_real": -score.mean(), "D_drift": score.square().mean(),
              "D_pitch": F.cross_entropy(logits, pitch_real)}
     yield (terms["D_real"] + weights.drift * terms["D_drift"]
            + weights.pitch_weight * terms["D_pitch"]), terms
-    score, _ = D(x_fake, progress)
-    terms = {"D_fake": score.mean()}
-    yield terms["D_fake"], terms
+    fake = D(x_fake, progress)[0].mean()
+    yield fake, {"D_fake": fake}
     slope = penalty_slopes(D, x_real, x_fake, mix, progress, weights.penalty_units)
-    terms = {"D_penalty": (slope - 1).square().mean()}
-    yield weights.penalty * terms["D_penalty"], terms
+    penalty = (slope - 1).square().mean()
+    yield weights.penalty * penalty, {"D_penalty": penalty}
 
 def penalty_slopes(D, x_real, x_fake, mix, progress, units="raw"):
     """Slope of D at random mixtures of real and fake (Gulrajani et al. 2017); its squared distance
@@ -384,11 +365,10 @@ def penalty_slopes(D, x_real, x_fake, mix, progress, units="raw"):
 
     Pictures of the stage's size, mix (N, 1, 1, 1) uniform in [0, 1] -> slopes (N,).
     raw (code): the slope per unit of an unscaled *full-size* picture, before D's scaling and clip.
-    A pixel here stands for s x s pixels there, which share its gradient: the full-size norm is
-    the native norm / s.  (Of waves a sample stands for s samples: / sqrt(s).)
-    scaled: the slope per unit of the scaled picture at its own size.  Scores then stay small beside
-    the pitch loss from the first stage on, which short runs need; the workshop preset uses it.
-    """
+    A pixel here stands for s x s there, which share its gradient: the full-size norm is the native
+    norm / s.  (Of waves a sample stands for s samples: / sqrt(s).)
+    scaled: per unit of the scaled picture at its own size.  Scores then stay small beside the pitch
+    loss from the first stage on, which short runs need; the workshop preset uses it."""
     scaled = scale_picture(x_real + mix * (x_fake - x_real), D.arch)
     slope, shared = slope_of(D, scaled, progress), 1
     if units == "raw":
@@ -405,8 +385,7 @@ class Adam:
         v <- beta2 v + (1 - beta2) g^2        p <- p - lr sqrt(1 - beta2^t) g / (sqrt(v) + 1e-8)
 
     (torch's adds 1e-8 behind the correction of v.)  Made anew at every stage boundary, as released.
-    A weight that took no part (a picture layer faded out) has gradient zero, as in TensorFlow.
-    """
+    A weight that took no part (a picture layer faded out) has gradient zero, as in TensorFlow."""
 
     def __init__(self, parameters, beta2=0.99):
         self.parameters, self.beta2 = list(parameters), beta2
@@ -441,13 +420,13 @@ class Adam:
 
 @torch.no_grad()
 def ema_update(averages, parameters, decay):
-    """Moving average of G's weights (Karras et al. 2018, A.1): we listen to it, not to the last
-    step.  code: a fixed decay per *step*, whatever the batch size, with no warm-up."""
+    """Moving average of G's weights (Karras et al. 2018, A.1): what we listen to.
+    code: a fixed decay per *step*, whatever the batch size, with no warm-up."""
     torch._foreach_lerp_(averages, parameters, 1 - decay)
 
 # =============================================================================================
-# Here the path through the paper ends.  Behind this line: D's slope, how it is made fast,
-# checkpoints, ours and Magenta's, the table of layers, and the baselines.
+# Here the path through the paper ends.  Behind this line: D's slope, speed, checkpoints (ours and
+# Magenta's), the table of layers, and the baselines.
 # =============================================================================================
 
 # ---- Shapes that cannot be, and the waveform GAN's (paper's Table 2) ------------------------
@@ -457,16 +436,15 @@ class ArchitectureError(ValueError):
 
 # Notes are pictures one bin wide, 65,536 x 1, that grow along time only.  No settings were
 # published: these are ours.  Growth by 4: from 16 samples over the same seven blocks.  Kernel of 9:
-# as many weights as 3 x 3, and about the least after growth by 4, as fewer taps would often see
-# copies of one sample or two.  No scaling: waves lie in tanh's range already.
+# as many weights as 3 x 3; fewer taps would, after growth by 4, often see copies of one sample.
+# No scaling: waves lie in tanh's range already.
 WAVEFORM = {"growth": (4, 1), "kernel": (9, 1), "spectra": False}
 
 # ---- The slope of D: D run backwards --------------------------------------------------------
-#
 # torch.autograd.grad(score.sum(), scaled, create_graph=True) would give the same.  Written out it
 # is one more pass forward, of signs and weights: the penalty is differentiated like any other loss,
-# and nothing needs the derivative of a derivative.  Each function turns g, the gradient of the
-# scores by what a layer gives, into that by what the layer gets.
+# with no derivative of a derivative.  Each function turns g, the gradient of the scores by what a
+# layer gives, into that by what the layer gets.
 
 def slope_of(D, scaled, progress):
     """Gradient (N, 2, t, f) of D's scores by scaled pictures of the stage's size."""
@@ -500,8 +478,7 @@ def conv_backwards(conv, g):
     return _Conv.apply(g, turned(conv.scaled(g)), None)
 
 def turned(weight):
-    """The kernel (out, in, ...) turned round, from outputs to inputs: (in, out, ...).  The gradient
-    of a convolution by its input is the convolution with it."""
+    """The kernel (out, in, ...) turned round, (in, out, ...): gradients are convolved with it."""
     return weight.flip(2, 3).transpose(0, 1)
 
 def linear_backwards(linear, g):
@@ -519,8 +496,7 @@ def minibatch_stddev_backwards(g, x):
 # ---- Fast derivatives: none of this changes a result, only time and memory ------------------
 
 def use_bfloat16(net, pixels=32 * 256):
-    """Blocks of G or D whose pictures have so many pixels or more compute in bfloat16; weights,
-    everything between network and picture, and all other blocks stay float32."""
+    """Blocks of G or D with pictures of so many pixels compute in bfloat16; all else in float32."""
     for b in range(1, net.arch.resolutions + 1):
         if math.prod(net.arch.size(b)) >= pixels:
             net.blocks[b].dtype = torch.bfloat16
@@ -551,11 +527,10 @@ class _Conv(torch.autograd.Function):
 class UpConv2d(EqualConv2d):
     """Nearest-neighbour upsampling by 2, then a 3x3 convolution, in one.
 
-    Upsampling only repeats pixels, so the nine taps that fall on an output pixel see four
-    different values: their weights can be added first.  A transposed convolution of stride 2 with
-    the 3x3 kernel summed over 2x2 neighbourhoods is equal in real arithmetic and needs 4 instead
-    of 9 multiplications a pixel.  (Waves: stride 4 with 9 taps summed over 4s, 3 instead of 9.)
-    """
+    Upsampling repeats pixels: the nine taps of an output pixel see four different values, so their
+    weights can be added first.  A transposed convolution of stride 2 with the 3x3 kernel summed
+    over 2x2 neighbourhoods is equal in real arithmetic and needs 4 instead of 9 multiplications a
+    pixel.  (Waves: stride 4 with 9 taps summed over 4s, 3 instead of 9.)"""
 
     def __init__(self, inputs, outputs, kernel=(3, 3), growth=(2, 2)):
         super().__init__(inputs, outputs, kernel)
@@ -572,11 +547,8 @@ AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 def _weight_gradient(g, x, weight, stride, padding, up=False):
     """Gradient by the kernel (C, K, ...) of a convolution from x (N, K, ...) to what has the
-    gradient g (N, C, ...); or of one transposed, from C channels to K.
-
-    On a CPU one product of matrices, places x channels, for each tap of the kernel, is up to four
-    times as fast as torch, but for few channels with AVX-512.
-    """
+    gradient g (N, C, ...); or of one transposed, from C channels to K.  On a CPU a matrix product,
+    places x channels, per tap is up to four times as fast as torch, but for few with AVX-512."""
     if x.device.type != "cpu" or AVX512 and max(weight.shape[:2]) <= 64:
         return torch.ops.aten.convolution_backward(
             g, x, weight, None, stride, padding, (1, 1), up, (0, 0), 1, (False, True, False))[1]
@@ -593,25 +565,23 @@ def _add_taps(taps, x, y):
     """Add to taps (h, w, C, K) the sums of products of x (N, C, T, F) with y (N, K, T + h - 1,
     F + w - 1) moved by so many places.  Padded to the same size, each is one long matrix of places
     x channels, and a move along rows and lines is one along its places."""
-    rest = y.shape[3] - x.shape[3], y.shape[2] - x.shape[2]
-    x = F.pad(x, (0, rest[0], 0, rest[1])).permute(0, 2, 3, 1).flatten(0, 2)
-    line, y = y.shape[3], y.permute(0, 2, 3, 1).flatten(0, 2)
+    (h, w), line = taps.shape[:2], y.shape[3]
+    x = F.pad(x, (0, w - 1, 0, h - 1)).permute(0, 2, 3, 1).flatten(0, 2)
+    y = y.permute(0, 2, 3, 1).flatten(0, 2)
     for start in range(0, len(x), PLACES):
         few = x[start:start + PLACES].t()
-        for i, j in itertools.product(*map(range, taps.shape[:2])):
+        for i, j in itertools.product(range(h), range(w)):
             moved = y[start + i * line + j:][:few.shape[1]]
             taps[i, j].addmm_(few[:, :len(moved)], moved)
 
 class _LeakyPixelNorm(torch.autograd.Function):
-    """pixel_norm(leaky(x)) in place, keeping only the result for the way back.
+    """pixel_norm(leaky(x)) in place, keeping only the result for the way back; differentiable once.
 
-    With y = a / r, a = leaky(x), r = sqrt(mean a^2 + eps), the derivative is
-    da = (dy - y mean(y dy)) / r, and y has the sign of x.  Differentiable once.
-    """
+    With y = a / r, a = leaky(x), r = sqrt(mean a^2 + eps): da = (dy - y mean(y dy)) / r."""
 
     @staticmethod
     def forward(ctx, x):
-        y = F.leaky_relu_(x, LEAK)
+        y = leaky(x)
         r = (y.square().mean(dim=1, keepdim=True, dtype=torch.float32) + 1e-8).sqrt_()
         ctx.mark_dirty(x)
         y.div_(r)
@@ -623,8 +593,7 @@ class _LeakyPixelNorm(torch.autograd.Function):
     def backward(ctx, g):
         y, r = ctx.saved_tensors
         along = (y * g).mean(dim=1, keepdim=True, dtype=torch.float32).to(g.dtype)
-        g = torch.addcmul(g, y, along, value=-1).div_(r)
-        return torch.ops.aten.leaky_relu_backward(g, y, LEAK, True)
+        return gate(torch.addcmul(g, y, along, value=-1).div_(r), y)
 
 leaky_pixel_norm = _LeakyPixelNorm.apply  # what follows every convolution of G but the last
 
@@ -634,16 +603,14 @@ FORMAT, VERSION = "gansynth", 2           # 1 was before blocks had the paper's 
 SAMPLE_PARTS = {"model": str, "config": dict, "architecture": dict, "spectrum": dict,
                 "pitch_low": int, "progress": float, "counts": torch.Tensor, "images": int,
                 "G_ema": dict}
+EARLIER = "use an earlier one of the same run"
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read or written; the message says which and what to do."""
 
 def save_checkpoint(path, contents):
-    """Write a dictionary of plain tensors and settings to one file, whole or not at all.
-
-    Written beside `path`, flushed to the disk (fsync) and renamed, so that neither a full disk nor
-    a power cut harms the previous checkpoint.
-    """
+    """Write a dictionary of plain tensors and settings to one file, whole or not at all: it is made
+    beside `path`, flushed (fsync) and renamed, so no full disk or power cut harms the last one."""
     temporary = f"{path}.part"
     try:
         with open(temporary, "wb") as file:
@@ -653,9 +620,8 @@ def save_checkpoint(path, contents):
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:            # torch's own writer raises the latter
         reason = getattr(error, "strerror", None) or "the disk may be full"
-        raise CheckpointError(f"{path}: the checkpoint could not be saved ({reason}); earlier "
-                              "checkpoints are untouched: free some space, and resume from the "
-                              "last one") from None
+        raise CheckpointError(f"{path}: could not be saved ({reason}); earlier checkpoints are "
+                              "untouched: free some space, and resume from the last") from None
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
@@ -667,13 +633,11 @@ def check_whole(path):
         with zipfile.ZipFile(path) as archive:
             whole = archive.testzip() is None
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror}): give a checkpoint that "
-                              "train.py wrote") from None
+        raise CheckpointError(f"{path}: {error.strerror}: give one that train.py wrote") from None
     except Exception:                     # zipfile raises many kinds for a damaged file
         whole = False
     if not whole:
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint: use an earlier one of the "
-                              "same run")
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint: {EARLIER}")
 
 def load_checkpoint(path, device="cpu", parts=()):
     """Read what `save_checkpoint` wrote, and check that it holds `parts`: SAMPLE_PARTS to be
@@ -686,26 +650,23 @@ def load_checkpoint(path, device="cpu", parts=()):
     except Exception:                     # torch raises many kinds for what is not its own
         contents = None
     if not isinstance(contents, dict) or contents.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: not one of our checkpoints: give a file that train.py "
-                              "wrote")
+        raise CheckpointError(f"{path}: not one of our checkpoints: give one that train.py wrote")
     if contents.get("version") != VERSION:
         raise CheckpointError(f"{path}: written by version {contents.get('version')} of these "
                               f"scripts, and this is version {VERSION}: use the one that wrote it")
     wrong = [name for name in parts if not isinstance(contents.get(name), parts[name])]
     if wrong:
-        raise CheckpointError(f"{path}: lacks {', '.join(wrong)}, or they are not as they should "
-                              "be: use an earlier one of the same run")
+        raise CheckpointError(f"{path}: lacks {', '.join(wrong)} as it should be: {EARLIER}")
     return contents
 
 def checkpoints(run):
     """The checkpoints in a run's folder, from the fewest examples to the most."""
-    found = [path for path in Path(run).glob("checkpoint-*.pt")
-             if path.stem.split("-")[1].isdecimal()]
-    return sorted(found, key=lambda path: int(path.stem.split("-")[1]))
+    found = {path.stem.split("-")[1]: path for path in Path(run).glob("checkpoint-*.pt")}
+    return [found[images] for images in sorted(filter(str.isdecimal, found), key=int)]
 
 def find_checkpoint(path):
-    """A checkpoint file, the newest whole one in a run's folder, or experiment.json in Magenta's ->
-    its path.  Newer ones that are damaged are passed over, and named on stderr."""
+    """A checkpoint file, the newest whole one in a run's folder (damaged ones are passed over, and
+    named on stderr), or experiment.json in Magenta's -> its path."""
     path = Path(path)
     path = path / EXPERIMENT if (path / EXPERIMENT).is_file() else path
     if path.is_file():
@@ -721,8 +682,8 @@ def find_checkpoint(path):
 
 def load_generator(path, device="cpu", read_bundle=None):
     """The averaged generator of a checkpoint, ready to sample, and the checkpoint's contents, of
-    which "progress" is where training stood: an unfinished run is heard at that progress.
-    Magenta's experiment.json is one, too, for whom `read_bundle` is nsynth's."""
+    which "progress" is where training stood: there an unfinished run is heard.  Magenta's
+    experiment.json is one, too, for which `read_bundle` is nsynth's."""
     contents = (load_magenta(path, read_bundle) if Path(path).name == EXPERIMENT else
                 load_checkpoint(path, device, SAMPLE_PARTS))
     try:
@@ -732,8 +693,7 @@ def load_generator(path, device="cpu", read_bundle=None):
         G = build(shape(**contents["architecture"])).to(device)
         G.load_state_dict(contents["G_ema"])
     except (KeyError, TypeError, ValueError, RuntimeError):
-        raise CheckpointError(f"{path}: the checkpoint's weights do not fit its settings: use an "
-                              "earlier one of the same run") from None
+        raise CheckpointError(f"{path}: weights do not fit the settings: {EARLIER}") from None
     return G.eval().requires_grad_(False), contents
 
 RISE = 0.002                              # seconds
@@ -741,13 +701,12 @@ RISE = 0.002                              # seconds
 def synthesise(G, spectrum, z, pitch, progress, generator=None, show=lambda samples: None):
     """Latents and pitch labels -> notes: what one does with a trained G.
 
-    z (N, latent), pitch (N,) labels 0..P-1; `spectrum` decodes pictures (spectral.Spectrum).  At an
-    early progress the small picture is stretched to full size first.  A WaveNet, which has no
-    latents, draws its samples from `generator`, and shows how many there are.  -> (N, L) float32 on
-    the CPU; waves may exceed [-1, 1], and can be differentiated by z.
-    ours: notes rise over RISE seconds, as G leaves energy in the zeros before a note, which would
-    be cut off in full swing, an audible tick.  code: they do not, nor with the release's inverse.
-    """
+    z (N, latent), pitch (N,) labels 0..P-1; `spectrum` decodes pictures (spectral.Spectrum), at an
+    early progress stretched to full size first.  A WaveNet, which has no latents, draws its samples
+    from `generator`, and shows how many there are.  -> (N, L) float32 on the CPU; waves may exceed
+    [-1, 1], and can be differentiated by z.
+    ours: notes rise over RISE seconds, as G leaves energy in the zeros before a note, which cut off
+    in full swing would be a tick.  code: they do not, nor with the release's inverse."""
     device = next(G.parameters()).device
     z, pitch = z.to(device), pitch.to(device)
     if isinstance(G, Generator):
@@ -773,9 +732,8 @@ SETTINGS = {                              # what they may be; the first is the r
 
 def load_magenta(path, read_bundle):
     """experiment.json -> contents as of a checkpoint of ours, from the newest stage beside it.  It
-    tells no pitches: labels count from MIDI 24, as if each had been trained once.  read_bundle:
-    nsynth's.  CheckpointError for what is damaged, missing, half-grown or of a kind that we do not
-    have."""
+    tells no pitches: labels count from MIDI 24, as if each had been trained once.  CheckpointError
+    for what is damaged, missing, half-grown or of a kind that we do not have."""
     try:
         stage = max(path.parent.glob("stage_[0-9]*"), default=path.parent / "stage_*")
         listed = (stage / "checkpoint").read_text("utf-8")
@@ -856,21 +814,20 @@ def release_name(net, name):
 # ---- Table 3: the networks block by block ---------------------------------------------------
 
 def layer_table(arch):
-    """Rows (net, layer, F x T x C of what it gives, kernel F x T, nonlinearity, parameters) of one
-    pass through full-grown networks, as in Table 3."""
+    """Table 3's rows (net, layer, output F x T x C, kernel F x T, nonlinearity, parameters)."""
     rows, then = [], {"to_picture": "tanh", "score": "", "pitch": "softmax in the loss"}
 
-    def note(net, name, layer, given, made):
-        def row(name, x, *more):          # (N, C, T, F) or (N, C)
-            rows.append((net, name.replace("_", " "), (*x.shape, 1, 1)[3:0:-1], *more))
+    def row(net, name, x, *more):         # x: (N, C, T, F) or (N, C)
+        name = name.replace("blocks.", "block ").replace(".", " ").replace("_", " ")
+        rows.append((net, name, (*x.shape, 1, 1)[3:0:-1], *more))
 
+    def note(net, name, layer, given, made):
         if name == "blocks.1.conv0":
-            row({"G": "z and one-hot pitch", "D": "minibatch stddev"}[net], *given, "", "", 0)
+            row(net, {"G": "z and one-hot pitch", "D": "minibatch stddev"}[net], *given, "", "", 0)
         conv = isinstance(layer, EqualConv2d)
         kernel = "x".join(map(str, layer.weight.shape[:1:-1])) if conv else "dense"
         after = then.get(name.split(".")[-1], "leaky ReLU" + ", pixel norm" * (net == "G"))
-        row(name.replace("blocks.", "block ").replace(".", " "), made, kernel, after,
-            sum(p.numel() for p in layer.parameters()))
+        row(net, name, made, kernel, after, sum(p.numel() for p in layer.parameters()))
 
     last = arch.resolutions - 1.0
     with torch.device("meta"), torch.no_grad():         # shapes, no numbers
@@ -974,10 +931,9 @@ class WaveNetArchitecture:
 class WaveNet(nn.Module):
     """The past of a wave and its pitch -> the distribution of its next sample.
 
-    Where the papers leave it open: a sample comes in as one number; no 1x1 has a bias that the next
-    would only repeat; the head is ReLU, 1x1, ReLU, 1x1; the conditioning's layers have ReLUs, add
-    to what they are given (but for the first) and look ahead in time, too.
-    """
+    ours, where the papers leave it open: a sample comes in as one number; no 1x1 has a bias that
+    the next would repeat; the head is ReLU, 1x1, ReLU, 1x1; the conditioning's layers have ReLUs,
+    add to what they are given (but for the first) and look ahead in time, too."""
 
     def __init__(self, arch):
         super().__init__()
@@ -994,8 +950,8 @@ class WaveNet(nn.Module):
             for wide, first in ((2 * C, 0), (C, 1), (C, 0)))
         self.skip_bias = nn.Parameter(torch.zeros(C))
         self.head = nn.ModuleList([nn.Conv1d(C, C, 1), nn.Conv1d(C, outputs, 1)])
-        # He's start (one of the P inputs is not zero), small beside what each layer adds to: eight
-        # layers in a row, with nothing to add to, never learnt to heed the pitch in a short run.
+        # He's start (one of the P inputs is not zero), small beside what each layer adds to: with
+        # nothing to add to, eight layers in a row never learnt to heed the pitch in a short run.
         for i, conv in enumerate(self.conditioning):
             nn.init.normal_(conv.weight, std=math.sqrt(2 / 3 / (8 * C if i else 1)))
             nn.init.zeros_(conv.bias)
@@ -1061,9 +1017,8 @@ def to_16_bits(x):
 
 def mol_log_likelihood(parameters, x):
     """Discretised mixture of logistics (PixelCNN++, Salimans 2017), (N, 3 M, L), of x (N, L) in
-    [-1, 1] -> log probabilities (N, L): the mass within half a 16-bit step, or of all beyond the
-    least and the greatest.  With s the logistic function, s(a) - s(b) = s(a) s(-b) (1 - e^(b - a)):
-    in its logarithm nothing cancels far from the mean."""
+    [-1, 1] -> log probabilities (N, L): the mass within half a 16-bit step, or beyond the extremes.
+    As s(a) - s(b) = s(a) s(-b) (1 - e^(b - a)), its logarithm cancels nothing far from the mean."""
     logits, mean, log_scale = parameters.chunk(3, dim=1)            # (N, M, L) each
     x, half = to_16_bits(x)[:, None], 2.0 ** -16
     sharp = torch.exp(-log_scale.clamp(-14, 14))                    # beyond, nothing changes

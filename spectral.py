@@ -56,21 +56,18 @@ def stft(wave, frames, bins):
 
     The window is 2 F samples long and the hop F / 2.  Of a window's F + 1 bins one goes to leave a
     power of two.  paper: drops Nyquist.  code: drops DC, which sound lacks anyway.  The zeros that
-    fill T frames are all in front of the note (code), so that the last frame ends where it does.
-    """
+    fill T frames are all in front of the note (code), so that the last frame ends where it does."""
     window, hop = 2 * bins, 2 * bins // OVERLAP
     pad = (frames + OVERLAP - 1) * hop - wave.shape[-1]
-    wave = torch.nn.functional.pad(wave, (pad, 0))
-    windows = wave.unfold(-1, window, hop)                          # (N, T, 2F)
+    windows = torch.nn.functional.pad(wave, (pad, 0)).unfold(-1, window, hop)   # (N, T, 2F)
     return torch.fft.rfft(windows * hann(window, wave.device))[..., 1:]     # (N, T, F)
 
 def istft(S, length):
     """Inverse of `stft`: (N, T, F) complex -> (N, L).  The dropped DC bin comes back as zero.
 
-    Each frame is windowed once more and overlap-added (Griffin and Lim 1984).  Squared Hann windows
-    sum to 1.5 wherever four of them overlap; as released, the last three hops, where fewer do, are
-    not compensated: they fade out, which ends every note without a click.
-    """
+    Each frame is windowed again and overlap-added (Griffin and Lim 1984).  Squared Hann windows sum
+    to 1.5 where four overlap; as released, the last three hops, where fewer do, are not
+    compensated: they fade out, which ends every note without a click."""
     N, T, F = S.shape
     hop = 2 * F // OVERLAP
     S = torch.nn.functional.pad(S, (1, 0))                          # (N, T, F + 1)
@@ -91,8 +88,7 @@ def instantaneous_frequency(phase):
 
     A finite difference along time.  Unwrapping adds whole turns until no step exceeds half a turn,
     so the unwrapped phase's difference is the phase's own difference, wrapped.  The first frame
-    keeps its phase, so that a cumulative sum inverts it.  (N, T, F), in units of pi -> the same.
-    """
+    keeps its phase, so that a cumulative sum inverts it.  (N, T, F), in units of pi -> the same."""
     return torch.cat([phase[:, :1], wrap(phase.diff(dim=1))], dim=1)
 
 def integrate(frequency):
@@ -105,13 +101,12 @@ def integrate(frequency):
 def mel_matrix(bins, sample_rate):
     """Linear-to-mel matrix M (paper 2.2), (F, F) float64: linear bins in rows, mel in columns.
 
-    HTK's scale, mel(f) = 1127 ln(1 + f / 700), with as many mel bins as linear ones, so that low
-    bands would be far narrower than one linear bin.  The release widens bands narrower than 1.5
-    bins, and in place: lower edge, centre and upper edge are views of ONE array, so each widening
-    moves the neighbours' edges (852 of 1024 bands are touched, not 498).  It also lays bin k at
+    HTK's scale, mel(f) = 1127 ln(1 + f / 700), with as many mel bins as linear ones: low bands
+    would be far narrower than one bin.  The release widens those narrower than 1.5 bins, and in
+    place: lower edge, centre and upper edge are views of ONE array, so each widening moves the
+    neighbours' edges (852 of 1024 bands are touched, not 498).  It also lays bin k at
     k Nyquist / (F - 1) although, with DC dropped, it sits at (k + 1) Nyquist / F, and gives the
-    first bin no weight.  Both are kept: the published networks were trained on this matrix.
-    """
+    first bin no weight.  Both are kept: the published networks were trained on this matrix."""
     nyquist = sample_rate / 2
     narrowest = 1.5 * nyquist / bins
 
@@ -139,11 +134,10 @@ def mel_inverse_matrix(bins, sample_rate, kind):
 
     transpose: the release's, M^T with each column divided by the column sums of M M^T.  It smears:
     every linear bin comes back as an average over its neighbours.
-    pseudo: ours and the default, the one place where we leave the release.  M has rank 811 of
-    1024 (405 of 512 at low resolution) and no small singular values, so the least-squares inverse
-    amplifies no noise.  It lifts the round trip of five NSynth notes from 4 to 44 dB (medians),
-    and that takes both channels: power, and unwrapped phase, projected to mel linearly as well.
-    """
+    pseudo: ours and the default, the one place where we leave the release.  M has rank 811 of 1024
+    (405 of 512) and no small singular values, so the least-squares inverse amplifies no noise.  It
+    lifts the round trip of five NSynth notes from 4 to 44 dB (medians), if applied to both
+    channels: power, and unwrapped phase, which is projected to mel linearly as well."""
     M = mel_matrix(bins, sample_rate)
     if kind == "pseudo":
         return np.linalg.pinv(M, rcond=1e-4)
@@ -154,11 +148,9 @@ def linear_to_mel(log_magnitude, frequency, sample_rate):
     """Log magnitude, IF (N, T, F) -> log mel power, mel IF (N, T, M) each (paper 2.2).
 
     The release projects the *unwrapped* phase and then differences it along time.  Both steps are
-    linear, so the difference may be projected instead, to the same end; what must not be projected
-    is wrapped phase, which mixes angles that differ by whole turns (two public ports do).  A
-    column's weights may sum to more than one (up to 2.76), and a step then exceed half a turn, so
-    it is wrapped again: the release unwraps a second time.
-    """
+    linear, so the difference may be projected instead; wrapped phase may not, as that mixes angles
+    whole turns apart (two public ports do).  A column's weights sum to as much as 2.76, and a step
+    may then exceed half a turn, so it is wrapped again: the release unwraps a second time."""
     power = times_mel_matrix(torch.exp(2 * log_magnitude), sample_rate)
     frequency = times_mel_matrix(frequency, sample_rate)            # x M
     frequency = torch.cat([frequency[:, :1], wrap(frequency[:, 1:])], dim=1)
@@ -168,9 +160,9 @@ def mel_to_linear(log_power, frequency, sample_rate, kind="pseudo"):
     """Inverse of `linear_to_mel`, by one of MEL_INVERSES; shapes as there (paper 2.2).
 
     The release floors the power a second time; ours takes the floor of `linear_to_mel` off again
-    (silence comes back as silence) and clamps the least-squares power where it is negative.
-    """
-    W = mel_inverse_tensor(log_power.shape[-1], sample_rate, kind, log_power.device)
+    (silence comes back as silence) and clamps the least-squares power where it is negative."""
+    W = torch.as_tensor(mel_inverse_matrix(log_power.shape[-1], sample_rate, kind),
+                        dtype=torch.float32, device=log_power.device)
     if kind == "transpose":
         power = torch.exp(log_power) @ W + EPS
     else:
@@ -226,11 +218,10 @@ class Spectrum:
         return torch.polar(torch.exp(magnitude), phase * math.pi)
 
 # =============================================================================================
-# Here the path through the paper ends.  Behind this line: the shapes of pictures, round trips,
-# pictures to look at, and the table.
+# Here the path through the paper ends.  Behind this line: shapes, batches, measures, pictures.
 # =============================================================================================
 
-# ---- The shapes of pictures, and the mel matrices as tensors --------------------------------
+# ---- The shapes of pictures, and the mel matrix in blocks -----------------------------------
 
 WAVEFORM = "waveform"                     # no spectrum at all: the baseline of the paper's Table 2
 FORMS = (*REPRESENTATIONS, WAVEFORM)
@@ -252,21 +243,19 @@ def check_spectrum(spectrum):
     elif spectrum.bins != 1:
         raise SpectrumError(f"a waveform of {spectrum.bins} bins: expected a picture one bin wide")
     if spectrum.frames < needed:
-        raise SpectrumError(f"a picture of {spectrum.frames} frames x {spectrum.bins} bins is too "
-                            f"short for a note of {spectrum.length} samples: the nearest that can "
-                            f"hold it is {needed} frames")
+        raise SpectrumError(f"a {spectrum.frames} x {spectrum.bins} picture for {spectrum.length} "
+                            f"samples: the nearest that can hold them is {needed} frames")
 
 def derive(rep="if-mel", hires=True, length=64000, sample_rate=16000, resolutions=7,
            mel_inverse="pseudo"):
     """The Spectrum for notes of `length` samples, halved resolutions - 1 times at most.
 
-    The window stays near the paper's in seconds (64 ms, or 128 ms for "+ H"), as a power of two;
-    the frames are rounded up until they divide.  The paper's 64,000 samples at 16 kHz give
-    256 x 512, or 128 x 1024 for "+ H".  A waveform shrinks by fours: 65,536 x 1.
-    """
+    The window is the power of two nearest to the paper's 64 ms (128 ms for "+ H"); the frames are
+    rounded up until they divide.  The paper's 64,000 samples at 16 kHz give 256 x 512 (128 x 1024
+    for "+ H").  A waveform shrinks by fours: 65,536 x 1."""
     if length < 1 or sample_rate < 100:
         raise SpectrumError(f"a note of {length} samples at {sample_rate} Hz: expected at least "
-                            "one sample, and a rate of a thousand Hz or more")
+                            "one sample, and 100 Hz or more")
     bins, hop, growth = 1, 1, WAVE_GROWTH
     if rep != WAVEFORM:
         bins = 2 ** round(math.log2(sample_rate * WINDOW_SECONDS[hires])) // 2
@@ -281,9 +270,8 @@ def derive(rep="if-mel", hires=True, length=64000, sample_rate=16000, resolution
     if not frames(resolutions):
         most = max(filter(frames, range(1, resolutions)))
         raise SpectrumError(
-            f"{length} samples at {sample_rate} Hz fill {needed} frames x {bins} bins, too few to "
-            f"be made {growth} times smaller {resolutions - 1} times without being mostly padding: "
-            f"the nearest that can is {most} resolution{'s' * (most > 1)}")
+            f"{length} samples at {sample_rate} Hz fill {needed} frames x {bins} bins, too few for "
+            f"{resolutions} resolutions: the nearest number that works is {most}")
     return Spectrum(rep, frames(resolutions), bins, length, sample_rate, mel_inverse)
 
 def restore(settings, mel_inverse=None):
@@ -302,14 +290,9 @@ def decode_waveform(spectrum, picture):
     return picture[:, 0, front:front + spectrum.length, 0]
 
 @lru_cache(maxsize=16)
-def mel_inverse_tensor(bins, sample_rate, kind, device):
-    W = mel_inverse_matrix(bins, sample_rate, kind)
-    return torch.tensor(W, dtype=torch.float32, device=device)
-
-@lru_cache(maxsize=16)
 def mel_blocks(bins, sample_rate, device):
-    """M as float32 blocks of 128 columns, each with the range of rows that it uses: a mel band
-    covers few linear bins, so most of a whole product would be with zeros."""
+    """M as float32 blocks of 128 columns, each with the range of rows that it uses: mel bands cover
+    few linear bins, so most of a whole product would be with zeros."""
     M, blocks = mel_matrix(bins, sample_rate), []
     for i in range(0, bins, 128):
         rows = np.flatnonzero(M[:, i:i + 128].any(axis=1))
@@ -330,19 +313,18 @@ class Pictures:
 
     notes: nsynth.Notes; shrink: gansynth.downsample_to.  On a GPU the notes' samples lie there as
     well, where they fit.  Where pictures of all notes fit in `memory` bytes, as the small ones of
-    early stages do, they are kept: a note is transformed once a stage, not once an epoch.
-    """
+    early stages do, they are kept: a note is transformed once a stage, not once an epoch."""
 
-    GROUP = 8                             # notes transformed together, always the same ones: so a
-                                          # resumed run has the same pictures to the last bit
+    # Notes transformed together, always the same ones: a resumed run's are equal to the last bit.
+    GROUP = 8
+
     def __init__(self, notes, spectrum, shrink, device, memory=1 << 30):
         self.notes, self.spectrum, self.shrink, self.device = notes, spectrum, shrink, device
         self.memory, self.size, self.made, self.audio = memory, None, {}, None
         if device != "cpu" and (4 * len(notes) * notes.audio.shape[1]       # and as much on the way
                                 < torch.cuda.mem_get_info()[0] / 2):
             self.audio = torch.cat([(notes.waves(few) * 32768).short().to(device)
-                                    for few in np.array_split(range(len(notes)),
-                                                              math.ceil(len(notes) / 512))])
+                                    for few in torch.arange(len(notes)).split(512)])
 
     def __call__(self, indices, size):
         if len(self.notes) * 8 * math.prod(size) > self.memory:
@@ -350,9 +332,8 @@ class Pictures:
         if size != self.size:
             self.size, self.kept = size, {}
         for group in {int(i) // self.GROUP for i in indices} - self.kept.keys():
-            first = group * self.GROUP
-            self.kept[group] = self.transform(
-                range(first, min(first + self.GROUP, len(self.notes))), size)
+            members = range(len(self.notes))[group * self.GROUP:][:self.GROUP]
+            self.kept[group] = self.transform(members, size)
         return torch.stack([self.kept[i // self.GROUP][i % self.GROUP] for i in map(int, indices)])
 
     def in_turn(self, turn, position, step, size):
@@ -378,30 +359,27 @@ def snr(wave, copy):
 
 def log_spectral_distance(wave, copy, window=1024):
     """Log-spectral distance in dB: root mean square over bins, mean over frames; -> (N,).
-
-    Magnitudes are floored at 1e-4 (80 dB below one), so that silence is not compared with silence.
-    """
+    Magnitudes are floored at 1e-4 (80 dB below one): silence is not compared with silence."""
     def decibels(x):
         frames = max(OVERLAP, math.ceil(x.shape[-1] / (window // OVERLAP)))
         return 20 * torch.log10(stft(x, frames, window // 2).abs().clamp(min=1e-4))
 
     return (decibels(wave) - decibels(copy)).square().mean(-1).sqrt().mean(-1)
 
-# ---- Pitch -----------------------------------------------------------------------------------
+# ---- Pitch ----------------------------------------------------------------------------------
 
 def middle(wave):
     """A note without its onset and release, as float64."""
     return np.asarray(wave, dtype=np.float64)[len(wave) // 10: len(wave) * 17 // 20]
 
 def fundamental(wave, sample_rate, low=25.0, high=2000.0, clear=0.0):
-    """Fundamental frequency in Hz of one note (L,), by normalised autocorrelation; 0 if none,
-    or none as `clear`: 1 is a wave that repeats exactly.
+    """Fundamental frequency in Hz of a note (L,), or 0: if no lag has a normalised autocorrelation
+    above `clear` (1: the wave repeats exactly).
 
     McLeod and Wyvill, "A smarter way to find pitch" (2005): the autocorrelation at each lag,
     divided by the energy of the two stretches it compares; the first peak that reaches nine tenths
     of the highest is the period.  Four lags a sample (the spectrum padded with zeros) and a
-    parabola through the peak make it exact to a cent or two.
-    """
+    parabola through the peak make it exact to a cent or two."""
     fine, x = 4, middle(wave)
     x, n = x - x.mean(), len(x)
     power = np.abs(np.fft.rfft(x, 4 * n)) ** 2
@@ -428,8 +406,7 @@ def rainbowgram(wave, sample_rate=16000, height=192, low=30.0):
 
     Brightness is log magnitude (80 dB below the loudest is black), hue is instantaneous frequency:
     a steady harmonic is a streak of one colour, an incoherent one a speckle.
-    wave (L,) -> (height, frames, 3) uint8; the axis runs from `low` Hz to Nyquist.
-    """
+    wave (L,) -> (height, frames, 3) uint8; the axis runs from `low` Hz to Nyquist."""
     wave = torch.as_tensor(wave, dtype=torch.float32).reshape(1, -1)
     window = 2 ** round(math.log2(sample_rate * WINDOW_SECONDS[True]))
     hop = max(1, min(window // 16, wave.shape[-1] // 160))          # fine enough for the eye
@@ -452,10 +429,9 @@ def rainbowgram(wave, sample_rate=16000, height=192, low=30.0):
 def overlay(curves, width, height, stroke=1.5):
     """Curves over each other, translucent: (n, points) in [-1, 1] -> (height, width, 3) uint8.
 
-    A pixel is as bright as the root of the share of curves that cross it: where they agree, they
-    are one bright line, where they differ, a haze.  A column is the mean over its points, of which
-    it should have several, and each pixel takes the part of a stroke (in pixels) that covers it.
-    """
+    A pixel is as bright as the root of the share of curves that cross it: one bright line where
+    they agree, a haze where they differ.  A column is the mean over its points (there should be
+    several), and each pixel takes the part of a stroke (in pixels) that covers it."""
     y = (1 - np.asarray(curves, dtype=np.float32)) / 2 * height     # downwards, in pixels
     top = np.minimum(y[:, :-1], y[:, 1:]) - stroke / 2              # (n, points - 1)
     bottom = np.maximum(y[:, :-1], y[:, 1:]) + stroke / 2
@@ -509,8 +485,7 @@ def example_notes():
 def main():
     waves = example_notes()
     print(f"Round trip of {len(waves)} notes of {waves.shape[-1]} samples at 16000 Hz, in dB")
-    print(f"{'representation':16}{'mel inverse':13}{'picture':>12}{'SNR median':>12}"
-          f"{'SNR worst':>11}{'LSD median':>12}")
+    print("representation  mel inverse       picture  SNR median  SNR worst  LSD median")
     for hires, (rep, kind) in product((False, True), REPRESENTATIONS.items()):
         for inverse in MEL_INVERSES if kind["mel"] else ("pseudo",):
             spectrum = derive(rep, hires, waves.shape[-1], mel_inverse=inverse)

@@ -276,7 +276,7 @@ def test_an_impossible_picture_is_refused_and_what_is_named_instead_works(rep, h
             assert spectrum.frames % unit == 0 and (spectrum.bins % unit == 0 or rep == "waveform")
         except SpectrumError as error:
             refused += 1
-            bins, fits = map(int, re.search(r"x (\d+) bins.*nearest that can is (\d+) resolution",
+            bins, fits = map(int, re.search(r"x (\d+) bins.*nearest number that works is (\d+)",
                                             str(error)).groups())
             assert spectral.derive(rep, hires, length, rate, fits).bins == bins
     assert 0 < refused < 20
@@ -286,7 +286,7 @@ def test_settings_give_the_papers_shapes_or_name_what_can_be():
     assert spectral.derive("if-mel", True) == Spectrum("if-mel", 128, 1024)
     assert spectral.derive("if", True, 4000, 8000, 4) == Spectrum("if", 16, 512, 4000, 8000)
     Spectrum("if", frames=122, bins=1024)
-    for wrong, says in ((dict(rep="if", frames=121), "nearest that can hold it is 122 frames"),
+    for wrong, says in ((dict(rep="if", frames=121), "nearest that can hold them is 122 frames"),
                         (dict(rep="mfcc"), "choose one of"), (dict(mel_inverse="x"), "choose one"),
                         (dict(rep="waveform", frames=64, bins=2, length=64), "one bin wide"),
                         (dict(rep="waveform", frames=64, bins=1, length=65), "is 65 frames")):
@@ -656,7 +656,7 @@ def test_the_waveform_gan_grows_along_time_only_by_four():
     paper = gansynth.Architecture.of_pictures(65536, 1)
     assert [paper.size(b) for b in range(1, 8)] == [(16 * 4 ** k, 1) for k in range(7)]
     for wrong, says in (({"frames": 1000}, "multiples of 4096 and 1"),
-                        ({"channel_base": 64}, "no channel for block 7: the least that does")):
+                        ({"channel_base": 64}, "no channel for block 7: the least is 128")):
         refuses(gansynth.ArchitectureError, says, gansynth.Architecture.of_pictures,
                 **{"frames": 65536, "bins": 1, **wrong})
 
@@ -2472,7 +2472,7 @@ def test_settings_layer_defaults_preset_flags(monkeypatch):
     ("--batch 0", "batch is 0: expected a number of at least 1", 2), ("--seed=-1", "seed is", 2),
     ("--pitch-low 70 --pitch-high 62", "from 70 to 62", 2), ("--device abacus", "abacus", 2),
     ("--rep if --no-hires --length 256 --sample-rate 2000 --resolutions 9",
-     "nearest that can is 4 resolutions", 2),
+     "nearest number that works is 4", 2),
     ("--sources banana", "banana", 1), ("--data nowhere", "nowhere is not there", 1),
     ("--pitch-high 127", "too high for the orchestra", 1), ("--rep mfcc", "invalid choice", 2),
     ("--batch many", "invalid int", 2),

@@ -19,8 +19,8 @@ if __name__ == "__main__":                # Ctrl-C while the packages load: no t
 # Both are read when torch is imported, and ignored where they mean nothing.
 # Large tensors in huge pages: else a full-size step spends a quarter of its time in page faults.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-# Threads that wait for each other soon sleep instead of spinning: up to a fifth slower at one block
-# on an idle machine, equal at larger ones, and up to ten times as fast beside another program.
+# Threads that wait soon sleep instead of spinning: up to a fifth slower at one block on an idle
+# machine, equal at larger ones, and up to ten times as fast beside another program.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import argparse
@@ -85,11 +85,9 @@ class Config:
     batch: int = setting(8, "examples a step", low=1)
     # losses and optimiser
     lr: float = setting(8e-4, "Adam's learning rate, G and D", low=1e-8, high=1)
-    lr_decay: float = setting(1.0, "share of lr left at the end; it falls once no block comes any "
-                              "more", high=1)
+    lr_decay: float = setting(1.0, "share of lr left at the end; falls in the last stage", high=1)
     penalty: float = setting(10.0, "weight of the gradient penalty")
-    penalty_units: str = setting("raw", "raw: as released; scaled: at the stage's own size",
-                                 ["raw", "scaled"])
+    penalty_units: str = setting("raw", "as released; or at the stage's size", ["raw", "scaled"])
     drift: float = setting(0.001, "weight of the drift term")
     pitch_weight: float = setting(10.0, "weight of the pitch classifier's loss")
     ema: float = setting(0.999, "decay per step of the averaged generator", high=1)
@@ -131,9 +129,7 @@ class Config:
 
     def learning_rate(self, images):
         """`lr` until the last stage of the run, then in a straight line to its `lr_decay`-th part.
-
-        The paper's is constant.  A short run takes long steps, and short ones to settle in the end.
-        """
+        paper: constant.  A short run takes long steps, and short ones to settle in the end."""
         cycle = self.progressive * (self.stable_images + self.fade_images)
         last = cycle * min(self.resolutions - 1, self.images // max(cycle, 1))
         share = min(max(images - last, 0) / max(self.images - last, 1), 1)
@@ -151,19 +147,15 @@ class Draws(NamedTuple):
     mix: torch.Tensor                     # (N, 1, 1, 1) uniform, of the gradient penalty
 
 def draw(cfg, counts, position, device="cpu"):
-    """The draws (paper 2.2) of a step whose first example is at this position of training.
-
-    Made on the CPU from (seed, position) alone, so that every device draws the same numbers, and a
-    resumed run those that it would have drawn.
-    """
+    """The draws (paper 2.2) of a step whose first example is at this position of training: made on
+    the CPU from (seed, position) alone, they are the same on every device and in a resumed run."""
     random = random_at(cfg.seed, position)
 
     def fakes():
         z = torch.randn(cfg.batch, cfg.latent, generator=random)
         return z.to(device), nsynth.draw_pitches(counts, cfg.batch, generator=random).to(device)
 
-    return Draws(*fakes(), *fakes(),
-                 torch.rand(cfg.batch, 1, 1, 1, generator=random).to(device))
+    return Draws(*fakes(), *fakes(), torch.rand(cfg.batch, 1, 1, 1, generator=random).to(device))
 
 class Nets:
     """What a step changes (paper 2.2): networks, the average of G we hear, their optimisers."""
@@ -186,11 +178,10 @@ def train_step(nets, draws, x_real, pitch_real, progress, weights, lr=8e-4, ema=
     """The algorithm: G once, then D once with fresh latents and the just-updated G (code's order;
     Gulrajani et al. 2017 and Progressive GAN have D first).
 
-    nets: Nets with a stage begun; draws: Draws; x_real (N, 2, t, f): pictures of the stage's size
-    or larger; pitch_real (N,): labels; progress: see gansynth.grown; weights: a Config.  -> named
-    loss terms, before their weights.  Nothing in it depends on a tensor's value, so that a GPU can
-    record it.  `meet(gradients)` may average them with those of other processes.
-    """
+    nets: Nets with a stage begun; x_real (N, 2, t, f): pictures of the stage's size or larger;
+    pitch_real (N,): labels; progress: see gansynth.grown; weights: a Config; `meet(gradients)` may
+    average them with those of other processes.  -> named loss terms, before their weights.
+    Nothing in it depends on a tensor's value, so that a GPU can record it."""
     G, D, blocks = nets.G, nets.D, gansynth.grown(progress)[0]
 
     D.requires_grad_(False)               # spares G's step the gradients of D's weights
@@ -230,11 +221,10 @@ class State:
         self.start_stage()
 
     def build(self):
-        cfg, device = self.cfg, self.device
-        self.pictures = spectral.Pictures(self.notes, cfg.spectrum(), gansynth.downsample_to,
-                                          device)
-        nets = Nets(cfg.architecture(), device)
-        if cfg.precision == "bf16":       # what is heard, the average, keeps float32
+        self.pictures = spectral.Pictures(self.notes, self.cfg.spectrum(), gansynth.downsample_to,
+                                          self.device)
+        nets = Nets(self.cfg.architecture(), self.device)
+        if self.cfg.precision == "bf16":  # what is heard, the average, keeps float32
             gansynth.use_bfloat16(nets.G)
             gansynth.use_bfloat16(nets.D)
         return nets
@@ -242,26 +232,25 @@ class State:
     def start_stage(self):
         """Fresh optimisers where a new stage begins, and a step for its number of blocks."""
         _, stage, blocks = self.cfg.where(self.images)
-        if stage != self.stage:
-            self.stage, self.run = stage, None          # frees what was recorded of the last stage
-            self.nets.start_stage(blocks)
-            step = functools.partial(self.run_step, self.nets, self.cfg, blocks, stage % 2,
-                                     self.cfg.ema ** self.ranks.size)
-            self.run = Recorded(step, self.nets, self.ranks, self.device)
+        if stage == self.stage:
+            return
+        self.stage, self.run = stage, None              # frees what was recorded of the last stage
+        self.nets.start_stage(blocks)
+        nets, cfg, ema = self.nets, self.cfg, self.cfg.ema ** self.ranks.size
 
-    @staticmethod                         # of a State it would be a cycle, whose memory stays
-    def run_step(nets, cfg, blocks, fades, ema, *inputs, meet):
-        """train_step at one stage; what changes there from step to step is in tensors."""
-        *draws, x_real, pitch_real, alpha, lr = inputs
-        return train_step(nets, Draws(*draws), x_real, pitch_real,
-                          (blocks, alpha if fades else None), cfg, lr, ema, meet)
+        def step(*inputs, meet):          # with `self` in it: a cycle, whose memory would stay
+            *draws, x_real, pitch_real, alpha, lr = inputs          # what varies, tensors all
+            progress = (blocks, alpha if stage % 2 else None)
+            return train_step(nets, Draws(*draws), x_real, pitch_real, progress, cfg, lr, ema, meet)
+
+        self.run = Recorded(step, nets, self.ranks, self.device)
 
     def turn(self, position):
-        """The notes whose turn it is at this position of the training: indices (N,)."""
+        """The notes whose turn it is at this position of training: indices (N,)."""
         return nsynth.epoch_order(position, self.cfg.batch, len(self.notes), self.cfg.seed)
 
     def inputs(self):
-        """What run_step takes at this position, tensors all."""
+        """What the stage's step takes at this position, tensors all."""
         progress, _, blocks = self.cfg.where(self.images)
         position = self.images + self.ranks.rank * self.cfg.batch
         alpha, lr = (torch.full((), number, device=self.device)
@@ -307,8 +296,7 @@ def train(cfg, resume=None, ranks=None, init=None):
             done = state.images >= cfg.images
             tick, listen, keep = (state.images % every < state.examples for every in (
                 cfg.tick_images, cfg.snapshot_images, cfg.checkpoint_images))
-            stop = (int(ranks.largest(torch.tensor(sum(signals)))) if tick or ranks.size == 1
-                    else 0)
+            stop = (tick or ranks.size == 1) and int(ranks.largest(torch.tensor(sum(signals))))
             if tick or keep or stop or done:
                 monitor.tick()            # also checks the losses
             if keep or stop or done:
@@ -324,12 +312,11 @@ def train(cfg, resume=None, ranks=None, init=None):
     return run
 
 # =============================================================================================
-# Here the path through the paper ends.  Behind this line: CUDA graphs and many GPUs, pictures of
-# notes, reports, runs and their checkpoints, the baselines, what a run will cost, and the command
-# line with its presets.
+# Here the path through the paper ends.  Behind this line: CUDA graphs and many GPUs, reports, runs
+# and their checkpoints, the baselines, what a run will cost, and the command line.
 # =============================================================================================
 
-# ---- Full scale: CUDA graphs, many GPUs, notes on the GPU -----------------------------------
+# ---- Full scale: CUDA graphs and many GPUs --------------------------------------------------
 
 def prepare(cfg, number=0):
     """Set up the device of this process -> its name, such as cuda:0: each rank has its own."""
@@ -344,18 +331,15 @@ def prepare(cfg, number=0):
             torch.cuda.set_stream(torch.cuda.Stream())  # a graph is recorded where its steps ran
         torch.zeros(1, device=device).item()
     except Exception:                     # torch raises many kinds
-        raise ConfigError(f"device {device!r} is not there: expected auto, cpu, or cuda (cuda:1, "
-                          "...) where PyTorch finds a GPU") from None
+        raise ConfigError(f"device {device!r} is not there: give auto, cpu or cuda:N") from None
     return device
 
 class Recorded:
     """A step that on a GPU is recorded as a CUDA graph the fourth time, and replayed from then on.
 
-    A step is a thousand kernels, each launched by some Python and done in microseconds: one by one
-    they leave the GPU idle.  Before, libraries get ready in steps that are real ones as well.
-    """
+    A step is a thousand kernels of microseconds: launched one by one they leave the GPU idle."""
 
-    EAGER = 3
+    EAGER = 3                             # steps before, real ones too: libraries get ready in them
 
     def __init__(self, step, nets, ranks, device):
         self.step, self.nets, self.ranks, self.parts = step, nets, ranks, []
@@ -374,8 +358,8 @@ class Recorded:
         return self.terms
 
     def record(self, inputs):
-        """Kernels of a step, into one graph; with several ranks, which are not to be recorded as
-        they exchange gradients, into one before, one between and one behind that."""
+        """Kernels of a step, into one graph; with several ranks into three, before, between and
+        behind the exchanges of gradients, which are not to be recorded."""
         self.inputs, parts, recording = [x.clone() for x in inputs], [], contextlib.ExitStack()
         pool, stream = torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
 
@@ -412,17 +396,15 @@ class Ranks:
     @classmethod
     def join(cls):
         """As torchrun has set the environment."""
-        names = ("RANK", 0), ("LOCAL_RANK", 0), ("WORLD_SIZE", 1)
-        ranks = cls(*(int(os.environ.get(name, alone)) for name, alone in names),
-                    elastic="TORCHELASTIC_RUN_ID" in os.environ)
+        get = os.environ.get
+        ranks = cls(int(get("RANK", 0)), int(get("LOCAL_RANK", 0)), int(get("WORLD_SIZE", 1)),
+                    "TORCHELASTIC_RUN_ID" in os.environ)
         if ranks.size > 1:
-            # torchrun keeps its store as it starts processes again, and with it the addresses of
-            # those that died: so each start has keys of its own.
+            # torchrun's store keeps addresses of dead processes: so each start has keys of its own.
             store, rank, size = next(distributed.rendezvous("env://"))
-            key = f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)} of {size}"
-            distributed.init_process_group(store=distributed.PrefixStore(key, store), rank=rank,
-                                           world_size=size,
-                                           timeout=timedelta(hours=6))          # to pack NSynth
+            key = f"start {get('TORCHELASTIC_RESTART_COUNT', 0)} of {size}"
+            store, packing = distributed.PrefixStore(key, store), timedelta(hours=6)    # of NSynth
+            distributed.init_process_group(store=store, rank=rank, world_size=size, timeout=packing)
         if ranks.rank:
             sys.stdout = open(os.devnull, "w")
         return ranks
@@ -482,8 +464,7 @@ class TrainingError(ValueError):
 EXPLODED = 1e7                            # no term of a healthy run comes near it
 
 class Monitor:
-    """Collects each step's loss terms, and reports their means once a tick: one line for people,
-    one JSON line for programs."""
+    """Collects each step's loss terms, and reports their means once a tick."""
 
     def __init__(self, state, run):
         self.state, self.run, self.steps, self.images = state, run, 0, state.images
@@ -511,7 +492,7 @@ class Monitor:
         images, cfg, now = self.state.images, self.state.cfg, time.time()
         means, (progress, stage, _) = self.means(), cfg.where(images)
         rate = (images - self.images) / max(now - self.last, 1e-9)
-        left = clock(time_left(cfg, images, rate))
+        left = timedelta(seconds=int(time_left(cfg, images, rate)))
         print(f"stage {stage + 1}, progress {progress:.2f} {images:>10,}/{cfg.images:,} "
               + " ".join(f"{name} {value:.3g}" for name, value in means.items())
               + f"  {rate:.1f} ex/s, {left} left", flush=True)
@@ -522,8 +503,7 @@ class Monitor:
             with open(log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise TrainingError(f"{log} cannot be written ({error.strerror}): put that right, and "
-                                "resume the run") from None
+            raise TrainingError(f"{log}: {error.strerror}: put that right, and --resume") from None
         self.steps, self.last, self.images = 0, now, images
 
 def last_good(run):
@@ -531,10 +511,8 @@ def last_good(run):
     return f"the last good checkpoint is {found[-1]}" if found else "no checkpoint was saved"
 
 def multiply_adds(arch, blocks):
-    """Multiplications of one pass through G's convolutions at so many blocks; D's are as many.
-
-    Counted as in the paper's network, whatever is folded or skipped: 14.06 G at full size.
-    """
+    """Multiplications of one pass through G's convolutions at so many blocks, as in the paper's
+    network, whatever is folded or skipped: 14.06 G at full size; D's are as many."""
     taps = math.prod(arch.kernel)
     total = arch.channels(1) * math.prod(arch.size(1)) * (
         arch.latent + arch.pitches + taps * arch.channels(1))
@@ -560,11 +538,6 @@ def stages(cfg):
         end = cfg.images if last else start + (cfg.fade_images if stage % 2 else cfg.stable_images)
         yield start, min(end, cfg.images), stage, blocks
         start = end
-
-def clock(seconds):
-    """1h02m, 3m04s"""
-    minutes, seconds = divmod(int(seconds), 60)
-    return f"{minutes // 60}h{minutes % 60:02}m" if minutes >= 60 else f"{minutes}m{seconds:02}s"
 
 def snapshot(state, run, notes=16):
     """A picture and a WAV of the same latents and pitches each time, to watch the model grow."""
@@ -614,8 +587,7 @@ def claim_run(cfg, ranks=Ranks()):
                 raise ConfigError(f"{run} exists already and is not an empty folder: give another "
                                   "--out, or --resume it") from None
         except OSError as error:
-            raise ConfigError(f"{run}: the run's folder cannot be made ({error.strerror}): give "
-                              "another --out") from None
+            raise ConfigError(f"{run}: {error.strerror}: give another --out") from None
     try:
         if ranks.rank == 0:
             trim_log(run, 0)
@@ -648,16 +620,13 @@ def save(state, run):
     return path
 
 def restore(state, path):
-    """Go on from a checkpoint that `save` wrote.  CheckpointError for what does not fit together.
-
-    Newer checkpoints of its folder are set aside: they would win when resuming again.
-    """
+    """Go on from a checkpoint that `save` wrote; CheckpointError for what does not fit together.
+    Newer checkpoints of its folder are set aside: they would win when resuming again."""
     contents = gansynth.load_checkpoint(path, parts=RESUME_PARTS)
     if not torch.equal(state.counts, contents["counts"]):
         raise gansynth.CheckpointError(
-            f"the notes of {state.cfg.data} have changed since the checkpoint was saved "
-            f"({state.counts.sum():,} to train on, not {contents['counts'].sum():,}): bring "
-            "back those it was trained on, or start a new run")
+            f"the notes of {state.cfg.data} have changed since {path} ({state.counts.sum():,} to "
+            f"train on, not {contents['counts'].sum():,}): bring the old ones back, or start anew")
     state.images = contents["images"]
     state.start_stage()
     try:
@@ -667,9 +636,8 @@ def restore(state, path):
                 part.load_state_dict(contents[name])
     except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         reason = str(error).split("\n")[0][:100]
-        raise gansynth.CheckpointError(
-            f"{path}: its parts do not fit together ({reason}): resume from an earlier checkpoint "
-            "of the same run") from None
+        raise gansynth.CheckpointError(f"{path}: its parts do not fit together ({reason}): "
+                                       f"{gansynth.EARLIER}") from None
     if state.ranks.rank:
         return
     found = gansynth.checkpoints(path.parent)
@@ -679,8 +647,7 @@ def restore(state, path):
     trim_log(path.parent, state.images)
 
 def trim_log(run, images):
-    """Drop the log's lines after the checkpoint that a run resumes from: they will come again.
-    A line that a crash cut short is dropped as well."""
+    """Drop the log's lines after the checkpoint that a run resumes, and one a crash cut short."""
     log, part = run / "log.jsonl", run / "log.part"
     if log.exists():
         whole = re.finditer(r'^\{"images": (\d+).*\}\n', log.read_text("utf-8", "replace"), re.M)
@@ -689,8 +656,7 @@ def trim_log(run, images):
 
 @contextlib.contextmanager
 def interruptible():
-    """Ctrl-C and SIGTERM wait until a step is done -> the list of them, empty at first; a second
-    one acts at once."""
+    """Ctrl-C and SIGTERM wait until a step is done, a second acts at once -> those that came."""
     came = []
 
     def note(number, frame):
@@ -714,8 +680,7 @@ class BaselineConfig(Config):
 
     resolutions: int = setting(1, "none")
     progressive: bool = setting(False, "never")
-    channels: int = setting(64, "WaveGAN: beside the wave, doubled in every layer; WaveNet: of "
-                            "every layer, 512", low=1)
+    channels: int = setting(64, "WaveGAN: first layer's, then doubled; WaveNet: all, 512", low=1)
 
     unused = ("rep", "hires", "progressive", "resolutions", "channel_base", "channel_max",
               "stable_images", "fade_images", "penalty_units", "drift")
@@ -738,12 +703,10 @@ class WaveGANConfig(BaselineConfig):
 @dataclass
 class WaveNetConfig(BaselineConfig):
     channels: int = setting(512, "", low=1)
-    output: str = setting("mulaw8", "WaveNet: a sample is one of 256 codes, or a mixture over 16 "
-                          "bits", ["mulaw8", "mol16"])
+    output: str = setting("mulaw8", "WaveNet: 8-bit codes, 16-bit mixture", ["mulaw8", "mol16"])
     stacks: int = setting(3, "WaveNet: stacks of dilated layers", low=1)
     layers: int = setting(10, "WaveNet: a stack's, with dilations 1, 2, 4, ...", low=1, high=16)
-    crop: int = setting(12288, "WaveNet: samples of a note in an example, of which half may be "
-                        "mere past", low=1)
+    crop: int = setting(12288, "WaveNet: samples of an example, up to half mere past", low=1)
 
     model = "wavenet"
     unused = (*BaselineConfig.unused, "latent", "penalty", "pitch_weight")
@@ -834,8 +797,7 @@ class WaveNetState(BaselineState):
 
     def learn(self, waves, pitch):
         """One step on crops of notes, all from one random place.  Places half a crop beyond either
-        end are moved to it: else the beginning, where every sampled note sets out, would hardly
-        ever be learnt."""
+        end are moved to it: else the beginning, where notes set out, would hardly be learnt."""
         cfg, crop = self.cfg, min(self.cfg.crop, self.cfg.length)
         last, random = cfg.length - crop, random_at(cfg.seed, self.images)
         place = torch.randint(-(crop // 2), last + crop // 2 + 1, (), generator=random)
@@ -856,14 +818,13 @@ GPUS = {                                  # operations/s of TF32 (V100: of float
 
 def estimate(row, operations, moved):
     """Seconds of a step on a GPU of so many operations/s and bytes/s, if 40 % of the one and 70 %
-    of the other are reached, one after the other, and a kernel takes 2.5 us in any case."""
+    of the other are reached in turn, and a kernel takes 2.5 us more."""
     kernels = 300 + 170 * row["blocks"]
     return (row["GFLOP"] / operations / 0.4 + row["GB"] / moved / 0.7) * 1e9 + 2.5e-6 * kernels
 
 def measure(cfg, whole_run, as_json, budget):
     """Print what steps cost, timed for about `budget` seconds each: at every number of blocks, on a
-    GPU in every way they can be computed; or, of a whole run, at every stage, and what all of them
-    make, here and by estimate elsewhere."""
+    GPU in every way; or of a whole run, at each stage and in all, and by estimate elsewhere."""
     device, hours, elsewhere = prepare(cfg), 0, dict.fromkeys(GPUS, 0)
     form = cfg.length, cfg.sample_rate, (cfg.pitch_low, min(cfg.pitch_low + 1, cfg.pitch_high))
     notes, ways = nsynth.load("orchestra", *form, (), progress=False), [("", "graph", "last")]
@@ -902,9 +863,8 @@ def show(row, as_json, head=True):
     print(json.dumps(row) if as_json else line, flush=True)
 
 def costs(state, start, end, budget):
-    """What a step costs after so many examples, as a row.  Operations are 19 passes x the
-    multiply-adds of the network's convolutions x 2, whatever is folded or skipped, set against the
-    rates of a matrix product and of the newest block's own convolution."""
+    """What a step costs after so many examples, as a row.  Operations, PASSES x multiply_adds x 2,
+    are set against the rates of a matrix product and of the newest block's own convolution."""
     cfg, device, times, state.images = state.cfg, state.device, [], start
     arch, blocks = cfg.architecture(), cfg.where(start)[2]
     warm = 1 if device == "cpu" else 4    # then it is recorded
@@ -986,8 +946,7 @@ def check_settings(cfg):
             raise ConfigError(f"{f.name} is {value}: expected a number of at least {low:g}"
                               + (f" and at most {high:g}" if high < math.inf else ""))
     if cfg.pitch_low > cfg.pitch_high:
-        raise ConfigError(f"pitches from {cfg.pitch_low} to {cfg.pitch_high}: the lowest "
-                          "must not be above the highest")
+        raise ConfigError(f"pitches from {cfg.pitch_low} to {cfg.pitch_high}: give the lower first")
     if cfg.rep == spectral.WAVEFORM:
         cfg.hires = False                 # a wave has no frequencies
 
@@ -1036,12 +995,9 @@ def parse(argv):
         epilog="\n\n".join(["Presets change these defaults:", *changes]))
     add = parser.add_argument
     add("--model", choices=MODELS, help="gansynth, or a baseline of the paper (default: gansynth)")
-    add("--preset", choices=PRESETS, help="paper, or workshop: 15 minutes on a laptop (default: "
-        "paper where there is a GPU, else workshop)")
-    add("--resume", metavar="RUN", help="go on with a run (folder or checkpoint); settings come "
-        "from its checkpoint")
-    add("--init", metavar="PATH", help="start from weights: a run's, a checkpoint's or Magenta's; "
-        "all blocks at once")
+    add("--preset", choices=PRESETS, help="workshop: 15 minutes on a laptop; default without a GPU")
+    add("--resume", metavar="RUN", help="go on with a run (folder or checkpoint) and its settings")
+    add("--init", metavar="PATH", help="begin with a run's or Magenta's weights and all blocks")
     add("--bench", action="store_true", help="time each stage's step, and stop")
     add("--plan", action="store_true", help="what the run will cost, and stop")
     add("--json", action="store_true", help="--bench or --plan, a JSON line a row")
@@ -1082,26 +1038,21 @@ def initial(path, model, preset, given):
             or gansynth.Architecture(**contents["architecture"]) != cfg.architecture()
             or contents["progress"] < cfg.resolutions - 1):
         raise ConfigError(f"--init {path}: its networks are none that --model {model} makes with "
-                          "these settings: leave out flags of networks, pitches, length and rate; "
-                          "if none was given, it is half-grown or of a shape of its own, and can "
-                          "be heard, but not trained")
+                          "these settings: leave out flags of networks and notes; if none was "
+                          "given, it is half-grown or of a shape of its own, to be heard only")
     return cfg, f"weights of {path}, {line}", {name: contents[name] for name in ("G", "D", "G_ema")}
 
 def resumed_settings(path, given):
-    """The settings in a checkpoint; ConfigError for a flag that contradicts them.
-
-    Some may differ: the device, where the data and their pack lie (`restore` compares the notes'
-    counts), and more `images`, which lets a finished run go on; a learning rate that falls
-    (lr_decay) then falls towards the new end.
-    """
+    """The settings in a checkpoint; ConfigError for a flag that contradicts them.  Some may differ:
+    the device, where the data and their pack lie (`restore` compares the notes' counts), and more
+    `images`, for a finished run to go on; lr_decay then counts to the new end."""
     contents = gansynth.load_checkpoint(path, parts=RESUME_PARTS)
     kind, saved = MODELS[contents["model"]][0], contents["config"]
     if saved.keys() != {"model", *(f.name for f in fields(kind))}:
         raise gansynth.CheckpointError(f"{path}: its settings are not those that this program has: "
                                        "resume with the program that wrote it, or start a new run")
     if "out" in given and Path(given["out"]).resolve() != path.parent.resolve():
-        raise ConfigError(f"--out {given['out']} contradicts --resume, which goes on in "
-                          f"{path.parent}")
+        raise ConfigError(f"--out {given['out']} contradicts --resume: it goes on in {path.parent}")
     for name, value in given.items():
         free = (name in ("device", "precision", "out", "data", "pack")
                 or name == "images" and value > saved[name])
@@ -1110,8 +1061,7 @@ def resumed_settings(path, given):
             raise ConfigError(f"{flag(name)} {value} contradicts {path}, which was trained with "
                               f"{before}: leave it out, or start a new run")
     if contents["images"] >= given.get("images", saved["images"]):
-        raise ConfigError(f"{path} has finished its {saved['images']:,} examples: add --images "
-                          "with more of them to go on")
+        raise ConfigError(f"{path} has its {saved['images']:,} examples: add --images with more")
     return kind(**{name: value for name, value in {**saved, **given}.items() if name != "model"})
 
 def start(asked, given):
@@ -1119,16 +1069,13 @@ def start(asked, given):
     ranks, run, model, init = Ranks.join(), asked.resume, asked.model or "gansynth", None
     if ranks.elastic and run is None:
         if not given.get("out"):
-            raise ConfigError("torchrun may start a run again by the same command: add --out, so "
-                              "that it is found again")
+            raise ConfigError("torchrun may restart a run: add --out, so that it is found again")
         run = given["out"] if gansynth.checkpoints(given["out"]) else None
     elif run and (asked.preset or asked.model or asked.init):
-        raise ConfigError("--preset, --model and --init contradict --resume, which goes on with "
-                          "what a run has: leave them out")
+        raise ConfigError("--preset, --model and --init contradict --resume: leave them out")
     path = gansynth.find_checkpoint(run) if run else None
     if path and path.name == gansynth.EXPERIMENT:
-        raise ConfigError(f"{path}: --resume goes on with a run of train.py, and --init begins one "
-                          "from Magenta's weights: use that")
+        raise ConfigError(f"{path} is no run that --resume can go on with: begin one with --init")
     if path:
         cfg, line = resumed_settings(path, given), f"resuming {path} with its settings"
     else:
@@ -1142,8 +1089,7 @@ def start(asked, given):
         else:
             cfg, line = new_settings(model, asked.preset, given)
     if cfg.model != "gansynth" and (ranks.size > 1 or asked.bench or asked.plan):
-        raise ConfigError(f"--bench, --plan and torchrun are for GANSynth's stages, which --model "
-                          f"{cfg.model} has not: leave them out")
+        raise ConfigError("--bench, --plan and torchrun are for GANSynth's stages: leave them out")
     print(line, file=sys.stderr if asked.json else sys.stdout, flush=True)
     if asked.bench or asked.plan:
         measure(cfg, asked.plan, asked.json, 2 if asked.plan else 20)
