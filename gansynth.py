@@ -420,7 +420,7 @@ class Adam:
 
 @torch.no_grad()
 def ema_update(averages, parameters, decay):
-    """Moving average of G's weights (Karras et al. 2018, A.1): what we listen to.
+    """Moving average of G's weights (Karras et al. 2018, A.1): we listen to it, not the last step.
     code: a fixed decay per *step*, whatever the batch size, with no warm-up."""
     torch._foreach_lerp_(averages, parameters, 1 - decay)
 
@@ -496,7 +496,7 @@ def minibatch_stddev_backwards(g, x):
 # ---- Fast derivatives: none of this changes a result, only time and memory ------------------
 
 def use_bfloat16(net, pixels=32 * 256):
-    """Blocks of G or D with pictures of so many pixels compute in bfloat16; all else in float32."""
+    """Blocks of G or D with so many pixels or more compute in bfloat16; all else stays float32."""
     for b in range(1, net.arch.resolutions + 1):
         if math.prod(net.arch.size(b)) >= pixels:
             net.blocks[b].dtype = torch.bfloat16
@@ -548,7 +548,7 @@ AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 def _weight_gradient(g, x, weight, stride, padding, up=False):
     """Gradient by the kernel (C, K, ...) of a convolution from x (N, K, ...) to what has the
     gradient g (N, C, ...); or of one transposed, from C channels to K.  On a CPU a matrix product,
-    places x channels, per tap is up to four times as fast as torch, but for few with AVX-512."""
+    places x channels, per tap is up to 4 times as fast as torch, bar few channels on AVX-512."""
     if x.device.type != "cpu" or AVX512 and max(weight.shape[:2]) <= 64:
         return torch.ops.aten.convolution_backward(
             g, x, weight, None, stride, padding, (1, 1), up, (0, 0), 1, (False, True, False))[1]
@@ -1018,7 +1018,7 @@ def to_16_bits(x):
 def mol_log_likelihood(parameters, x):
     """Discretised mixture of logistics (PixelCNN++, Salimans 2017), (N, 3 M, L), of x (N, L) in
     [-1, 1] -> log probabilities (N, L): the mass within half a 16-bit step, or beyond the extremes.
-    As s(a) - s(b) = s(a) s(-b) (1 - e^(b - a)), its logarithm cancels nothing far from the mean."""
+    With s logistic, s(a) - s(b) = s(a) s(-b) (1 - e^(b - a)): its log cancels nothing far away."""
     logits, mean, log_scale = parameters.chunk(3, dim=1)            # (N, M, L) each
     x, half = to_16_bits(x)[:, None], 2.0 ** -16
     sharp = torch.exp(-log_scale.clamp(-14, 14))                    # beyond, nothing changes
