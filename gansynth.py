@@ -11,15 +11,7 @@ block b works on pictures of start x 2^(b-1), and nothing is ever upsampled to f
 release does so from the first stage on; scores, losses and gradients are equal all the same).
 
     python gansynth.py             prints both networks layer by layer, as the paper's Table 3
-
-To be read from the top to the ruled line: shapes, growing, tricks, networks, losses, optimiser.
 """
-
-import signal
-import sys
-
-if __name__ == "__main__":                # Ctrl-C while the packages load: no traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import functools
 import itertools
@@ -27,6 +19,7 @@ import json
 import math
 import os
 import re
+import sys
 import warnings
 import zipfile
 from dataclasses import asdict, dataclass
@@ -88,7 +81,6 @@ class Architecture:
         return self.frames // shrink[0], self.bins // shrink[1]
 
 # ---- Growing (paper 2.2; Karras et al. 2018, 2) ---------------------------------------------
-
 def progress_at(images, resolutions, stable_images, fade_images):
     """Where training stands after so many examples (paper, appendix: 800k stable, 800k fade).
 
@@ -115,7 +107,6 @@ def grown(progress):
     return blocks, alpha if alpha < 1 else None
 
 # ---- The tricks, one by one -----------------------------------------------------------------
-
 class Equalised(nn.Module):
     """Equalised learning rate (Karras et al. 2018, 4.1).
 
@@ -214,7 +205,6 @@ def unscale_picture(picture, arch):
     return (picture - shift) / scale if arch.spectra else picture
 
 # ---- Networks (paper appendix, Table 3) -----------------------------------------------------
-
 class Network(nn.Module):
     """What G and D have in common: blocks by their numbers in the paper's Table 3, blocks[1..B]."""
 
@@ -378,7 +368,6 @@ def penalty_slopes(D, x_real, x_fake, mix, progress, units="raw"):
     return slope.square().sum(dim=(1, 2, 3)).sqrt() / math.sqrt(shared)
 
 # ---- Optimisation ---------------------------------------------------------------------------
-
 class Adam:
     """Adam (Kingma and Ba 2015), beta1 = 0: without a first moment, in TensorFlow's form:
 
@@ -430,7 +419,6 @@ def ema_update(averages, parameters, decay):
 # =============================================================================================
 
 # ---- Shapes that cannot be, and the waveform GAN's (paper's Table 2) ------------------------
-
 class ArchitectureError(ValueError):
     """Networks that cannot be built; the message says which could."""
 
@@ -494,7 +482,6 @@ def minibatch_stddev_backwards(g, x):
     return g[:, :-1] + g[:, -1].sum() * deviation / std / deviation.numel()
 
 # ---- Fast derivatives: none of this changes a result, only time and memory ------------------
-
 def use_bfloat16(net, pixels=32 * 256):
     """Blocks of G or D with so many pixels or more compute in bfloat16; all else stays float32."""
     for b in range(1, net.arch.resolutions + 1):
@@ -598,7 +585,6 @@ class _LeakyPixelNorm(torch.autograd.Function):
 leaky_pixel_norm = _LeakyPixelNorm.apply  # what follows every convolution of G but the last
 
 # ---- Checkpoints ----------------------------------------------------------------------------
-
 FORMAT, VERSION = "gansynth", 2           # 1 was before blocks had the paper's numbers
 SAMPLE_PARTS = {"model": str, "config": dict, "architecture": dict, "spectrum": dict,
                 "pitch_low": int, "progress": float, "counts": torch.Tensor, "images": int,
@@ -812,7 +798,6 @@ def release_name(net, name):
             f"{block[1] if block else 1}/{layer}/{kind}")
 
 # ---- Table 3: the networks block by block ---------------------------------------------------
-
 def layer_table(arch):
     """Table 3's rows (net, layer, output F x T x C, kernel F x T, nonlinearity, parameters)."""
     rows, then = [], {"to_picture": "tanh", "score": "", "pitch": "softmax in the loss"}
@@ -902,7 +887,6 @@ class WaveGANDiscriminator(nn.Module):
         return self.score(x.flatten(1))[:, 0], self.pitch(x.flatten(1))
 
 # ---- Baseline: WaveNet (van den Oord et al. 2016; paper appendix), with a pitch -------------
-
 CONDITIONING = (2, 4, 8, 16, 32, 1, 1, 1)               # dilations: 5 layers "to 2^5", 3 plain
 MIXTURES = 10                                           # logistics of the 16-bit output
 
@@ -1085,14 +1069,13 @@ class CachedWaveNet:
         return x
 
 # ---- Command line ---------------------------------------------------------------------------
-
 def main():
     print(f"{'':3}{'layer':28}{'output (F, T, C)':20}{'kernel':14}{'then':24}{'parameters':>10}")
     for net, name, shape, kernel, after, count in layer_table(Architecture()):
         print(f"{net:3}{name:28}{str(shape):20}{kernel:14}{after:24}{count or '':>10}")
     for net in Generator(Architecture()), Discriminator(Architecture()):
-        count = sum(p.numel() for p in net.parameters())
-        print(f"{type(net).__name__}: {count:,} parameters, with the picture layers of all stages")
+        print(f"{type(net).__name__}: {sum(p.numel() for p in net.parameters()):,} parameters, with "
+              "the picture layers of all stages")
 
 if __name__ == "__main__":
     main()

@@ -56,7 +56,6 @@ class MetricError(sample.SampleError):
     """Notes, a classifier or answers that cannot be measured with: why, and what to do about it."""
 
 # ---- The paper's measures, on arrays --------------------------------------------------------
-
 def frechet_distance(features_real, features_fake):
     """FID (Heusel et al. 2017) of features: |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)).
 
@@ -115,7 +114,6 @@ def ndb(train, samples, centres):
                            p=chance)
 
 # ---- Ours: in tune, clean, varied -----------------------------------------------------------
-
 def frequency(pitch):
     """MIDI pitch -> Hz; 69 is 440 Hz."""
     return 440.0 * 2.0 ** ((np.asarray(pitch) - 69) / 12)
@@ -150,7 +148,6 @@ def variety(waves, pitches, window=512):
     return torch.cat(distances).mean().item() if distances else float("nan")
 
 # ---- Ours: phase coherence (paper Fig. 3) ---------------------------------------------------
-
 HARMONICS = 10                            # looked at, from the fundamental up
 PERIODS = 4                               # in a window: its neighbours are then 4 bins away
 LAG = 0.032                               # seconds an advance spans: a hop of the paper's "+ H"
@@ -208,7 +205,6 @@ def phase_picture(wave, pitch, sample_rate, samples=1028, height=192):
     return spectral.tile([spectral.overlay(curves, width, height), rainbow], columns=1)
 
 # ---- The pitch classifier -------------------------------------------------------------------
-
 DEPTHS = (1, 1, 1, 2, 2, 2, 4, 4, 4)      # channels of the strided convolutions, x the width
 WIDTHS = {"full": 128, "thin": 16}        # paper: 128; thin trains in a quarter of an hour on a CPU
 HEADS = {"pitch": 128, "qualities": 10, "family": 11, "source": 3}          # as in nsynth.py
@@ -400,7 +396,6 @@ def controls(train, held_out, length, count, seed):
             real_run("control: shuffled pitches", held_out, real)._replace(pitch=shuffled)]
 
 # ---- Rows -----------------------------------------------------------------------------------
-
 NDB_SIZE = 8192                           # numbers of a note's spectrogram that NDB looks at
 SILENT = 1e-3                             # a peak below it: -60 dB of full scale
 NOTES = {"off": tuning, "clean": harmonic_share, "steady": phase_coherence}      # of one note each
@@ -610,7 +605,6 @@ audio { order: -1; width: 16rem; height: 2rem; }
 """
 
 # ---- Command line ---------------------------------------------------------------------------
-
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add, at_least = parser.add_argument, sample.at_least

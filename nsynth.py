@@ -579,7 +579,6 @@ def _entries(data, offset, size):
         yield name, block[at - length:at]
 
 # ---- Your own recordings: a folder of WAV files ---------------------------------------------
-
 def _read_recordings(tables, sounds):
     """The notes of WAV files of any kind: the pitch from their names, or from pitches.csv. A file
     that cannot be used is left out, and counted: people's own folders hold other things as well."""
@@ -693,7 +692,6 @@ def _open_packed(folder, asked):
     return audio, rows, about["dropped"]
 
 # ---- WAV files in and out -------------------------------------------------------------------
-
 def read_sound(path, rate=None, seconds=LONGEST):
     """A WAV file of any common kind, its first `seconds` at most: (L,) samples in int16's range,
     and their rate in Hz, which may have to be `rate`. Any fault is a NoteError. Mono of 16 bits is
@@ -764,7 +762,6 @@ def save(notes, folder):
         (folder / "examples.json").write_text(json.dumps(examples, indent=1), encoding="utf-8")
 
 # ---- MIDI files ------------------------------------------------------------------------------
-
 NOTE_OFF, NOTE_ON, CONTROL, META, TEMPO = 0x80, 0x90, 0xB0, 0xFF, 0x51      # TEMPO: one of META
 
 def read_midi(path):
@@ -917,7 +914,6 @@ def _rise(x):
     return np.sin(np.clip(x, 0, 1) * (np.pi / 2)) ** 2
 
 # ---- python nsynth.py -----------------------------------------------------------------------
-
 def span(text):
     """ "24-84" -> (24, 84), "60" -> (60, 60): a type for argparse."""
     low, _, high = text.partition("-")

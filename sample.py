@@ -8,7 +8,6 @@
     python sample.py runs/0001 --timbres 12       timbres far apart: --timbre t03 then picks one
     python sample.py runs/0001 --midi demo        a piece of music, or that of a MIDI file
     python sample.py runs/0001 --like note.wav    the timbre that is nearest to a recording
-    python sample.py runs/0001 --latents runs/0001/samples-0001/latents.npz      the same again
     python sample.py acoustic_only --scale        Magenta's published weights, as unpacked
     python sample.py --bench                      seconds a note, of each of the paper's models
 
@@ -262,7 +261,6 @@ def write_sounds(folder, result, player):
     return names
 
 # ---- A sound of one's own, and timbres to choose from ----------------------------------------
-
 CANDIDATES, STARTS, STEPS = 1024, 4, 300  # random latents, those to descend from, and how far
 
 def like(args, player):
@@ -327,7 +325,6 @@ def timbres(args, player):
     return player.grid(f"{len(chosen)} timbres, far apart", z[chosen], args.pitch or player.three)
 
 # ---- MIDI -----------------------------------------------------------------------------------
-
 ATTACK, RELEASE = 0.010, 0.3              # seconds
 LONGEST = 3600                            # seconds of a piece
 ARC = 10                                  # latents on the way from one timbre to the next
@@ -394,7 +391,6 @@ def prelude(sixteenth=0.22):
     return strokes
 
 # ---- Pages ----------------------------------------------------------------------------------
-
 def write_page(folder, title, body, style="", script=""):
     """folder/index.html, which needs no other file: a title, body as HTML, style beyond LOOK."""
     (folder / "index.html").write_text(f"""\
@@ -575,7 +571,6 @@ midi.onclick = () => navigator.requestMIDIAccess().then(access => {
 """
 
 # ---- Benchmark: the paper's claim of 54,000 times -------------------------------------------
-
 @torch.no_grad()
 def bench(device, budget=5.0, arch=gansynth.Architecture(), spectrum=spectral.Spectrum(),
           wavegan=gansynth.WaveGANArchitecture(), wavenet=gansynth.WaveNetArchitecture()):
@@ -610,7 +605,6 @@ def bench(device, budget=5.0, arch=gansynth.Architecture(), spectrum=spectral.Sp
     # in under 1 ms, and launches a few hundred kernels of some 10 us: so it was likely this one.
 
 # ---- Command line ---------------------------------------------------------------------------
-
 def at_least(low):
     """A type for argparse: whole numbers from `low` on that a seed can hold."""
     def whole_number(text):

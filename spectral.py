@@ -17,11 +17,6 @@ channel 1 lies in [-1, 1].  All functions are differentiable, on the device of t
     python spectral.py             what a round trip costs, for three built-in test notes
 """
 
-import signal
-
-if __name__ == "__main__":                # Ctrl-C while the packages load: no traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
 import colorsys
 import math
 import os
@@ -45,7 +40,6 @@ REPRESENTATIONS = {"phase": dict(mel=False, derivative=False),
 MEL_INVERSES = ("pseudo", "transpose")    # ours, and the release's: see mel_inverse_matrix
 
 # ---- Short-time Fourier transform -----------------------------------------------------------
-
 def hann(n, device=None):
     """Periodic Hann window of n samples, (n,) (Harris 1978)."""
     angle = 2 * math.pi / n * torch.arange(n, dtype=torch.float64)
@@ -78,7 +72,6 @@ def istft(S, length):
     return wave.reshape(N, -1)[:, -length:]
 
 # ---- Phase and instantaneous frequency ------------------------------------------------------
-
 def wrap(phase):
     """The same angle in [-1, 1]: whole turns, 2 in units of pi, come off (paper, Fig. 1)."""
     return phase - 2 * torch.round(phase / 2)
@@ -96,7 +89,6 @@ def integrate(frequency):
     return torch.cumsum(frequency, dim=1)
 
 # ---- Mel scale ------------------------------------------------------------------------------
-
 @lru_cache(maxsize=8)
 def mel_matrix(bins, sample_rate):
     """Linear-to-mel matrix M (paper 2.2), (F, F) float64: linear bins in rows, mel in columns.
@@ -170,7 +162,6 @@ def mel_to_linear(log_power, frequency, sample_rate, kind="pseudo"):
     return 0.5 * torch.log(power), frequency @ W
 
 # ---- A representation: wave to picture and back ---------------------------------------------
-
 @dataclass(frozen=True)
 class Spectrum:
     """A representation (paper 2.2) of notes of one length; `derive` finds frames and bins."""
@@ -222,7 +213,6 @@ class Spectrum:
 # =============================================================================================
 
 # ---- The shapes of pictures, and the mel matrix in blocks -----------------------------------
-
 WAVEFORM = "waveform"                     # no spectrum at all: the baseline of the paper's Table 2
 FORMS = (*REPRESENTATIONS, WAVEFORM)
 WAVE_GROWTH = 4                           # of a waveform from one resolution to the next
@@ -307,7 +297,6 @@ def times_mel_matrix(x, sample_rate):
                       in mel_blocks(x.shape[-1], sample_rate, x.device)], dim=-1)
 
 # ---- Notes' pictures, in batches ------------------------------------------------------------
-
 class Pictures:
     """Note indices and a size -> the notes' pictures made smaller, (n, 2, t, f) on the device.
 
@@ -351,7 +340,6 @@ class Pictures:
         return self.shrink(self.spectrum.encode(waves), size)
 
 # ---- How good is a round trip? --------------------------------------------------------------
-
 def snr(wave, copy):
     """Signal-to-noise ratio in dB, (N, L), (N, L) -> (N,)."""
     noise = (wave - copy).square().sum(-1).clamp(min=1e-30)
@@ -367,7 +355,6 @@ def log_spectral_distance(wave, copy, window=1024):
     return (decibels(wave) - decibels(copy)).square().mean(-1).sqrt().mean(-1)
 
 # ---- Pitch ----------------------------------------------------------------------------------
-
 def middle(wave):
     """A note without its onset and release, as float64."""
     return np.asarray(wave, dtype=np.float64)[len(wave) // 10: len(wave) * 17 // 20]
@@ -400,7 +387,6 @@ def fundamental(wave, sample_rate, low=25.0, high=2000.0, clear=0.0):
     return fine * sample_rate / (first - 1 + peak + 0.5 * (a - c) / (a - 2 * b + c))
 
 # ---- Pictures -------------------------------------------------------------------------------
-
 def rainbowgram(wave, sample_rate=16000, height=192, low=30.0):
     """A note as a picture: log frequency upwards, time to the right (paper, Figs. 3 and 4).
 
@@ -472,7 +458,6 @@ def write_png(path, rgb):
             os.remove(temporary)
 
 # ---- The round-trip table -------------------------------------------------------------------
-
 def example_notes():
     """Three decaying harmonic notes (MIDI 36, 60, 84) at 16 kHz, (3, 64000)."""
     def note(f0):

@@ -2463,8 +2463,8 @@ def test_settings_layer_defaults_preset_flags(monkeypatch):
     cfg, line = train.new_settings("gansynth", "workshop", {"batch": 3})
     assert cfg == train.Config(**{**workshop, "batch": 3}) and "workshop (as asked)" in line
     assert train.new_settings("gansynth", "paper", {"progressive": False})[0].images == 5_000_000
-    for given, blocks in (({}, 2), ({"rep": "if"}, 2), ({"rep": "phase"}, 3), ({"rep": "waveform"}, 3),
-                          ({"progressive": False}, 3)):             # what cannot be stretched: all
+    for given, blocks in (({}, 2), ({"rep": "if"}, 2), ({"rep": "phase"}, 3),
+                          ({"rep": "waveform"}, 3), ({"progressive": False}, 3)):
         cfg = train.new_settings("gansynth", "workshop", given)[0]
         assert cfg.where(cfg.images)[2] == blocks
     for gpu, changes in ((True, {}), (False, workshop)):

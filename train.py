@@ -5,8 +5,7 @@
     python train.py --resume runs/0001       goes on exactly where a run stopped
     python train.py --init acoustic_only     a new run from weights, such as Magenta's
 
-To be read from the top to the ruled line: settings, one step (the algorithm), the run.  Every
-schedule counts training examples, never a clock or steps.
+Every schedule counts training examples, never a clock or steps.
 """
 
 import os
@@ -16,8 +15,8 @@ import sys
 if __name__ == "__main__":                # Ctrl-C while the packages load: no traceback
     interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-# Both are read when torch is imported, and ignored where they mean nothing.
-# Large tensors in huge pages: else a full-size step spends a quarter of its time in page faults.
+# Both are read when torch is imported, and ignored where they mean nothing.  Large tensors in huge
+# pages: else a full-size step spends a quarter of its time in page faults.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # Threads that wait soon sleep instead of spinning: up to a fifth slower at one block on an idle
 # machine, equal at larger ones, and up to ten times as fast beside another program.
@@ -50,7 +49,6 @@ import nsynth
 import spectral
 
 # ---- Settings: a field, its default and its help; each is a flag of the command line --------
-
 def setting(default, help, choices=None, low=0, high=math.inf):
     """A field of settings (paper, appendix): one of choices, or a number from low to high."""
     return field(default=default, metadata=dict(help=help, choices=choices, low=low, high=high))
@@ -136,7 +134,6 @@ class Config:
         return self.lr * (1 - share * (1 - self.lr_decay))
 
 # ---- One step -------------------------------------------------------------------------------
-
 class Draws(NamedTuple):
     """All that is random in one step (paper 2.2): for G's part, then afresh for D's."""
 
@@ -206,7 +203,6 @@ def train_step(nets, draws, x_real, pitch_real, progress, weights, lr=8e-4, ema=
     return {name: term.detach() for name, term in terms.items()}
 
 # ---- The run --------------------------------------------------------------------------------
-
 class State:
     """A run (paper, appendix): its networks, its notes, how many examples they have seen."""
 
@@ -317,7 +313,6 @@ def train(cfg, resume=None, ranks=None, init=None):
 # =============================================================================================
 
 # ---- Full scale: CUDA graphs and many GPUs --------------------------------------------------
-
 def prepare(cfg, number=0):
     """Set up the device of this process -> its name, such as cuda:0: each rank has its own."""
     device = cfg.device
@@ -558,7 +553,6 @@ def random_at(*numbers):
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1)[0]))
 
 # ---- Runs and their checkpoints -------------------------------------------------------------
-
 KEEP = 3                                  # checkpoints kept; older ones are deleted
 BEGUN = "snapshots", "log.jsonl", ".part"           # in a folder without checkpoints
 
@@ -809,7 +803,6 @@ MODELS = {"gansynth": (Config, State), "wavegan": (WaveGANConfig, WaveGANState),
           "wavenet": (WaveNetConfig, WaveNetState)}
 
 # ---- What a step costs, and a run -----------------------------------------------------------
-
 PASSES = 19                               # of the network in one step, as the release makes them
 TOUCHES = 140                             # of each feature in one step, to read or write it
 GPUS = {                                  # operations/s of TF32 (V100: of float32), bytes/s
@@ -880,7 +873,7 @@ def costs(state, start, end, budget):
         following = state.images + state.examples
         state.images = following if following < end else start
     made, ran = zip(*times[warm:])
-    data = np.mean(made)         # a GPU makes the pictures of many steps at once
+    data = np.mean(made)                  # a GPU makes the pictures of many steps at once
     whole = data + np.median(ran)
     operations = 2 * PASSES * multiply_adds(arch, blocks) * cfg.batch
     features = sum(2 * arch.channels(b) * math.prod(arch.size(b)) for b in range(1, blocks + 1))
@@ -927,7 +920,6 @@ def probe(cfg, notes, device):
     print(f"the last stage will take {peak_memory(device):,.0f} MB of {device}'s memory")
 
 # ---- Settings that cannot work --------------------------------------------------------------
-
 class ConfigError(ValueError):
     """A setting that cannot work; the message says which values could."""
 
@@ -965,11 +957,11 @@ PRESETS = {
                         tick_images=32_000, snapshot_images=480_000, checkpoint_images=96_000),
     },
     "workshop": {
-        # The last of three blocks never comes: at half their size pictures of IF lose next to nothing
-        # here, and two thirds of the time.
+        # The last of three blocks never comes: it takes two thirds of the time, and at half their
+        # size pictures of IF lose next to nothing.
         "gansynth": dict(
             WORKSHOP, ema=0.999, resolutions=3, latent=8, channel_base=128, channel_max=32,
-            images=41_500, stable_images=20_000, fade_images=1_500, batch=4, lr=3e-3, lr_decay=0.03,
+            images=41_000, stable_images=20_000, fade_images=1_500, batch=4, lr=3e-3, lr_decay=0.03,
             penalty_units="scaled", tick_images=1_000, snapshot_images=5_000,
             checkpoint_images=2_500),
         "wavegan": dict(
@@ -982,8 +974,8 @@ PRESETS = {
             images=72_000, tick_images=2_000, snapshot_images=8_000, checkpoint_images=8_000),
     },
 }
-WHOLE = dict(images=16_000, stable_images=1_200, fade_images=2_000, ema=0.998)  # with all blocks:
-# of a workshop's run on phase or waves, which cannot be stretched, or without growing
+# Of a workshop's run with all blocks: on phase or waves, which do not stretch, or not growing.
+WHOLE = dict(images=16_000, stable_images=1_200, fade_images=2_000, ema=0.998)
 
 def flag(name):
     return "--" + name.replace("_", "-")
@@ -1020,17 +1012,18 @@ def parse(argv):
 
 def new_settings(model, preset, given):
     """Layers of a new run's settings, and the line that says which preset and why."""
-    why = "as asked"
-    if preset is None:
-        preset = "paper" if torch.cuda.is_available() else "workshop"
-        why = f"{'a' if preset == 'paper' else 'no'} GPU was found"
+    gpu = torch.cuda.is_available()
+    why = "as asked" if preset else f"{'a' if gpu else 'no'} GPU was found"
+    preset = preset or ("paper" if gpu else "workshop")
     other, = PRESETS.keys() - {preset}
-    layers, grown = PRESETS[preset][model], given.get("progressive", True)
+    layers, grown = dict(PRESETS[preset][model]), given.get("progressive", True)
     if preset == "paper" and not grown:
-        layers = {**layers, "images": 5_000_000}        # paper: 5M examples without growing
-    if preset == "workshop" and model == "gansynth" and not (grown and "if" in given.get("rep", "if")):
-        layers = {**layers, **WHOLE}
-    return MODELS[model][0](**{**layers, **given}), f"preset {preset} ({why}); for the other: --preset {other}"
+        layers |= {"images": 5_000_000}   # paper: 5M examples without growing
+    whole = not grown or given.get("rep") in ("phase", spectral.WAVEFORM)
+    if preset == "workshop" and model == "gansynth" and whole:
+        layers |= WHOLE
+    kind, line = MODELS[model][0], f"preset {preset} ({why}); for the other: --preset {other}"
+    return kind(**{**layers, **given}), line
 
 def initial(path, model, preset, given):
     """A new run from a checkpoint, ours or Magenta's -> settings, a line that tells of them, and
