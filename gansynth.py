@@ -1074,8 +1074,8 @@ def main():
     for net, name, shape, kernel, after, count in layer_table(Architecture()):
         print(f"{net:3}{name:28}{str(shape):20}{kernel:14}{after:24}{count or '':>10}")
     for net in Generator(Architecture()), Discriminator(Architecture()):
-        print(f"{type(net).__name__}: {sum(p.numel() for p in net.parameters()):,} parameters, with "
-              "the picture layers of all stages")
+        print(f"{type(net).__name__}: {sum(p.numel() for p in net.parameters()):,} parameters, "
+              "with the picture layers of all stages")
 
 if __name__ == "__main__":
     main()
