@@ -13,13 +13,18 @@ release does so from the first stage on; scores, losses and gradients are equal 
     python gansynth.py             prints both networks layer by layer, as the paper's Table 3
 """
 
+import signal
+import sys
+
+if __name__ == "__main__":                # Ctrl-C while the packages load: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import functools
 import itertools
 import json
 import math
 import os
 import re
-import sys
 import warnings
 import zipfile
 from dataclasses import asdict, dataclass
@@ -321,11 +326,9 @@ def blend(picture, progress, arch):
         return picture
     return torch.lerp(upsample(downsample(picture, arch.growth), arch.growth), picture, alpha)
 
-# ---------------------------------------------------------------------------------------------
-# Losses: Wasserstein with gradient penalty, drift and an auxiliary pitch classifier.  Each comes
-# with its terms by name, before their weights: `weights` has penalty (paper, appendix: 10), drift
-# (0.001), pitch_weight (10) and penalty_units, as train.Config does.
-
+# ---- Losses: Wasserstein, gradient penalty, drift, auxiliary classifier ---------------------
+# Each comes with its terms by name, before their weights: `weights` has penalty (paper, appendix:
+# 10), drift (0.001), pitch_weight (10) and penalty_units, as train.Config does.
 def generator_loss(G, D, z, pitch, progress, weights):
     """G's loss (paper 2.2): (loss, named terms).  code: its pitch term is on fakes only."""
     score, logits = D(G(z, pitch, progress), progress)
@@ -416,7 +419,6 @@ def ema_update(averages, parameters, decay):
 # =============================================================================================
 # Here the path through the paper ends.  Behind this line: D's slope, speed, checkpoints (ours and
 # Magenta's), the table of layers, and the baselines.
-# =============================================================================================
 
 # ---- Shapes that cannot be, and the waveform GAN's (paper's Table 2) ------------------------
 class ArchitectureError(ValueError):

@@ -312,7 +312,6 @@ def find_classifier(setting, notes, args):
 
 # =============================================================================================
 # The measures end here.  The rest brings notes to them, and them to people.
-
 class Setting(NamedTuple):
     """What a classifier and a table belong to: real notes, their form, and how they are split."""
     data: str = "orchestra"

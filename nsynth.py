@@ -188,7 +188,6 @@ def describe(train, held_out, release=False) -> str:
 
 # =================================================================================================
 # Behind this line: where the notes come from. Nothing of it is needed to follow training.
-
 FORMS = ("a folder in NSynth's layout (examples.json beside audio/), of TFRecords, of TFDS or of "
          "your own WAV files; a TFRecord file; or the word orchestra for the built-in notes")
 LONGEST = 600                     # seconds that a note may last, and that are read of a file

@@ -206,7 +206,6 @@ def sample(args):
 
 # =============================================================================================
 # From here on what that needs: files, pages, the benchmark and the command line
-
 def save(args):
     """Write what is heard of a run, in half precision; or all of Magenta's, as a file of ours."""
     if args.save.exists() or not args.save.parent.is_dir():

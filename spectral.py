@@ -17,6 +17,11 @@ channel 1 lies in [-1, 1].  All functions are differentiable, on the device of t
     python spectral.py             what a round trip costs, for three built-in test notes
 """
 
+import signal
+
+if __name__ == "__main__":                # Ctrl-C while the packages load: no traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import colorsys
 import math
 import os
@@ -210,7 +215,6 @@ class Spectrum:
 
 # =============================================================================================
 # Here the path through the paper ends.  Behind this line: shapes, batches, measures, pictures.
-# =============================================================================================
 
 # ---- The shapes of pictures, and the mel matrix in blocks -----------------------------------
 WAVEFORM = "waveform"                     # no spectrum at all: the baseline of the paper's Table 2

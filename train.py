@@ -310,7 +310,6 @@ def train(cfg, resume=None, ranks=None, init=None):
 # =============================================================================================
 # Here the path through the paper ends.  Behind this line: CUDA graphs and many GPUs, reports, runs
 # and their checkpoints, the baselines, what a run will cost, and the command line.
-# =============================================================================================
 
 # ---- Full scale: CUDA graphs and many GPUs --------------------------------------------------
 def prepare(cfg, number=0):
@@ -450,9 +449,7 @@ class Ranks:
             raise TrainingError("the ranks' weights have come apart: a GPU or the network between "
                                 "them is at fault; resume from the last checkpoint")
 
-# ---------------------------------------------------------------------------------------------
-# Reports: a line and a JSON line per tick, a picture and a WAV of the same latents now and then
-
+# ---- Reports: a line and a JSON line a tick; a picture and a WAV now and then ---------------
 class TrainingError(ValueError):
     """A run that cannot go on; the message says why and from where to resume."""
 
@@ -665,9 +662,7 @@ def interruptible():
         for number, handler in before.items():
             signal.signal(number, handler)
 
-# ---------------------------------------------------------------------------------------------
-# The baselines: the same run with other networks and another step, in one stage that never ends
-
+# ---- The baselines: other networks, another step, one stage that never ends -----------------
 @dataclass
 class BaselineConfig(Config):
     """What the baselines have in common: notes are waves, and nothing grows.  See PRESETS."""
