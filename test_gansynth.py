@@ -790,7 +790,6 @@ def test_table_3_is_printed(capsys):
     assert ("D", "block 7 from picture", (1, 65536, 32), "1x1", "leaky ReLU", 96) in waves
 
 # ---- gansynth.py: Magenta's checkpoints ----
-
 def bundle_block(entries, kind=0):
     """A block of (name, value), bytes, with its trailer."""
     body, before = b"", b""
@@ -1030,7 +1029,6 @@ def test_magentas_folder_can_be_measured(tmp_path):
     assert run.waves(slice(0, 3)).shape == (3, 250) and run.paper == "IF-Mel"
 
 # ---- gansynth.py: WaveGAN and WaveNet ----
-
 def tiny_wavenet(**more):
     """A small WaveNet in float64, whose outputs are far enough from uniform to be told apart."""
     torch.manual_seed(1)
@@ -1340,7 +1338,6 @@ def test_pitches_are_drawn_as_often_as_counted():
     assert scipy.stats.chisquare(seen[some], counts.numpy()[some] * 200).pvalue > 0.01
 
 # ---- nsynth.py: JSON + WAV, and packed notes ----
-
 @pytest.mark.parametrize("text, says", [
     (None, "holds no notes"), ("{", "cannot read"), ("[]", "no notes"), ("{}", "no notes"),
     ("[" * 100_000, "cannot read .*recursion"), ('{"a-060-100": 3}', "field instr.* of .*'a-060"),
@@ -1441,7 +1438,6 @@ def test_a_damaged_pack_is_never_a_wrong_note(tmp_path):
         assert torch.equal(nsynth.load(data, 64, 16000).waves(range(12)), sound)    # packed again
 
 # ---- nsynth.py: WAV files, and your own recordings ----
-
 def wav_bytes(samples, rate=16000):
     file = io.BytesIO()
     scipy.io.wavfile.write(file, rate, samples)
@@ -1579,7 +1575,6 @@ def test_file_names_of_any_bytes_are_read_and_packed(tmp_path, capsys):
     assert "/é.wav tells no pitch" in capsys.readouterr().out
 
 # ---- nsynth.py: the orchestra ----
-
 def spectral_peak(x, rate, near):
     """The strongest peak within a semitone of `near`, in Hz, by a parabola through its top."""
     size = 2 ** 18
@@ -1915,7 +1910,6 @@ def test_a_list_that_cannot_be_used_is_named(orchestras, data, says):
     assert "ids.csv" in refuses(NoteError, says, nsynth.split, orchestras[0], by="ids.csv")
 
 # ---- notebooks/render_soundfont.py ----
-
 FLUIDR3 = Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")
 needs_fluidsynth = pytest.mark.skipif(not shutil.which("fluidsynth"), reason="needs fluidsynth")
 
@@ -2013,7 +2007,6 @@ def finished(tmp_path_factory):
     return tiny_run(tmp_path_factory.mktemp("runs") / "finished")
 
 # ---- train.py: one step ----
-
 def test_draws_depend_on_seed_and_examples_only():
     cfg, counts = train.Config(batch=2000, latent=3), torch.tensor([1, 0, 3])
     draws = train.draw(cfg, counts, 8)
@@ -2223,7 +2216,6 @@ def test_pictures_are_kept_at_the_stages_size_and_made_once(monkeypatch):
     assert torch.equal(other([6, 5, 70], size)[1:], keeping([5, 70], size))     # in any company
 
 # ---- train.py: a run, stopped and resumed ----
-
 def test_a_run_writes_log_checkpoints_pictures_and_sound(finished):
     assert sorted(path.name for path in finished.iterdir()) == [
         "checkpoint-00000056.pt", "checkpoint-00000064.pt", "checkpoint-00000072.pt",
@@ -2346,7 +2338,6 @@ def test_numbers_that_are_none_stop_the_run_and_are_never_saved(monkeypatch):
     assert len(gansynth.checkpoints("other")) == 1
 
 # ---- train.py: many processes ----
-
 def torchrun(ranks, settings):
     """Start train.py so, in as many processes; one more start if one of them dies."""
     return subprocess.Popen(
@@ -2450,7 +2441,6 @@ def test_torchrun_needs_a_folder_and_the_papers_model(monkeypatch):
         assert says in refusal(train, *argv, status=2)
 
 # ---- train.py: settings, folders, the benchmark ----
-
 def test_settings_layer_defaults_preset_flags(monkeypatch):
     paper = train.Config()
     assert (paper.rep, paper.hires, paper.progressive) == ("if-mel", True, True)
@@ -2549,7 +2539,6 @@ def test_the_papers_run_is_planned_stage_by_stage():
     assert list(train.stages(train.Config(progressive=False))) == [(0, 11_000_000, 12, 7)]
 
 # ---- train.py: the baselines ----
-
 def tiny_baseline(model, out, **more):
     """Settings of a run of a baseline in a second: notes of 250 samples, three pitches."""
     settings = {"length": 250, "sample_rate": 2000, "pitch_low": 60, "pitch_high": 62,
@@ -2659,7 +2648,6 @@ def test_the_baselines_presets_and_shapes():
     assert hold(length=4096) == 3072      # the orchestra's
 
 # ---- all together ----
-
 @pytest.mark.slow
 def test_command_lines_from_notes_to_sound():
     for script, argv in (("train.py", "--preset workshop --images 2000 --out run"),
@@ -2891,7 +2879,6 @@ def test_bench_prints_a_row_for_every_way_to_make_a_note(capsys):
     assert rows == [(name, "1") for name in names] + [(name, "8") for name in names[:3]]
 
 # ---- sample.py: the page ----
-
 def sing(monkeypatch):
     """Let every model sing: its notes become cosines of their pitch, 0.5 s at 8 kHz; -> a list that
     will tell of each note made (latent, pitch)."""
@@ -2981,7 +2968,6 @@ def test_a_keyboard_of_the_papers_size_fits_into_its_page(monkeypatch):
         shutil.rmtree("out")
 
 # ---- sample.py: MIDI ----
-
 def test_midi_files_and_damaged_ones_are_read_as_mido_reads_them():
     """240 random files, all read; then mutations of one, where mido is laxer at times, or stricter:
     what both read is the same."""
@@ -3092,7 +3078,6 @@ def test_short_soft_and_long_pieces_are_finite(strokes):
     assert len(wave) >= 0.3 * 8000 and 0 < np.abs(wave).max() <= 1
 
 # ---- sample.py: a sound of one's own, timbres to choose from ----
-
 def lsd(a, b):
     return spectral.log_spectral_distance(*torch.tensor(np.array([a, b]))[:, None].float()).item()
 
@@ -3285,7 +3270,6 @@ def test_cycles_of_a_steady_note_fall_on_each_other_and_those_of_noise_do_not(ra
         assert not metrics.phase_picture(np.zeros(length), 24, 8000)[:90].any()
 
 # ---- metrics.py, the paper's measures ----
-
 def test_fid_is_the_closed_form_and_what_scipys_root_gives():
     a = np.random.RandomState(0).randn(50, 3)
     for x in (a, a[:, :1]):               # covariances that commute: the distance of their roots
@@ -3354,7 +3338,6 @@ def test_ndbs_test_and_divergence_are_scipys():
     assert result.js == pytest.approx(js) and result.number == 0 and p[0] > p[1]
 
 # ---- metrics.py, the classifier ----
-
 def test_the_classifier_sees_what_scipys_spectrogram_shows():
     wave = harmonic_note(440.0, rate=16000, seconds=4.0).astype(np.float32)
     ours = metrics.log_spectrogram(torch.from_numpy(np.stack([wave, wave / 50])), 16000)
@@ -3558,7 +3541,6 @@ def test_what_is_odd_about_wavs_is_told(classified, tmp_path, monkeypatch, capsy
     assert "sound +4.0 semitones" in remarks and "of 0.79 times the rate" in remarks
 
 # ---- notebooks/listening_test.py ----
-
 def listening_models():
     """Three runs of noise at levels from 0.01 to 0.1, pitches 60 to 63 in turn."""
     waves = np.random.RandomState(3).randn(3, 20, 400) * np.geomspace(0.01, 0.1, 20)[:, None]
@@ -3736,7 +3718,6 @@ def test_the_paper_map_has_the_reading_paths_whole_and_every_difference_that_is_
                                    for name in told), line
 
 # ---- notebooks ----
-
 NOTEBOOK = json.loads((HERE / "notebooks" / "exercises.ipynb").read_text("utf-8"))["cells"]
 CELLS = {cell["id"]: "".join(cell["source"]) for cell in NOTEBOOK}
 CODE = [cell["id"] for cell in NOTEBOOK if cell["cell_type"] == "code"]
