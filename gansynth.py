@@ -44,7 +44,6 @@ class Architecture:
 
     Spectra are scaled into tanh's range by fixed numbers, as released, for every representation.
     paper: by the ranges of 100 notes, to +-0.8."""
-
     frames: int = 128                     # T at full size
     bins: int = 1024                      # F at full size
     resolutions: int = 7                  # B: blocks, each twice as large as the one before
@@ -644,12 +643,13 @@ def load_checkpoint(path, device="cpu", parts=()):
                               f"scripts, and this is version {VERSION}: use the one that wrote it")
     wrong = [name for name in parts if not isinstance(contents.get(name), parts[name])]
     if wrong:
-        raise CheckpointError(f"{path}: lacks {', '.join(wrong)} as it should be: {EARLIER}")
+        raise CheckpointError(f"{path}: lacks {', '.join(wrong)} as it should be, like one that is "
+                              f"only to be heard: {EARLIER}")
     return contents
 
 def checkpoints(run):
     """The checkpoints in a run's folder, from the fewest examples to the most."""
-    found = {path.stem.split("-")[1]: path for path in Path(run).glob("checkpoint-*.pt")}
+    found = {path.stem[11:]: path for path in Path(run).glob("checkpoint-*.pt")}
     return [found[images] for images in sorted(filter(str.isdecimal, found), key=int)]
 
 def find_checkpoint(path):
@@ -810,7 +810,8 @@ def layer_table(arch):
 
     def note(net, name, layer, given, made):
         if name == "blocks.1.conv0":
-            row(net, {"G": "z and one-hot pitch", "D": "minibatch stddev"}[net], *given, "", "", 0)
+            what, norm = ("z and one-hot pitch", "minibatch stddev"), ("pixel norm", "")
+            row(net, what[net == "D"], *given, "", norm[net == "D"], 0)
         conv = isinstance(layer, EqualConv2d)
         kernel = "x".join(map(str, layer.weight.shape[:1:-1])) if conv else "dense"
         after = then.get(name.split(".")[-1], "leaky ReLU" + ", pixel norm" * (net == "G"))
@@ -832,7 +833,6 @@ def layer_table(arch):
 @dataclass(frozen=True)
 class WaveGANArchitecture:
     """Everything that determines WaveGAN's shapes; the defaults make the paper's notes, padded."""
-
     length: int = 65536                   # samples made: 16 x 4^k for k layers
     latent: int = 100                     # dimensions of z
     pitches: int = 61                     # P: MIDI 24..84
@@ -895,7 +895,6 @@ MIXTURES = 10                                           # logistics of the 16-bi
 @dataclass(frozen=True)
 class WaveNetArchitecture:
     """Everything that determines WaveNet's shapes; the defaults are the paper's, 8-bit."""
-
     length: int = 64000                   # samples of a note
     hold: int = 48000                     # samples for which the pitch is on: 3 s of 4
     pitches: int = 61                     # P: MIDI 24..84

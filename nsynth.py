@@ -321,7 +321,7 @@ def _find(data):
         if files and all(".tfrecord" in file.name for file in files):
             return _read_records, [], files
         raise NoteError(f"{data} is {'of no use' if files else 'not there'}: expected {FORMS}")
-    inside = sorted((file for file in path.rglob("*") if file.is_file()), key=str)
+    inside = sorted((file for file in path.rglob("*") if os.path.isfile(file)), key=str)
     sounds = [file for file in inside if file.suffix.lower() in SOUNDS]
     examples = list(path.glob("examples.json")) or sorted(path.glob("*/examples.json"))
     if examples:
@@ -332,7 +332,8 @@ def _find(data):
     if folders:                           # this one, or else the newest
         folder = max(folders, key=lambda folder: (
             folder == path, [int(number) for number in re.findall(r"\d+", folder.name)]))
-        return _read_records, [*folder.glob("dataset_info.json")], sorted(folder.glob("*tfrecord*"))
+        files = [file for file in inside if file.parent == folder and ".tfrecord" in file.name]
+        return _read_records, [*folder.glob("dataset_info.json")], files
     return _read_recordings, list(path.glob("pitches.csv")), sounds
 
 def _read(path, parse):

@@ -96,7 +96,8 @@ class Player:
 
     def __init__(self, path, args):
         self.path = gansynth.find_checkpoint(path)
-        self.home = Path("runs/model") if path == MODEL else self.path.parent   # for what is made
+        box = self.path.resolve() == MODEL.resolve()
+        self.home = Path("runs/model") if box else self.path.parent             # for what is made
         self.G, self.contents = gansynth.load_generator(self.path, args.device, nsynth.read_bundle)
         self.spectrum = spectral.restore(self.contents["spectrum"], args.mel_inverse)
         if args.mel_inverse and self.spectrum.rep != "if-mel":
@@ -272,9 +273,10 @@ def like(args, player):
     pitch = args.pitch
     if not pitch:
         f = spectral.fundamental(x[:2 * rate], rate, high=4200.0, clear=0.7)
-        if f == 0:
-            raise SampleError(f"{args.like} seems to have no pitch: say it, as by --pitch C4")
-        pitch = [round(69 + 12 * math.log2(f / 440))]
+        pitch = [round(69 + 12 * math.log2(f / 440))] if f else [-1]
+        if pitch[0] not in player.pitches:
+            raise SampleError(f"{args.like} seems to have no pitch that this checkpoint plays, "
+                              f"{player.low} to {player.pitches[-1]}: say one, as by --pitch C4")
     target = nsynth.Wish(player.spectrum.length, player.rate).fit(x, rate)
     target = torch.from_numpy(target / np.float32(32768))           # (L,)
     magnitude, frequency = heard(target[None], player.rate)
@@ -288,15 +290,16 @@ def like(args, player):
     z, _ = player.draw(CANDIDATES)
     waves = player.play(z, pitch[:1] * CANDIDATES)
     away = torch.cat([distance(few) for few in waves.split(64)])
-    z = z[away.argsort()[:STARTS]].requires_grad_()
+    z, least = z[away.argsort()[:STARTS]].requires_grad_(), math.inf
     optimiser = torch.optim.Adam([z])
     for step in nsynth.progress_bar(range(STEPS), "steps"):
         optimiser.param_groups[0]["lr"] = 0.05 * (1 - step / STEPS)
         away = distance(player.few(z, pitch[:1] * STARTS))          # (STARTS,)
+        if away.min() < least:
+            nearest, least = z[away.argmin()][None].detach().clone(), away.min().item()
         optimiser.zero_grad()
         away.sum().backward()
         optimiser.step()
-    nearest = z[away.argmin()][None].detach()
     result = player.grid(f"Like {args.like.stem}", nearest, pitch + player.three)
     match = result.waves[0]
     target *= match.norm() / target.norm()              # as loud
@@ -675,7 +678,7 @@ def parse(argv):
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     mode = next((mode for mode in BESIDE if mode in given), "notes")
     for idle in given - {mode} - BESIDE[mode]:
-        parser.error(f"--{idle.replace('_', '-')} means nothing beside the other flags")
+        parser.error(f"{idle.replace('_', '-')} means nothing beside the other flags")
     return args
 
 def main(argv=None):

@@ -158,8 +158,7 @@ def mel_to_linear(log_power, frequency, sample_rate, kind="pseudo"):
 
     The release floors the power a second time; ours takes the floor of `linear_to_mel` off again
     (silence comes back as silence) and clamps the least-squares power where it is negative."""
-    W = torch.as_tensor(mel_inverse_matrix(log_power.shape[-1], sample_rate, kind),
-                        dtype=torch.float32, device=log_power.device)
+    W = mel_inverse_tensor(log_power.shape[-1], sample_rate, kind, log_power.device)
     if kind == "transpose":
         power = torch.exp(log_power) @ W + EPS
     else:
@@ -170,7 +169,6 @@ def mel_to_linear(log_power, frequency, sample_rate, kind="pseudo"):
 @dataclass(frozen=True)
 class Spectrum:
     """A representation (paper 2.2) of notes of one length; `derive` finds frames and bins."""
-
     rep: str = "if-mel"                   # one of FORMS
     frames: int = 128                     # T
     bins: int = 1024                      # F; the window is 2 F samples, the hop F / 2
@@ -284,6 +282,11 @@ def decode_waveform(spectrum, picture):
     return picture[:, 0, front:front + spectrum.length, 0]
 
 @lru_cache(maxsize=16)
+def mel_inverse_tensor(bins, sample_rate, kind, device):
+    W = mel_inverse_matrix(bins, sample_rate, kind)
+    return torch.tensor(W, dtype=torch.float32, device=device)
+
+@lru_cache(maxsize=16)
 def mel_blocks(bins, sample_rate, device):
     """M as float32 blocks of 128 columns, each with the range of rows that it uses: mel bands cover
     few linear bins, so most of a whole product would be with zeros."""
@@ -307,7 +310,6 @@ class Pictures:
     notes: nsynth.Notes; shrink: gansynth.downsample_to.  On a GPU the notes' samples lie there as
     well, where they fit.  Where pictures of all notes fit in `memory` bytes, as the small ones of
     early stages do, they are kept: a note is transformed once a stage, not once an epoch."""
-
     # Notes transformed together, always the same ones: a resumed run's are equal to the last bit.
     GROUP = 8
 

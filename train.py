@@ -56,7 +56,6 @@ def setting(default, help, choices=None, low=0, high=math.inf):
 @dataclass
 class Config:
     """All settings of a run; the defaults: IF-Mel + H, progressive (paper 2.2 and appendix)."""
-
     # what is learnt
     rep: str = setting("if-mel", "representation", spectral.FORMS)
     hires: bool = setting(True, "high frequency resolution, the paper's + H")
@@ -126,17 +125,16 @@ class Config:
         return gansynth.progress_at(images, self.resolutions, *schedule)
 
     def learning_rate(self, images):
-        """`lr` until the last stage of the run, then in a straight line to its `lr_decay`-th part.
+        """`lr` until the last block that comes is in, then in a line to its `lr_decay`-th part.
         paper: constant.  A short run takes long steps, and short ones to settle in the end."""
         cycle = self.progressive * (self.stable_images + self.fade_images)
-        last = cycle * min(self.resolutions - 1, self.images // max(cycle, 1))
+        last = cycle * min(self.resolutions - 1, (self.images - 1) // max(cycle, 1))
         share = min(max(images - last, 0) / max(self.images - last, 1), 1)
         return self.lr * (1 - share * (1 - self.lr_decay))
 
 # ---- One step -------------------------------------------------------------------------------
 class Draws(NamedTuple):
     """All that is random in one step (paper 2.2): for G's part, then afresh for D's."""
-
     z_G: torch.Tensor                     # (N, latent) standard normal
     pitch_G: torch.Tensor                 # (N,) labels, as often as real notes have them
     z_D: torch.Tensor
@@ -381,7 +379,6 @@ class Recorded:
 @dataclass(frozen=True)
 class Ranks:
     """The processes that train together, a GPU each, as torchrun starts them; or one by itself."""
-
     rank: int = 0                         # of all
     local: int = 0                        # of those on this machine
     size: int = 1
@@ -666,7 +663,6 @@ def interruptible():
 @dataclass
 class BaselineConfig(Config):
     """What the baselines have in common: notes are waves, and nothing grows.  See PRESETS."""
-
     resolutions: int = setting(1, "none")
     progressive: bool = setting(False, "never")
     channels: int = setting(64, "WaveGAN: first layer's, then doubled; WaveNet: all, 512", low=1)
@@ -811,8 +807,8 @@ def estimate(row, operations, moved):
     return (row["GFLOP"] / operations / 0.4 + row["GB"] / moved / 0.7) * 1e9 + 2.5e-6 * kernels
 
 def measure(cfg, whole_run, as_json, budget):
-    """Print what steps cost, timed for about `budget` seconds each: at every number of blocks, on a
-    GPU in every way; or of a whole run, at each stage and in all, and by estimate elsewhere."""
+    """Print what steps cost, timed for about `budget` seconds each: at every number of blocks that
+    comes, on a GPU in every way; or of each stage and a whole run, elsewhere by estimate."""
     device, hours, elsewhere = prepare(cfg), 0, dict.fromkeys(GPUS, 0)
     form = cfg.length, cfg.sample_rate, (cfg.pitch_low, min(cfg.pitch_low + 1, cfg.pitch_high))
     notes, ways = nsynth.load("orchestra", *form, (), progress=False), [("", "graph", "last")]
@@ -988,7 +984,7 @@ def parse(argv):
     add("--model", choices=MODELS, help="gansynth, or a baseline of the paper (default: gansynth)")
     add("--preset", choices=PRESETS, help="workshop: 15 minutes on a laptop; default without a GPU")
     add("--resume", metavar="RUN", help="go on with a run (folder or checkpoint) and its settings")
-    add("--init", metavar="PATH", help="begin with a run's or Magenta's weights and all blocks")
+    add("--init", metavar="PATH", help="begin with full-grown weights, a run's or Magenta's")
     add("--bench", action="store_true", help="time each stage's step, and stop")
     add("--plan", action="store_true", help="what the run will cost, and stop")
     add("--json", action="store_true", help="--bench or --plan, a JSON line a row")
@@ -1065,20 +1061,20 @@ def start(asked, given):
         if not given.get("out"):
             raise ConfigError("torchrun may restart a run: add --out, so that it is found again")
         run = given["out"] if gansynth.checkpoints(given["out"]) else None
-    elif run and (asked.preset or asked.model or asked.init):
+    elif run is not None and (asked.preset or asked.model or asked.init):
         raise ConfigError("--preset, --model and --init contradict --resume: leave them out")
-    path = gansynth.find_checkpoint(run) if run else None
+    path = None if run is None else gansynth.find_checkpoint(run)
     if path and path.name == gansynth.EXPERIMENT:
         raise ConfigError(f"{path} is no run that --resume can go on with: begin one with --init")
     if path:
         cfg, line = resumed_settings(path, given), f"resuming {path} with its settings"
     else:
-        idle = {*MODELS[model][0].unused, *["hires"] * (given.get("rep") == spectral.WAVEFORM)}
+        kind, waves = MODELS[model][0], given.get("rep") == spectral.WAVEFORM
         for name in given:
-            if name in idle or not hasattr(MODELS[model][0], name):
+            if name in kind.unused or not hasattr(kind, name) or waves and name == "hires":
                 raise ConfigError(f"{flag(name)} does nothing for --model {model}"
-                                  + " --rep waveform" * (name == "hires") + ": leave it out")
-        if asked.init:
+                                  + " --rep waveform" * waves + ": leave it out")
+        if asked.init is not None:
             cfg, line, init = initial(asked.init, model, asked.preset, given)
         else:
             cfg, line = new_settings(model, asked.preset, given)
