@@ -952,7 +952,7 @@ PRESETS = {
         # size pictures of IF lose next to nothing.
         "gansynth": dict(
             WORKSHOP, ema=0.999, resolutions=3, latent=8, channel_base=128, channel_max=32,
-            images=41_000, stable_images=20_000, fade_images=1_500, batch=4, lr=3e-3, lr_decay=0.03,
+            images=29_000, stable_images=14_000, fade_images=1_500, batch=4, lr=3e-3, lr_decay=0.03,
             penalty_units="scaled", tick_images=1_000, snapshot_images=5_000,
             checkpoint_images=2_500),
         "wavegan": dict(
