@@ -82,7 +82,7 @@ class Config:
     batch: int = setting(8, "examples a step", low=1)
     # losses and optimiser
     lr: float = setting(8e-4, "Adam's learning rate, G and D", low=1e-8, high=1)
-    lr_decay: float = setting(1.0, "share of lr left at the end; falls in the last stage", high=1)
+    lr_decay: float = setting(1.0, "share of lr left at the end, from the last block on", high=1)
     penalty: float = setting(10.0, "weight of the gradient penalty")
     penalty_units: str = setting("raw", "as released; or at the stage's size", ["raw", "scaled"])
     drift: float = setting(0.001, "weight of the drift term")
