@@ -1003,7 +1003,7 @@ def to_16_bits(x):
 def mol_log_likelihood(parameters, x):
     """Discretised mixture of logistics (PixelCNN++, Salimans 2017), (N, 3 M, L), of x (N, L) in
     [-1, 1] -> log probabilities (N, L): the mass within half a 16-bit step, or beyond the extremes.
-    With s logistic, s(a) - s(b) = s(a) s(-b) (1 - e^(b - a)): in its log nothing cancels far off."""
+    With s logistic, s(a) - s(b) = s(a) s(-b) (1 - e^(b - a)): its log cancels nothing afar."""
     logits, mean, log_scale = parameters.chunk(3, dim=1)            # (N, M, L) each
     x, half = to_16_bits(x)[:, None], 2.0 ** -16
     sharp = torch.exp(-log_scale.clamp(-14, 14))                    # beyond, nothing changes

@@ -394,7 +394,7 @@ def prelude(sixteenth=0.22):
 
 # ---- Pages ----------------------------------------------------------------------------------
 def write_page(folder, title, body, style="", script=""):
-    """folder/index.html: a title, body as HTML, style beyond LOOK.  Nothing comes from a network."""
+    """folder/index.html: a title, body as HTML, style beyond LOOK.  It needs no network."""
     (folder / "index.html").write_text(f"""\
 <!DOCTYPE html>
 <html lang="en">
