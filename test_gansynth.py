@@ -2456,7 +2456,7 @@ def test_settings_layer_defaults_preset_flags(monkeypatch):
     for given, blocks in (({}, 2), ({"rep": "if"}, 2), ({"rep": "phase"}, 3),
                           ({"rep": "waveform"}, 3), ({"progressive": False}, 3)):
         cfg = train.new_settings("gansynth", "workshop", given)[0]
-        assert cfg.where(cfg.images)[2] == blocks
+        assert cfg.where(cfg.images - 1)[2] == blocks
     for gpu, changes in ((True, {}), (False, workshop)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
         cfg, line = train.new_settings("gansynth", None, {})

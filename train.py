@@ -951,8 +951,8 @@ PRESETS = {
         # The last of three blocks never comes: it takes two thirds of the time, and at half their
         # size pictures of IF lose next to nothing.
         "gansynth": dict(
-            WORKSHOP, ema=0.999, resolutions=3, latent=8, channel_base=128, channel_max=32,
-            images=29_000, stable_images=14_000, fade_images=1_500, batch=4, lr=3e-3, lr_decay=0.03,
+            WORKSHOP, resolutions=3, latent=8, channel_base=128, channel_max=32,
+            images=41_500, stable_images=20_000, fade_images=1_500, lr=4e-3, lr_decay=0.03,
             penalty_units="scaled", tick_images=1_000, snapshot_images=5_000,
             checkpoint_images=2_500),
         "wavegan": dict(
@@ -966,7 +966,7 @@ PRESETS = {
     },
 }
 # Of a workshop's run with all blocks: on phase or waves, which do not stretch, or not growing.
-WHOLE = dict(images=16_000, stable_images=1_200, fade_images=2_000, ema=0.998)
+WHOLE = dict(images=16_000, stable_images=1_200, fade_images=2_000, batch=4, lr=3e-3)
 
 def flag(name):
     return "--" + name.replace("_", "-")
