@@ -625,8 +625,7 @@ def check_whole(path):
     except Exception:                     # zipfile raises many kinds for a damaged file
         whole = False
     if not whole:
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint: give one that train.py wrote, "
-                              "such as an earlier one of the same run")
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint of train.py: give another")
 
 def load_checkpoint(path, device="cpu", parts=()):
     """Read what `save_checkpoint` wrote, and check that it holds `parts`: SAMPLE_PARTS to be
@@ -1073,8 +1072,7 @@ class CachedWaveNet:
 
 # ---- Command line ---------------------------------------------------------------------------
 def main(argv=None):
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-                            ).parse_args(argv)
+    argparse.ArgumentParser(usage=__doc__).parse_args(argv)
     print(f"{'':3}{'layer':28}{'output (F, T, C)':20}{'kernel':14}{'then':24}{'parameters':>10}")
     for net, name, shape, kernel, after, count in layer_table(Architecture()):
         print(f"{net:3}{name:28}{str(shape):20}{kernel:14}{after:24}{count or '':>10}")

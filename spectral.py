@@ -475,8 +475,7 @@ def example_notes():
     return torch.stack([note(440 * 2 ** ((pitch - 69) / 12)) for pitch in (36, 60, 84)])
 
 def main():
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-                            ).parse_args()
+    argparse.ArgumentParser(usage=__doc__).parse_args()
     waves = example_notes()
     print(f"Round trip of {len(waves)} notes of {waves.shape[-1]} samples at 16000 Hz, in dB")
     print("representation  mel inverse       picture  SNR median  SNR worst  LSD median")

@@ -286,7 +286,7 @@ def train(cfg, resume=None, ranks=None, init=None):
     return run
 
 def go_on(state, run):
-    """Step by step to the end, or to Ctrl-C (paper, appendix); reports and checkpoints on the way."""
+    """Step by step to the end, or to Ctrl-C; reports and checkpoints on the way."""
     cfg, ranks, monitor = state.cfg, state.ranks, Monitor(state, run)
     with interruptible(ranks) as signals:
         while state.images < cfg.images:
@@ -495,11 +495,8 @@ class Monitor:
         record = {"images": images, "stage": stage, "progress": progress,
                   "seconds": round(now - self.began, 1), "examples_per_s": round(rate, 2), **means}
         log = os.devnull if self.state.ranks.rank else self.run / "log.jsonl"
-        try:
-            with open(log, "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise TrainingError(f"{log}: {error.strerror}: put that right, and --resume") from None
+        with open(log, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
         self.steps, self.last, self.images = 0, now, images
 
 def last_good(run):
@@ -518,7 +515,7 @@ def multiply_adds(arch, blocks):
     return total
 
 def work(cfg, start, end):
-    """What it costs, in no unit, to train from so many examples to so many: later ones cost more."""
+    """What training from so many examples to so many costs, in no unit: later ones cost more."""
     def cost(blocks):                     # the constant stands for fixed costs
         return (1 if cfg.model != "gansynth" else multiply_adds(cfg.architecture(), blocks) + 4e6)
     return sum(cost(blocks) * max(0, min(end, last) - max(start, first))
@@ -579,8 +576,7 @@ def new_run(cfg, ranks):
                 raise ConfigError(f"{run} exists already and is not an empty folder: give another "
                                   "--out, or --resume it") from None
         except OSError as error:
-            raise ConfigError(f"{run} cannot be made ({error.strerror}): give another --out"
-                              ) from None
+            raise ConfigError(f"{run} cannot be made ({error.strerror}): try another") from None
 
 @contextlib.contextmanager
 def claim_run(cfg, ranks=Ranks(), resume=None):
@@ -600,13 +596,10 @@ def claim_run(cfg, ranks=Ranks(), resume=None):
             except BlockingIOError:
                 raise ConfigError(f"{run} is still being trained by another process: stop that "
                                   "first, or wait for it") from None
-        try:
-            if not resume:
-                trim_log(run, 0)
-            yield run
-        finally:
-            with contextlib.suppress(OSError):
-                run.rmdir()               # empty, or it stays
+        end.callback(lambda: any(run.iterdir()) or run.rmdir())
+        if not resume:
+            trim_log(run, 0)
+        yield run
 
 def save(state, run):
     """Write a checkpoint, and delete those older than the last KEEP; -> its path."""
@@ -860,7 +853,7 @@ def measure(cfg, whole_run, as_json, budget):
     if whole_run:
         show({"all": device, "hours": hours, "peak MB": peak_memory(device)}, as_json)
         for name, hours in elsewhere.items():
-            show({"estimate": name, "hours": hours, "of eight": hours / 8}, as_json, name == "H100")
+            show({"at least": name, "hours": hours, "of eight": hours / 8}, as_json, name == "H100")
 
 def show(row, as_json, head=True):
     """Print a row of a table, if need be beneath its head, or as JSON."""
@@ -1012,9 +1005,7 @@ def parse(argv):
     add("--resume", metavar="RUN", help="go on with a run (folder or checkpoint) and its settings")
     add("--init", metavar="PATH", help="begin with full-grown weights, a run's or Magenta's")
     add("--bench", action="store_true", help="time each stage's step, and stop")
-    add("--plan", action="store_true", help="what the run will cost, and stop; both: %% data is "
-        "the share of time that the notes' pictures take; of product, of conv: shares of what a "
-        "large matrix product, and the newest block's convolution, reach")
+    add("--plan", action="store_true", help="what the run will cost, and stop")
     add("--json", action="store_true", help="--bench or --plan, a JSON line a row")
     settings = {f.name: f for kind in (WaveNetConfig, WaveGANConfig, Config) for f in fields(kind)}
     for name, f in settings.items():
@@ -1052,13 +1043,12 @@ def initial(path, model, preset, given):
     known = {**contents["architecture"], **contents["config"], "progressive": False}
     known = {name: known[name] for name in INHERITED if name in known}
     cfg, line = new_settings(model, preset, {**known, **given})
-    if not contents.keys() >= {"G", "D"} or contents["progress"] < cfg.resolutions - 1:
-        raise ConfigError(f"--init {path}: was saved half-grown, or to be heard only, without D: "
-                          "give a full-grown run's checkpoint, or Magenta's")
-    if (contents["model"] != "gansynth"
-            or gansynth.Architecture(**contents["architecture"]) != cfg.architecture()):
+    if (contents["model"] != "gansynth" or not contents.keys() >= {"G", "D"}
+            or gansynth.Architecture(**contents["architecture"]) != cfg.architecture()
+            or contents["progress"] < cfg.resolutions - 1):
         raise ConfigError(f"--init {path}: its networks are none that --model {model} makes with "
-                          "these settings: leave out flags of networks and notes")
+                          "these settings (leave out flags of networks and notes), are half-grown, "
+                          "or lack D, saved to be heard only")
     return cfg, f"weights of {path}, {line}", {name: contents[name] for name in ("G", "D", "G_ema")}
 
 def resumed_settings(path, given):
