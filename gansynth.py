@@ -644,8 +644,8 @@ def load_checkpoint(path, device="cpu", parts=()):
                               f"scripts, and this is version {VERSION}: use the one that wrote it")
     wrong = [name for name in parts if not isinstance(contents.get(name), parts[name])]
     if wrong:
-        raise CheckpointError(f"{path}: lacks {', '.join(wrong)}: if it was saved to be heard only, "
-                              f"it cannot be trained on; else it is damaged: {EARLIER}")
+        raise CheckpointError(f"{path}: lacks {', '.join(wrong)}: if saved to be heard only, it "
+                              f"cannot be trained on; else it is damaged: {EARLIER}")
     return contents
 
 def checkpoints(run):

@@ -2491,6 +2491,7 @@ def test_a_folder_that_holds_something_is_never_written_to():
     cfg = train.Config(**tiny_settings(images=4))
     with train.claim_run(cfg) as first, train.claim_run(cfg) as second:     # begun together
         assert (first.name, second.name) == ("0001-if", "0002-if")
+        (first / "log.jsonl").touch(), (second / "log.jsonl").touch()
     with pytest.raises(KeyboardInterrupt), train.claim_run(cfg):
         raise KeyboardInterrupt
     with train.claim_run(cfg, resume=Path("mine.txt").resolve()):   # locked until the end
