@@ -284,8 +284,7 @@ def decode_waveform(spectrum, picture):
 
 @lru_cache(maxsize=16)
 def mel_inverse_tensor(bins, sample_rate, kind, device):
-    W = mel_inverse_matrix(bins, sample_rate, kind)
-    return torch.tensor(W, dtype=torch.float32, device=device)
+    return torch.tensor(mel_inverse_matrix(bins, sample_rate, kind)).to(device, torch.float32)
 
 @lru_cache(maxsize=16)
 def mel_blocks(bins, sample_rate, device):

@@ -483,9 +483,8 @@ class Monitor:
     def tick(self):
         images, cfg, now = self.state.images, self.state.cfg, time.time()
         means, (progress, stage, blocks) = self.means(), cfg.where(images)
-        seconds = max(now - self.last, 1e-9)
-        rate = (images - self.images) / seconds
-        left = timedelta(seconds=int(seconds * work(cfg, images, cfg.images)
+        rate = (images - self.images) / max(now - self.last, 1e-9)
+        left = timedelta(seconds=int((now - self.last) * work(cfg, images, cfg.images)
                                      / work(cfg, self.images, images)))
         grown = f"{blocks} of {cfg.resolutions} blocks" * (cfg.resolutions > 1)
         grown += f", fading {100 * (progress - blocks + 2):.0f} %" * (stage % 2)
