@@ -1072,7 +1072,7 @@ class CachedWaveNet:
 
 # ---- Command line ---------------------------------------------------------------------------
 def main(argv=None):
-    argparse.ArgumentParser(usage=__doc__).parse_args(argv)
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
     print(f"{'':3}{'layer':28}{'output (F, T, C)':20}{'kernel':14}{'then':24}{'parameters':>10}")
     for net, name, shape, kernel, after, count in layer_table(Architecture()):
         print(f"{net:3}{name:28}{str(shape):20}{kernel:14}{after:24}{count or '':>10}")

@@ -284,7 +284,8 @@ def decode_waveform(spectrum, picture):
 
 @lru_cache(maxsize=16)
 def mel_inverse_tensor(bins, sample_rate, kind, device):
-    return torch.tensor(mel_inverse_matrix(bins, sample_rate, kind)).to(device, torch.float32)
+    W = mel_inverse_matrix(bins, sample_rate, kind)
+    return torch.tensor(W, dtype=torch.float32, device=device)
 
 @lru_cache(maxsize=16)
 def mel_blocks(bins, sample_rate, device):
@@ -473,8 +474,8 @@ def example_notes():
     time = torch.arange(64000) / 16000
     return torch.stack([note(440 * 2 ** ((pitch - 69) / 12)) for pitch in (36, 60, 84)])
 
-def main():
-    argparse.ArgumentParser(usage=__doc__).parse_args()
+def main(argv=None):
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
     waves = example_notes()
     print(f"Round trip of {len(waves)} notes of {waves.shape[-1]} samples at 16000 Hz, in dB")
     print("representation  mel inverse       picture  SNR median  SNR worst  LSD median")

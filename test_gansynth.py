@@ -359,7 +359,7 @@ def test_log_spectral_distance_of_a_gain_is_that_gain():
 
 def test_spectral_command_prints_a_table(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["spectral.py"])
-    spectral.main()
+    spectral.main([])
     title, _, *rows = capsys.readouterr().out.splitlines()
     assert "3 notes of 64000 samples at 16000 Hz" in title and len(rows) == 8
     medians = {tuple(row.split()[:-6]): float(row.split()[-3]) for row in rows}

@@ -288,7 +288,7 @@ def train(cfg, resume=None, ranks=None, init=None):
 def go_on(state, run):
     """Step by step to the end, or to Ctrl-C; reports and checkpoints on the way."""
     cfg, ranks, monitor = state.cfg, state.ranks, Monitor(state, run)
-    with interruptible(ranks) as signals:
+    with interruptible() as signals:
         while state.images < cfg.images:
             monitor.add(state.step())
             done = state.images >= cfg.images
@@ -494,8 +494,11 @@ class Monitor:
         record = {"images": images, "stage": stage, "progress": progress,
                   "seconds": round(now - self.began, 1), "examples_per_s": round(rate, 2), **means}
         log = os.devnull if self.state.ranks.rank else self.run / "log.jsonl"
-        with open(log, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        try:
+            with open(log, "a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise TrainingError(f"{log}: {error.strerror}: put that right, and --resume") from None
         self.steps, self.last, self.images = 0, now, images
 
 def last_good(run):
@@ -657,14 +660,13 @@ def trim_log(run, images):
         part.replace(log)
 
 @contextlib.contextmanager
-def interruptible(ranks=Ranks()):
+def interruptible():
     """Ctrl-C and SIGTERM wait until a step is done, a second acts at once -> those that came."""
-    came, when = [], "at the next line" if ranks.size > 1 else "after this step"
+    came = []
 
     def note(number, frame):
         came.append(number)
-        if ranks.rank == 0:               # on stderr: a print to stdout may be what it interrupts
-            print(f"stopping {when}, and saving; once more: at once, unsaved", file=sys.stderr)
+        os.write(2, b"stopping: first this step, and a checkpoint; once more: at once, unsaved\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
