@@ -19,6 +19,7 @@ import sys
 if __name__ == "__main__":                # Ctrl-C while the packages load: no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import argparse
 import functools
 import itertools
 import json
@@ -624,7 +625,7 @@ def check_whole(path):
     except Exception:                     # zipfile raises many kinds for a damaged file
         whole = False
     if not whole:
-        raise CheckpointError(f"{path}: damaged, or not a checkpoint: {EARLIER}")
+        raise CheckpointError(f"{path}: damaged, or not a checkpoint of train.py: give another")
 
 def load_checkpoint(path, device="cpu", parts=()):
     """Read what `save_checkpoint` wrote, and check that it holds `parts`: SAMPLE_PARTS to be
@@ -643,8 +644,8 @@ def load_checkpoint(path, device="cpu", parts=()):
                               f"scripts, and this is version {VERSION}: use the one that wrote it")
     wrong = [name for name in parts if not isinstance(contents.get(name), parts[name])]
     if wrong:
-        raise CheckpointError(f"{path}: lacks {', '.join(wrong)} as it should be, like one that is "
-                              f"only to be heard: {EARLIER}")
+        raise CheckpointError(f"{path}: lacks {', '.join(wrong)}: if saved to be heard only, it "
+                              f"cannot be trained on; else it is damaged: {EARLIER}")
     return contents
 
 def checkpoints(run):
@@ -1070,7 +1071,8 @@ class CachedWaveNet:
         return x
 
 # ---- Command line ---------------------------------------------------------------------------
-def main():
+def main(argv=None):
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
     print(f"{'':3}{'layer':28}{'output (F, T, C)':20}{'kernel':14}{'then':24}{'parameters':>10}")
     for net, name, shape, kernel, after, count in layer_table(Architecture()):
         print(f"{net:3}{name:28}{str(shape):20}{kernel:14}{after:24}{count or '':>10}")

@@ -22,6 +22,7 @@ import signal
 if __name__ == "__main__":                # Ctrl-C while the packages load: no traceback
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
+import argparse
 import colorsys
 import math
 import os
@@ -263,7 +264,7 @@ def derive(rep="if-mel", hires=True, length=64000, sample_rate=16000, resolution
         most = max(filter(frames, range(1, resolutions)))
         raise SpectrumError(
             f"{length} samples at {sample_rate} Hz fill {needed} frames x {bins} bins, too few for "
-            f"{resolutions} resolutions: the nearest number that works is {most}")
+            f"{resolutions} resolutions (blocks): give a greater length, or {most} resolutions")
     return Spectrum(rep, frames(resolutions), bins, length, sample_rate, mel_inverse)
 
 def restore(settings, mel_inverse=None):
@@ -473,7 +474,8 @@ def example_notes():
     time = torch.arange(64000) / 16000
     return torch.stack([note(440 * 2 ** ((pitch - 69) / 12)) for pitch in (36, 60, 84)])
 
-def main():
+def main(argv=None):
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
     waves = example_notes()
     print(f"Round trip of {len(waves)} notes of {waves.shape[-1]} samples at 16000 Hz, in dB")
     print("representation  mel inverse       picture  SNR median  SNR worst  LSD median")

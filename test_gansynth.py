@@ -276,7 +276,7 @@ def test_an_impossible_picture_is_refused_and_what_is_named_instead_works(rep, h
             assert spectrum.frames % unit == 0 and (spectrum.bins % unit == 0 or rep == "waveform")
         except SpectrumError as error:
             refused += 1
-            bins, fits = map(int, re.search(r"x (\d+) bins.*nearest number that works is (\d+)",
+            bins, fits = map(int, re.search(r"x (\d+) bins.*or (\d+) resolutions",
                                             str(error)).groups())
             assert spectral.derive(rep, hires, length, rate, fits).bins == bins
     assert 0 < refused < 20
@@ -359,7 +359,7 @@ def test_log_spectral_distance_of_a_gain_is_that_gain():
 
 def test_spectral_command_prints_a_table(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["spectral.py"])
-    spectral.main()
+    spectral.main([])
     title, _, *rows = capsys.readouterr().out.splitlines()
     assert "3 notes of 64000 samples at 16000 Hz" in title and len(rows) == 8
     medians = {tuple(row.split()[:-6]): float(row.split()[-3]) for row in rows}
@@ -782,7 +782,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(monkeypatch, module, function)
     assert os.listdir() == ["a.pt"] and Path("a.pt").read_bytes() == before
 
 def test_table_3_is_printed(capsys):
-    gansynth.main()
+    gansynth.main([])
     out = capsys.readouterr().out
     assert "Generator: 7,311,246" in out and "D  minibatch stddev  " in out
     assert "(1024, 128, 32)" in out
@@ -2466,7 +2466,8 @@ def test_settings_layer_defaults_preset_flags(monkeypatch):
     ("--batch 0", "batch is 0: expected a number of at least 1", 2), ("--seed=-1", "seed is", 2),
     ("--pitch-low 70 --pitch-high 62", "from 70 to 62", 2), ("--device abacus", "abacus", 2),
     ("--rep if --no-hires --length 256 --sample-rate 2000 --resolutions 9",
-     "nearest number that works is 4", 2),
+     "greater length, or 4 resolutions", 2), ("--length 100", "length, or 1 resolutions", 2),
+    ("--batch 2.5", "--batch: invalid int", 2), ("--out /dev/null/x", "cannot be made", 2),
     ("--sources banana", "banana", 1), ("--data nowhere", "nowhere is not there", 1),
     ("--pitch-high 127", "too high for the orchestra", 1), ("--rep mfcc", "invalid choice", 2),
     ("--batch many", "invalid int", 2),
@@ -2490,8 +2491,12 @@ def test_a_folder_that_holds_something_is_never_written_to():
     cfg = train.Config(**tiny_settings(images=4))
     with train.claim_run(cfg) as first, train.claim_run(cfg) as second:     # begun together
         assert (first.name, second.name) == ("0001-if", "0002-if")
+        (first / "log.jsonl").touch(), (second / "log.jsonl").touch()
     with pytest.raises(KeyboardInterrupt), train.claim_run(cfg):
         raise KeyboardInterrupt
+    with train.claim_run(cfg, resume=Path("mine.txt").resolve()):   # locked until the end
+        refuses(train.ConfigError, "still being trained", train.claim_run(
+            cfg, resume=Path("mine.txt").resolve()).__enter__)
     # Under torchrun a run that died before its first checkpoint is begun anew, and nothing else.
     elastic = train.Ranks(elastic=True)
     Path("died/snapshots").mkdir(parents=True)
@@ -2524,12 +2529,18 @@ def test_costs_are_rows_for_people_or_programs(task, monkeypatch, capsys):
     if task == "--plan":
         whole, *elsewhere = rows[5:]
         assert whole["hours"] == pytest.approx(sum(row["hours"] for row in table))
-        assert whole["peak MB"] > 100 and {row["estimate"] for row in elsewhere} == {*train.GPUS}
+        assert whole["peak MB"] > 100 and {row["at least"] for row in elsewhere} == {*train.GPUS}
         assert all(row["of eight"] == pytest.approx(row["hours"] / 8) for row in elsewhere)
     train.main([task, *flags(tiny_settings())])
     head, *lines = [line.split() for line in capsys.readouterr().out.splitlines()
                     if re.match(r" +(stage|\d)", line)]
     assert head[:3] == ["stage", "blocks", "s/step"] and len(lines) == len(table)
+
+def test_what_is_left_counts_each_stage_at_its_cost():
+    cfg = train.Config(**tiny_settings())
+    first, later = (train.work(cfg, at, at + 4) for at in (0, 16))
+    assert train.work(cfg, 12, 20) == first + later and later > first   # across a boundary
+    assert train.work(cfg, 0, 16) == 4 * first and train.work(cfg, 72, 76) == 0
 
 def test_the_papers_run_is_planned_stage_by_stage():
     rows = list(train.stages(train.Config()))

@@ -266,7 +266,7 @@ def train(cfg, resume=None, ranks=None, init=None):
     on from the checkpoint file `resume`; -> the run's folder."""
     ranks = ranks or Ranks()
     device = prepare(cfg, ranks.local)
-    with contextlib.nullcontext(resume.parent) if resume else claim_run(cfg, ranks) as run:
+    with claim_run(cfg, ranks, resume) as run:
         with ranks.one_first():           # and what it packs, the others find
             notes, held_out = nsynth.split(nsynth.load(
                 cfg.data, cfg.length, cfg.sample_rate, (cfg.pitch_low, cfg.pitch_high),
@@ -279,11 +279,15 @@ def train(cfg, resume=None, ranks=None, init=None):
             restore(state, resume)
         for name, weights in (init or {}).items():
             getattr(state.nets, name).load_state_dict(weights)
-    ranks.start_alike(state.nets)
-    print(f"run {run}: {run_name(cfg)}, {cfg.images:,} examples of {cfg.length:,} samples, on "
-          f"{device}" + f", {ranks.size} of them" * (ranks.size > 1), flush=True)
+        ranks.start_alike(state.nets)
+        print(f"run {run}: {run_name(cfg)}, {cfg.images:,} examples of {cfg.length:,} samples, on "
+              f"{device}" + f", {ranks.size} of them" * (ranks.size > 1), flush=True)
+        go_on(state, run)
+    return run
 
-    monitor = Monitor(state, run)
+def go_on(state, run):
+    """Step by step to the end, or to Ctrl-C; reports and checkpoints on the way."""
+    cfg, ranks, monitor = state.cfg, state.ranks, Monitor(state, run)
     with interruptible() as signals:
         while state.images < cfg.images:
             monitor.add(state.step())
@@ -303,7 +307,6 @@ def train(cfg, resume=None, ranks=None, init=None):
                 raise SystemExit(128 + stop)
     print(f"done: {checkpoint}\nlook at {heard}.png, listen to {heard}.wav\n"
           f"more notes: python sample.py {run}")
-    return run
 
 # =============================================================================================
 # Here the path through the paper ends.  Behind this line: CUDA graphs and many GPUs, reports, runs
@@ -479,10 +482,13 @@ class Monitor:
 
     def tick(self):
         images, cfg, now = self.state.images, self.state.cfg, time.time()
-        means, (progress, stage, _) = self.means(), cfg.where(images)
+        means, (progress, stage, blocks) = self.means(), cfg.where(images)
         rate = (images - self.images) / max(now - self.last, 1e-9)
-        left = timedelta(seconds=int(time_left(cfg, images, rate)))
-        print(f"stage {stage + 1}, progress {progress:.2f} {images:>10,}/{cfg.images:,} "
+        left = timedelta(seconds=int((now - self.last) * work(cfg, images, cfg.images)
+                                     / work(cfg, self.images, images)))
+        grown = f"{blocks} of {cfg.resolutions} blocks" * (cfg.resolutions > 1)
+        grown += f", fading {100 * (progress - blocks + 2):.0f} %" * (stage % 2)
+        print(f"{grown} {images:>10,}/{cfg.images:,} "
               + " ".join(f"{name} {value:.3g}" for name, value in means.items())
               + f"  {rate:.1f} ex/s, {left} left", flush=True)
         record = {"images": images, "stage": stage, "progress": progress,
@@ -510,13 +516,12 @@ def multiply_adds(arch, blocks):
             arch.channels(b - 1) + arch.channels(b))
     return total
 
-def time_left(cfg, images, rate):
-    """Seconds, from so many examples on, if now there are `rate` a second: later ones cost more."""
-    def cost(at):                         # the constant stands for fixed costs
-        return (1 if cfg.model != "gansynth" else
-                multiply_adds(cfg.architecture(), cfg.where(at)[2]) + 4e6)
-    return sum(cost(start) * max(0, end - max(start, images))
-               for start, end, *_ in stages(cfg)) / (cost(images) * rate)
+def work(cfg, start, end):
+    """What training from so many examples to so many costs, in no unit: later ones cost more."""
+    def cost(blocks):                     # the constant stands for fixed costs
+        return (1 if cfg.model != "gansynth" else multiply_adds(cfg.architecture(), blocks) + 4e6)
+    return sum(cost(blocks) * max(0, min(end, last) - max(start, first))
+               for first, last, _, blocks in stages(cfg))
 
 def stages(cfg):
     """(first example, last + 1, stage, blocks) of each stage of a run."""
@@ -533,6 +538,7 @@ def snapshot(state, run, notes=16):
     cfg, G, path = state.cfg, state.nets.G_ema, run / "snapshots" / f"{state.images:08d}"
     if state.ranks.rank:
         return path
+    path.parent.mkdir(exist_ok=True)
     random = random_at(cfg.seed + 1)
     z = torch.randn(notes, G.arch.latent, generator=random)
     pitch = torch.linspace(0, cfg.pitch_high - cfg.pitch_low, notes).round().long()
@@ -556,11 +562,9 @@ def run_name(cfg):
         return cfg.model + "-mol16" * (getattr(cfg, "output", "") == "mol16")
     return cfg.rep + "-hires" * cfg.hires
 
-@contextlib.contextmanager
-def claim_run(cfg, ranks=Ranks()):
-    """Make the run's folder: `out`, which must be new or empty, or the next number under runs/.  It
-    is ours from the start, and if what is done `with` it fails, it goes again.  Under torchrun what
-    a run left there that died before its first checkpoint is begun anew."""
+def new_run(cfg, ranks):
+    """Make a run's folder: `out`, which must be new or empty, or the next number under runs/.
+    Under torchrun what a run left there that died before its first checkpoint is begun anew."""
     numbers = [int(p.name[:4]) for p in Path("runs").glob("[0-9][0-9][0-9][0-9]*")]
     for number in itertools.count(max(numbers, default=0) + 1):
         run = Path(cfg.out or f"runs/{number:04d}-{run_name(cfg)}")
@@ -568,23 +572,36 @@ def claim_run(cfg, ranks=Ranks()):
             run.mkdir(parents=True, exist_ok=bool(cfg.out))
             if not all(ranks.elastic and path.name.endswith(BEGUN) for path in run.iterdir()):
                 raise FileExistsError
-            (run / "snapshots").mkdir(exist_ok=ranks.elastic)       # fails where another run was
-            break                                                   # faster
-        except FileExistsError:
+            return run
+        except FileExistsError:           # or another run was faster
             if cfg.out:
                 raise ConfigError(f"{run} exists already and is not an empty folder: give another "
                                   "--out, or --resume it") from None
         except OSError as error:
-            raise ConfigError(f"{run}: {error.strerror}: give another --out") from None
-    try:
-        if ranks.rank == 0:
+            raise ConfigError(f"{run} cannot be made ({error.strerror}): try another") from None
+
+@contextlib.contextmanager
+def claim_run(cfg, ranks=Ranks(), resume=None):
+    """The run's folder, that of the checkpoint `resume` or a new one, for us alone while what is
+    done `with` it lasts; if nothing came to lie in it by then, it goes again."""
+    run = resume.parent if resume else new_run(cfg, ranks)
+    if ranks.rank:
+        yield run
+        return
+    with contextlib.ExitStack() as end:
+        # Locked is the folder itself: that leaves no file, and goes with a process that is killed.
+        with contextlib.suppress(ImportError, OSError):     # Windows and some disks have no locks
+            import fcntl
+            end.callback(os.close, folder := os.open(run, os.O_RDONLY))
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"{run} is still being trained by another process: stop that "
+                                  "first, or wait for it") from None
+        end.callback(lambda: any(run.iterdir()) or run.rmdir())
+        if not resume:
             trim_log(run, 0)
         yield run
-    except BaseException:
-        with contextlib.suppress(OSError):
-            (run / "snapshots").rmdir()   # empty, or it stays
-            run.rmdir()
-        raise
 
 def save(state, run):
     """Write a checkpoint, and delete those older than the last KEEP; -> its path."""
@@ -649,6 +666,7 @@ def interruptible():
 
     def note(number, frame):
         came.append(number)
+        os.write(2, b"stopping: first this step, and a checkpoint; once more: at once, unsaved\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -836,7 +854,7 @@ def measure(cfg, whole_run, as_json, budget):
     if whole_run:
         show({"all": device, "hours": hours, "peak MB": peak_memory(device)}, as_json)
         for name, hours in elsewhere.items():
-            show({"estimate": name, "hours": hours, "of eight": hours / 8}, as_json, name == "H100")
+            show({"at least": name, "hours": hours, "of eight": hours / 8}, as_json, name == "H100")
 
 def show(row, as_json, head=True):
     """Print a row of a table, if need be beneath its head, or as JSON."""
@@ -932,6 +950,7 @@ def check_settings(cfg):
         raise ConfigError(f"pitches from {cfg.pitch_low} to {cfg.pitch_high}: give the lower first")
     if cfg.rep == spectral.WAVEFORM:
         cfg.hires = False                 # a wave has no frequencies
+    cfg.architecture()                    # says itself what cannot be
 
 # ---- Command line: Config's defaults < preset < flags given ---------------------------------
 
@@ -977,7 +996,8 @@ def parse(argv):
         f"{name} {value}" for name, value in changed.items()), break_on_hyphens=False)
         for preset, models in PRESETS.items() for model, changed in models.items() if changed]
     parser = argparse.ArgumentParser(
-        description="Train GANSynth, or a baseline of its paper.", allow_abbrev=False,
+        usage="train.py [options], which --help lists", allow_abbrev=False,
+        description="Train GANSynth, or a baseline of its paper.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="\n\n".join(["Presets change these defaults:", *changes]))
     add = parser.add_argument
@@ -1028,8 +1048,8 @@ def initial(path, model, preset, given):
             or gansynth.Architecture(**contents["architecture"]) != cfg.architecture()
             or contents["progress"] < cfg.resolutions - 1):
         raise ConfigError(f"--init {path}: its networks are none that --model {model} makes with "
-                          "these settings: leave out flags of networks and notes; if none was "
-                          "given, it is half-grown or of a shape of its own, to be heard only")
+                          "these settings (leave out flags of networks and notes), are half-grown, "
+                          "or lack D, saved to be heard only")
     return cfg, f"weights of {path}, {line}", {name: contents[name] for name in ("G", "D", "G_ema")}
 
 def resumed_settings(path, given):
