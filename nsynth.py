@@ -117,14 +117,19 @@ def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",),
 def split(notes, seed=0, share=0.8, by="random"):
     """(train, held_out): which notes to train on.
 
-    by "random": a seeded shuffle of the notes, the first `share` of them for training. paper: notes
-    are shuffled, so that the networks hear every instrument; NSynth's own split holds some out.
+    by "random": a seeded shuffle of the notes, the first `share` of them for training, and a note
+    of each pitch that would else have none there. paper: notes are shuffled, so that the networks
+    hear every instrument; NSynth's own split holds some out.
     by "folders": as the data itself is split; valid and test are held out.
     by a CSV file's path: as a published list says, with columns id and split, or with ids alone,
     which are then those to train on; notes it does not name are in neither."""
     if by == "random":
         order, cut = _shuffle(len(notes), seed), round(share * len(notes))
-        return notes.subset(order[:cut]), notes.subset(order[cut:])
+        train, held_out = order[:cut], order[cut:]
+        first = held_out[np.unique(notes.pitch[held_out], return_index=True)[1]]
+        lone = first[~np.isin(notes.pitch[first], notes.pitch[train])]
+        return (notes.subset(np.append(train, lone)),
+                notes.subset(held_out[~np.isin(held_out, lone)]))
     part = notes.part
     if by != "folders":
         listed = _read_list(by, _a_note_and_its_split, "a note's name, and its split if so headed")
@@ -197,6 +202,8 @@ def explained(what, cure, kinds=OSError):
     """Errors of these kinds become a NoteError: what cannot be done, why, and what to do then."""
     try:
         yield
+    except FileNotFoundError:
+        raise NoteError(f"{what}: the file, or its folder, is not there") from None
     except kinds as error:
         raise NoteError(f"{what}: {getattr(error, 'strerror', None) or error}; {cure}") from None
 
@@ -715,7 +722,7 @@ def _first(file, seconds):
     So a long file costs no memory, and one that was written to a pipe is read to its end."""
     start, form = file.read(12), b""
     if start[:4] not in (b"RIFF", b"RF64") or start[8:] != b"WAVE":
-        raise ValueError("it is not a WAV file")
+        raise ValueError("it is not a WAV file" if start else "it is empty")
     while len(head := file.read(8)) == 8 and head[:4] != b"data":  # chunks: tag, size, bytes
         size = int.from_bytes(head[4:], "little")
         end = file.tell() + size + size % 2
@@ -915,27 +922,32 @@ def _rise(x):
 
 # ---- python nsynth.py -----------------------------------------------------------------------
 def span(text):
-    """ "24-84" -> (24, 84), "60" -> (60, 60): a type for argparse."""
+    """ "24-84" or "C1-C6" -> (24, 84), "60" -> (60, 60): a type for argparse."""
     low, _, high = text.partition("-")
-    return int(low), int(high or low)
+    ends = [int(end) if end.isdecimal() else pitch_of(end) for end in (low, high or low)]
+    if None in ends:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected pitches, such as 48-72, C3-C5 or 60")
+    return tuple(ends)
 
 def names(text):
     """ "acoustic,electronic" -> a tuple of them, "all" -> none: a type for argparse."""
     return tuple(word for word in map(str.strip, text.split(",")) if word not in ("", "all"))
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Say which notes there are; pack and write them.")
+    parser = argparse.ArgumentParser(usage="%(prog)s [--help] [data] [flags]",
+                                     description="Say which notes there are; pack and write them.")
     add = parser.add_argument
     add("data", nargs="?", default="orchestra", help=f"{FORMS}; or of packed notes")
     add("--length", type=Fraction, default=4, metavar="SECONDS", help="of each note (default 4)")
     add("--rate", type=int, default=16000, help="samples a second (default 16000)")
-    add("--pitches", type=span, default=(24, 84), metavar="LOW-HIGH", help="MIDI (default 24-84)")
+    add("--pitches", type=span, default=(24, 84), metavar="LOW-HIGH", help="24-84 (default) or C1-C6")
     add("--sources", type=names, default=("acoustic",), metavar="NAMES",
         help="comma-separated, or: all (default acoustic)")
     add("--families", type=names, default=(), metavar="NAMES", help="likewise (default all)")
     add("--split", default="random", metavar="BY", help="random (default; 80/20), folders (as the "
         "data is split already), or a CSV list of note ids")
-    add("--skip-damaged", action="store_true", help="leave out what cannot be read, and count it")
+    add("--skip-damaged", action="store_true", help="leave out what cannot be read of NSynth's "
+        "forms, and count it, as is always done with your own WAV files")
     add("--pack", default="", metavar="DIR", help="where to pack (default: packed, in the data)")
     add("--out", metavar="DIR", help="write the notes there, in NSynth's layout")
     args = parser.parse_args(argv)

@@ -31,6 +31,7 @@ import base64
 import contextlib
 import csv
 import html
+import itertools
 import math
 import os
 import shutil
@@ -105,8 +106,8 @@ class Player:
                               "--mel-inverse out")
         self.latent, self.rate = self.G.arch.latent, self.spectrum.sample_rate
         self.low, self.counts = self.contents["pitch_low"], self.contents["counts"].cpu()
-        self.pitches = range(self.low, self.low + len(self.counts))
-        self.three = [self.pitches[(len(self.counts) - 1) * n // 6] for n in (1, 3, 5)]
+        self.pitches = [self.low + i for i, notes in enumerate(self.counts) if notes]   # trained
+        self.three = [self.pitches[(len(self.pitches) - 1) * n // 6] for n in (1, 3, 5)]
         self.seed, self.random = args.seed, torch.Generator().manual_seed(args.seed)
 
     def draw(self, n):
@@ -133,9 +134,9 @@ class Player:
     def each(self, z, pitch):
         """Yield the same one by one, (L,), made 16 at a time, at any pitches that are trained."""
         for p in set(pitch) - set(self.pitches):
-            low, high = self.low, self.pitches[-1]
+            low, high = self.pitches[0], self.pitches[-1]
             raise SampleError(f"pitch {p} was never trained: this checkpoint plays {low} to {high} "
-                              f"({note_name(low)} to {note_name(high)})")
+                              f"({note_name(low)} to {note_name(high)}), {len(self.pitches)} of them")
         for i in nsynth.progress_bar(range(0, len(z), 16), "notes", each=16):
             yield from self.few(z[i:i + 16], pitch[i:i + 16])
 
@@ -240,19 +241,25 @@ def new_folder(out, beside, kind):
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
+PEAK, SILENT = 10 ** (-1 / 20), 1e-3      # -1 dBFS: of all that is heard; -60: not made louder
+
 def write_sounds(folder, result, player):
-    """WAVs and rainbowgrams of a result, and notes.csv -> the notes' names, without .wav."""
+    """WAVs and rainbowgrams of a result, and notes.csv -> the notes' names, without .wav.  What G
+    made of each timbre is brought to one peak, so that all can be heard."""
     digits = max(3, len(str(len(result.pitch) - 1)))
     names = [f"{i:0{digits}}-{timbre}-{note_name(p)}-{p:03}".replace("--", "-").replace("#", "s")
              for i, (timbre, p) in enumerate(zip(result.timbre, result.pitch))]
-    for what, sounds in ("note", dict(zip(names, result.waves))), ("other sound", result.more):
-        peak = max((wave.abs().max().item() for wave in sounds.values()), default=0)
-        if peak > 1:                      # one factor for all: their balance is G's doing
-            print(f"The loudest {what} peaks at {peak:.3g}: all were divided by it, not to clip.")
-        for name, wave in sounds.items():
-            nsynth.write_wav(folder / f"{name}.wav", wave / max(1, peak), player.rate)
-            picture = spectral.rainbowgram(wave[:12 * player.rate], player.rate)     # 12 s at most
-            spectral.write_png(folder / f"{name}.png", picture)
+    sounds, peaks = [*zip(names, result.timbre, result.waves)], {}
+    sounds += [(name, "more", wave) for name, wave in result.more.items()]
+    for _, timbre, wave in sounds:        # one factor a timbre: its notes' balance is G's doing
+        peaks[timbre] = max(peaks.get(timbre, SILENT), wave.abs().max().item())
+    for name, timbre, wave in sounds:
+        nsynth.write_wav(folder / f"{name}.wav", wave * (PEAK / peaks[timbre]), player.rate)
+        picture = spectral.rainbowgram(wave[:12 * player.rate], player.rate)    # 12 s at most
+        spectral.write_png(folder / f"{name}.png", picture)
+    low, high = (f"{PEAK / peak:.3g}" for peak in (max(peaks.values()), min(peaks.values())))
+    print("All were multiplied by " + (low if len(peaks) == 1 else f"{low} to {high}, a factor for "
+          "each timbre or piece") + ": the loudest note of each peaks at -1 dBFS.")
     with open(folder / "notes.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["file", "pitch", "note", *(f"z{i}" for i in range(player.latent))])
@@ -276,7 +283,7 @@ def like(args, player):
         pitch = [round(69 + 12 * math.log2(f / 440))] if f else [-1]
         if pitch[0] not in player.pitches:
             raise SampleError(f"{args.like} seems to have no pitch that this checkpoint plays, "
-                              f"{player.low} to {player.pitches[-1]}: say one, as by --pitch C4")
+                              f"{player.pitches[0]} to {player.pitches[-1]}: say one, as by --pitch C4")
     target = nsynth.Wish(player.spectrum.length, player.rate).fit(x, rate)
     target = torch.from_numpy(target / np.float32(32768))           # (L,)
     magnitude, frequency = heard(target[None], player.rate)
@@ -350,17 +357,21 @@ def midi(args, player):
     uses, moved, late = {}, 0, 0          # (number among `turns`, pitch) -> where it is played
     for start, end, asked, velocity, channel in strokes:
         turn = int(start / every * ARC) if every else channels.index(channel)
-        octaves = player.pitches[(asked - player.low) % 12::12]
+        octaves = [p for p in player.pitches if (p - asked) % 12 == 0]
         pitch = min(octaves, key=lambda p: abs(p - asked), default=asked)
         uses.setdefault((turn, pitch), []).append((start, end - start, velocity))
         moved += pitch != asked
         late += end - start > whole - min(RELEASE, whole / 2)
     wave = torch.zeros(math.ceil((length + RELEASE) * player.rate) + 1)          # rounded
-    numbers, pitch = map(list, zip(*uses))
-    for where, note in zip(uses.values(), player.each(turns[numbers], pitch)):
-        for start, seconds, velocity in where:
-            part, at = shaped(note, seconds, player.rate), int(start * player.rate)
-            wave[at:at + len(part)] += (velocity / 127) ** 2 * part
+    numbers, pitch = map(list, zip(*sorted(uses)))
+    played = zip(numbers, pitch, player.each(turns[numbers], pitch))
+    for turn, notes in itertools.groupby(played, lambda note: note[0]):
+        notes = {pitch: note for _, pitch, note in notes}
+        peak = max(SILENT, *(note.abs().max() for note in notes.values()))      # timbres alike
+        for p, note in notes.items():
+            for start, seconds, velocity in uses[turn, p]:
+                part, at = shaped(note / peak, seconds, player.rate), int(start * player.rate)
+                wave[at:at + len(part)] += (velocity / 127) ** 2 * part
     facts = [f"{number:,} {what}" for number, what in (
         (len(strokes), "notes"), (moved, "moved by octaves"), (late, "fade before their end"),
         (len(piece) - len(strokes), "drum beats left out")) if number]
@@ -489,8 +500,8 @@ style="grid-area: {11 - p // 12} / {p % 12 + 1}" data-wav="{inside(folder / f'{n
     return f"""\
 <p>Play them by pointer, or A W S E D F ... as a piano; Z and X move an octave.
 {f"The first {fit} of {len(timbres)} timbres fit in here." if fit < len(timbres) else ""}</p>
-<p><label>Timbre <select id="timbre">{"".join(f"<option>{t}" for t in timbres[:fit])}</select>
-</label> <button id="midi">Use a MIDI keyboard</button></p>
+<p><label{" hidden" * (min(fit, len(timbres)) == 1)}>Timbre <select id="timbre">
+{"".join(f"<option>{t}" for t in timbres[:fit])}</select></label> <button id="midi">Use a MIDI keyboard</button></p>
 <main data-rate="{rate}">
 {"".join(cards)}</main>
 """
@@ -653,12 +664,14 @@ BESIDE = {"bench": {"device"}, "save": ALWAYS, "like": OF_NOTES, "timbres": OF_N
           "notes": OF_NOTES | {"count", "latents", "timbre", "scale", "interpolate"}}
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0],
+                                     usage="%(prog)s [--help] [checkpoint] [flags]")
     add, number = parser.add_argument, at_least(1)
     mode = parser.add_mutually_exclusive_group().add_argument
     add("checkpoint", type=Path, nargs="?", default=MODEL, help="a file, or a run's folder (its "
         "newest one), or Magenta's, with experiment.json in it (default: the model in the box)")
-    mode("--scale", action="store_true", help="timbres over all pitches, to play on")
+    mode("--scale", action="store_true", help="a timbre, or with --count 4 several, over all "
+         "pitches, to play on")
     mode("--interpolate", action="store_true", help="from one timbre to another")
     mode("--midi", type=Path, metavar="FILE", help="a piece of music, each channel in its own "
          "timbre; or demo, some of Bach's")
@@ -668,7 +681,7 @@ def parse(argv):
     mode("--bench", action="store_true", help="time the paper's models, without one")
     add("--pitch", type=parse_pitches, metavar="P,...", help="of the notes in turn: 60, C4, Bb4")
     add("--count", type=number, metavar="N", help="notes (default 16, all of --latents, 9 of "
-        "--interpolate), or timbres of --scale")
+        "--interpolate), or timbres of --scale (default 1)")
     add("--latents", type=Path, metavar="FILE", help="an earlier run's latents.npz, to hear again")
     add("--timbre", type=lambda text: text.split(","), metavar="t00,...",
         help="of --latents (default: of the run's newest --timbres)")
@@ -678,7 +691,9 @@ def parse(argv):
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     mode = next((mode for mode in BESIDE if mode in given), "notes")
     for idle in given - {mode} - BESIDE[mode]:
-        parser.error(f"{idle.replace('_', '-')} means nothing beside the other flags")
+        idle = idle.replace("_", "-")
+        parser.error(f"{idle} means nothing beside --{mode}" if mode != "notes" else
+                     f"--{idle} goes with --midi")
     return args
 
 def main(argv=None):
