@@ -288,15 +288,15 @@ def find_classifier(setting, notes, args):
     names = sorted(zip(notes.name.tolist(), notes.pitch.tolist()))
     mark = zlib.crc32(f"{setting[1:5]} {names}".encode())           # tells training sets apart
     name = re.sub(r"[^\w.-]", "_", Path(setting.data).resolve().name)
-    enough = max(8 * len(notes), 16_000)
-    examples = args.examples or enough    # after fewer, it is kept apart: only --classifier names it
-    name += f"-{mark:08x}-width-{args.width}" + f"-trial-{examples}" * (examples < enough)
+    enough = max(8 * len(notes), 16_000)                            # fewer: kept apart, as a trial
+    name += f"-{mark:08x}-width-{args.width}" + "-trial" * (0 < args.examples < enough)
     path = args.classifier or Path("classifiers", f"{name}.pt")
     if args.train_classifier or not (args.classifier or path.exists()):
         path.parent.mkdir(exist_ok=True)
         print(f"training a classifier for {setting}, on {len(notes):,} notes of {setting.data}, to "
               f"be kept in {path}", file=sys.stderr, flush=True)
-        classifier = train_classifier(notes, args.width, examples, device=args.device)
+        classifier = train_classifier(notes, args.width, args.examples or enough,
+                                      device=args.device)
         gansynth.save_checkpoint(path, {"classifier": classifier.state_dict(), "mark": mark,
                                         "width": args.width, "setting": setting._asdict()})
     try:
@@ -607,8 +607,7 @@ audio { order: -1; width: 16rem; height: 2rem; }
 
 # ---- Command line ---------------------------------------------------------------------------
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0],
-                                     usage="%(prog)s [--help] [RUN ...] [flags]")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add, at_least = parser.add_argument, sample.at_least
     add("runs", nargs="*", type=Path, metavar="RUN",
         help="run folders, checkpoints, or folders of WAVs with the pitch in each name")
@@ -624,14 +623,13 @@ def parse(argv):
     add = parser.add_argument_group("what notes are like, where no run says it").add_argument
     add("--length", type=at_least(1000), metavar="N", help="samples (default 64,000)")
     add("--sample-rate", type=at_least(1000), metavar="HZ", help="default 16,000")
-    add("--pitches", type=nsynth.span, metavar="LOW-HIGH", help="24-84 (default) or C1-C6")
+    add("--pitches", type=nsynth.span, metavar="LOW-HIGH", help="default: 24-84, or C1-C6")
 
     add = parser.add_argument_group("the classifier (trained on first use, and kept)").add_argument
     add("--train-classifier", action="store_true", help="train it anew, even if one was kept")
     add("--width", choices=WIDTHS, help="full: the paper's (default with a GPU), or thin (without)")
     add("--examples", type=at_least(1), default=0, metavar="N",
-        help="to train it on (default: each note 8 times, but at least 16,000; of fewer, it is "
-        "kept apart, for --classifier)")
+        help="to train it on (default: each note 8 times, 16,000 at least; fewer: kept as a trial)")
     add("--classifier", type=Path, metavar="FILE", help="use this one, trained before")
 
     args = parser.parse_args(argv)

@@ -117,19 +117,17 @@ def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",),
 def split(notes, seed=0, share=0.8, by="random"):
     """(train, held_out): which notes to train on.
 
-    by "random": a seeded shuffle of the notes, the first `share` of them for training, and a note
-    of each pitch that would else have none there. paper: notes are shuffled, so that the networks
-    hear every instrument; NSynth's own split holds some out.
+    by "random": a seeded shuffle of the notes, the first `share` of them for training, and those of
+    pitches that would else have none there. paper: notes are shuffled, so that the networks hear
+    every instrument; NSynth's own split holds some out.
     by "folders": as the data itself is split; valid and test are held out.
     by a CSV file's path: as a published list says, with columns id and split, or with ids alone,
     which are then those to train on; notes it does not name are in neither."""
     if by == "random":
         order, cut = _shuffle(len(notes), seed), round(share * len(notes))
         train, held_out = order[:cut], order[cut:]
-        first = held_out[np.unique(notes.pitch[held_out], return_index=True)[1]]
-        lone = first[~np.isin(notes.pitch[first], notes.pitch[train])]
-        return (notes.subset(np.append(train, lone)),
-                notes.subset(held_out[~np.isin(held_out, lone)]))
+        lone = ~np.isin(notes.pitch[held_out], notes.pitch[train])
+        return notes.subset(np.append(train, held_out[lone])), notes.subset(held_out[~lone])
     part = notes.part
     if by != "folders":
         listed = _read_list(by, _a_note_and_its_split, "a note's name, and its split if so headed")
@@ -921,13 +919,17 @@ def _rise(x):
     return np.sin(np.clip(x, 0, 1) * (np.pi / 2)) ** 2
 
 # ---- python nsynth.py -----------------------------------------------------------------------
+def parse_pitch(text):
+    """ "60", or "C4" -> 60: a type for argparse, with its error."""
+    pitch = int(text) if re.fullmatch(r"\d{1,3}", text) else pitch_of(text)
+    if pitch not in range(128):
+        raise argparse.ArgumentTypeError(f"{text!r} is no pitch, such as 60, C4, F#3 or Bb4")
+    return pitch
+
 def span(text):
     """ "24-84" or "C1-C6" -> (24, 84), "60" -> (60, 60): a type for argparse."""
     low, _, high = text.partition("-")
-    ends = [int(end) if end.isdecimal() else pitch_of(end) for end in (low, high or low)]
-    if None in ends:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected pitches, such as 48-72, C3-C5 or 60")
-    return tuple(ends)
+    return parse_pitch(low), parse_pitch(high or low)
 
 def names(text):
     """ "acoustic,electronic" -> a tuple of them, "all" -> none: a type for argparse."""
@@ -940,14 +942,13 @@ def main(argv=None):
     add("data", nargs="?", default="orchestra", help=f"{FORMS}; or of packed notes")
     add("--length", type=Fraction, default=4, metavar="SECONDS", help="of each note (default 4)")
     add("--rate", type=int, default=16000, help="samples a second (default 16000)")
-    add("--pitches", type=span, default=(24, 84), metavar="LOW-HIGH", help="24-84 (default) or C1-C6")
+    add("--pitches", type=span, default=(24, 84), metavar="LOW-HIGH", help="or C1-C6 (default 24-84)")
     add("--sources", type=names, default=("acoustic",), metavar="NAMES",
         help="comma-separated, or: all (default acoustic)")
     add("--families", type=names, default=(), metavar="NAMES", help="likewise (default all)")
     add("--split", default="random", metavar="BY", help="random (default; 80/20), folders (as the "
         "data is split already), or a CSV list of note ids")
-    add("--skip-damaged", action="store_true", help="leave out what cannot be read of NSynth's "
-        "forms, and count it, as is always done with your own WAV files")
+    add("--skip-damaged", action="store_true", help="leave out and count bad notes (own WAVs: always)")
     add("--pack", default="", metavar="DIR", help="where to pack (default: packed, in the data)")
     add("--out", metavar="DIR", help="write the notes there, in NSynth's layout")
     args = parser.parse_args(argv)

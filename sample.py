@@ -48,23 +48,19 @@ import nsynth
 import spectral
 
 MODEL = Path(__file__).parent / "notebooks" / "media" / "model.pt"       # comes with the scripts
-SHARPS = "C C# D D# E F F# G G# A A# B".split()
-FLATS = "C Db D Eb E F Gb G Ab A Bb B".split()
+NAMES = "C C# D D# E F F# G G# A A# B".split()
+PEAK, SILENT = 10 ** (-1 / 20), 1e-3      # of what is heard, -1 dBFS; below -60 it stays silent
 
 class SampleError(ValueError):
     """A request that this checkpoint or folder cannot meet; the message says what it can."""
 
-def note_name(pitch, names=SHARPS):
+def note_name(pitch):
     """60 -> "C4", 61 -> "C#4"."""
-    return f"{names[pitch % 12]}{pitch // 12 - 1}"
+    return f"{NAMES[pitch % 12]}{pitch // 12 - 1}"
 
 def parse_pitches(text):
     """ "60", "C4", "F#3,Bb4" -> MIDI numbers, a list: a type for argparse, with its error."""
-    known = {name: p for p in range(128) for name in (str(p), note_name(p), note_name(p, FLATS))}
-    try:
-        return [known[part.strip().capitalize()] for part in text.split(",")]
-    except KeyError as error:
-        raise argparse.ArgumentTypeError(f"{error} is no pitch, such as 60, C4, F#3 or Bb4")
+    return [nsynth.parse_pitch(part.strip()) for part in text.split(",")]
 
 def slerp(z0, z1, steps):
     """Spherical interpolation from z0 to z1, (latent,) each -> (steps, latent), ends included.
@@ -80,12 +76,10 @@ def slerp(z0, z1, steps):
 
 def read_latents(path, latent):
     """The latents.npz of an earlier run: z (n, latent) and MIDI pitches (n,)."""
-    try:
-        with np.load(path) as file:
-            z, pitch = file["z"].astype(np.float32), file["pitch"]
-    except Exception as error:            # numpy raises many kinds for a damaged file
-        fault = getattr(error, "strerror", None) or "not an .npz file with numbers z and pitch"
-        raise SampleError(f"{path}: {fault}: give a latents.npz, as --timbres 12 makes") from None
+    with (nsynth.explained(f"cannot read latents, as of --timbres 12, from {path}",
+                           "expected an .npz file with numbers z and pitch", Exception),
+          np.load(path) as file):
+        z, pitch = file["z"].astype(np.float32), file["pitch"]
     if (z.ndim != 2 or z.shape != (*pitch.shape, latent) or len(z) == 0
             or not np.isfinite(z).all() or pitch.dtype.kind not in "iu"):
         raise SampleError(f"{path}: z has shape {z.shape}, pitch {pitch.shape}: this checkpoint "
@@ -134,9 +128,9 @@ class Player:
     def each(self, z, pitch):
         """Yield the same one by one, (L,), made 16 at a time, at any pitches that are trained."""
         for p in set(pitch) - set(self.pitches):
-            low, high = self.pitches[0], self.pitches[-1]
+            low, high, many = self.pitches[0], self.pitches[-1], len(self.pitches)
             raise SampleError(f"pitch {p} was never trained: this checkpoint plays {low} to {high} "
-                              f"({note_name(low)} to {note_name(high)}), {len(self.pitches)} of them")
+                              f"({note_name(low)} to {note_name(high)}), {many} pitches")
         for i in nsynth.progress_bar(range(0, len(z), 16), "notes", each=16):
             yield from self.few(z[i:i + 16], pitch[i:i + 16])
 
@@ -241,11 +235,8 @@ def new_folder(out, beside, kind):
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
-PEAK, SILENT = 10 ** (-1 / 20), 1e-3      # -1 dBFS: of all that is heard; -60: not made louder
-
 def write_sounds(folder, result, player):
-    """WAVs and rainbowgrams of a result, and notes.csv -> the notes' names, without .wav.  What G
-    made of each timbre is brought to one peak, so that all can be heard."""
+    """WAVs and rainbowgrams of a result, and notes.csv -> the notes' names, without .wav."""
     digits = max(3, len(str(len(result.pitch) - 1)))
     names = [f"{i:0{digits}}-{timbre}-{note_name(p)}-{p:03}".replace("--", "-").replace("#", "s")
              for i, (timbre, p) in enumerate(zip(result.timbre, result.pitch))]
@@ -257,9 +248,9 @@ def write_sounds(folder, result, player):
         nsynth.write_wav(folder / f"{name}.wav", wave * (PEAK / peaks[timbre]), player.rate)
         picture = spectral.rainbowgram(wave[:12 * player.rate], player.rate)    # 12 s at most
         spectral.write_png(folder / f"{name}.png", picture)
-    low, high = (f"{PEAK / peak:.3g}" for peak in (max(peaks.values()), min(peaks.values())))
-    print("All were multiplied by " + (low if len(peaks) == 1 else f"{low} to {high}, a factor for "
-          "each timbre or piece") + ": the loudest note of each peaks at -1 dBFS.")
+    low, high = (f"{PEAK / extreme(peaks.values()):.3g}" for extreme in (max, min))
+    print(f"All were multiplied by {low}" + f" to {high}, one factor a timbre" * (low != high)
+          + ": the loudest note peaks at -1 dBFS.")
     with open(folder / "notes.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["file", "pitch", "note", *(f"z{i}" for i in range(player.latent))])
@@ -282,8 +273,9 @@ def like(args, player):
         f = spectral.fundamental(x[:2 * rate], rate, high=4200.0, clear=0.7)
         pitch = [round(69 + 12 * math.log2(f / 440))] if f else [-1]
         if pitch[0] not in player.pitches:
+            low, high = player.pitches[0], player.pitches[-1]
             raise SampleError(f"{args.like} seems to have no pitch that this checkpoint plays, "
-                              f"{player.pitches[0]} to {player.pitches[-1]}: say one, as by --pitch C4")
+                              f"{low} to {high}: say one, as by --pitch C4")
     target = nsynth.Wish(player.spectrum.length, player.rate).fit(x, rate)
     target = torch.from_numpy(target / np.float32(32768))           # (L,)
     magnitude, frequency = heard(target[None], player.rate)
@@ -364,12 +356,12 @@ def midi(args, player):
         late += end - start > whole - min(RELEASE, whole / 2)
     wave = torch.zeros(math.ceil((length + RELEASE) * player.rate) + 1)          # rounded
     numbers, pitch = map(list, zip(*sorted(uses)))
-    played = zip(numbers, pitch, player.each(turns[numbers], pitch))
-    for turn, notes in itertools.groupby(played, lambda note: note[0]):
-        notes = {pitch: note for _, pitch, note in notes}
-        peak = max(SILENT, *(note.abs().max() for note in notes.values()))      # timbres alike
-        for p, note in notes.items():
-            for start, seconds, velocity in uses[turn, p]:
+    played = zip(sorted(uses), player.each(turns[numbers], pitch))
+    for _, notes in itertools.groupby(played, lambda note: note[0][0]):         # by timbre
+        notes = dict(notes)
+        peak = max(SILENT, *(note.abs().max() for note in notes.values()))      # made alike
+        for key, note in notes.items():
+            for start, seconds, velocity in uses[key]:
                 part, at = shaped(note / peak, seconds, player.rate), int(start * player.rate)
                 wave[at:at + len(part)] += (velocity / 127) ** 2 * part
     facts = [f"{number:,} {what}" for number, what in (
@@ -500,8 +492,9 @@ style="grid-area: {11 - p // 12} / {p % 12 + 1}" data-wav="{inside(folder / f'{n
     return f"""\
 <p>Play them by pointer, or A W S E D F ... as a piano; Z and X move an octave.
 {f"The first {fit} of {len(timbres)} timbres fit in here." if fit < len(timbres) else ""}</p>
-<p><label{" hidden" * (min(fit, len(timbres)) == 1)}>Timbre <select id="timbre">
-{"".join(f"<option>{t}" for t in timbres[:fit])}</select></label> <button id="midi">Use a MIDI keyboard</button></p>
+<p><label{" hidden" * (1 in (fit, len(timbres)))}>Timbre <select id="timbre">
+{"".join(f"<option>{t}" for t in timbres[:fit])}</select></label>
+<button id="midi">Use a MIDI keyboard</button></p>
 <main data-rate="{rate}">
 {"".join(cards)}</main>
 """
@@ -636,6 +629,7 @@ def device(text):
 
 def common_flags(parser, seed, out):
     """The flags of every script that plays checkpoints."""
+    parser.usage = "%(prog)s [PATH] [flags]; see --help"            # shown with every error
     add = parser.add_argument
     add("--seed", type=at_least(0), default=seed, help=f"of all that is drawn (default {seed})")
     add("--mel-inverse", choices=spectral.MEL_INVERSES,
@@ -657,21 +651,19 @@ def one_sentence(script):
         sys.exit(130)
 
 # The flags that mean something beside one that says what to do, or beside none.
-ALWAYS = {"checkpoint", "device"}
-OF_NOTES = ALWAYS | {"seed", "mel_inverse", "out", "pitch"}
-BESIDE = {"bench": {"device"}, "save": ALWAYS, "like": OF_NOTES, "timbres": OF_NOTES,
+OF_NOTES = {"checkpoint", "device", "seed", "mel_inverse", "out", "pitch"}
+BESIDE = {"bench": {"device"}, "save": {"checkpoint", "device"},
+          "like": OF_NOTES, "timbres": OF_NOTES,
           "midi": OF_NOTES - {"pitch"} | {"latents", "timbre", "seconds_per_timbre"},
           "notes": OF_NOTES | {"count", "latents", "timbre", "scale", "interpolate"}}
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0],
-                                     usage="%(prog)s [--help] [checkpoint] [flags]")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add, number = parser.add_argument, at_least(1)
     mode = parser.add_mutually_exclusive_group().add_argument
     add("checkpoint", type=Path, nargs="?", default=MODEL, help="a file, or a run's folder (its "
         "newest one), or Magenta's, with experiment.json in it (default: the model in the box)")
-    mode("--scale", action="store_true", help="a timbre, or with --count 4 several, over all "
-         "pitches, to play on")
+    mode("--scale", action="store_true", help="a timbre (--count 4: four), as keys to play on")
     mode("--interpolate", action="store_true", help="from one timbre to another")
     mode("--midi", type=Path, metavar="FILE", help="a piece of music, each channel in its own "
          "timbre; or demo, some of Bach's")
@@ -691,9 +683,8 @@ def parse(argv):
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     mode = next((mode for mode in BESIDE if mode in given), "notes")
     for idle in given - {mode} - BESIDE[mode]:
-        idle = idle.replace("_", "-")
-        parser.error(f"{idle} means nothing beside --{mode}" if mode != "notes" else
-                     f"--{idle} goes with --midi")
+        parser.error(f"{idle.replace('_', '-')} " + (
+            "goes with --midi" if mode == "notes" else f"means nothing beside --{mode}"))
     return args
 
 def main(argv=None):
