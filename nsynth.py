@@ -942,13 +942,14 @@ def main(argv=None):
     add("data", nargs="?", default="orchestra", help=f"{FORMS}; or of packed notes")
     add("--length", type=Fraction, default=4, metavar="SECONDS", help="of each note (default 4)")
     add("--rate", type=int, default=16000, help="samples a second (default 16000)")
-    add("--pitches", type=span, default=(24, 84), metavar="LOW-HIGH", help="or C1-C6 (default 24-84)")
+    add("--pitches", type=span, default=(24, 84), metavar="LOW-HIGH", help="such as C1-C6, 24-84")
     add("--sources", type=names, default=("acoustic",), metavar="NAMES",
         help="comma-separated, or: all (default acoustic)")
     add("--families", type=names, default=(), metavar="NAMES", help="likewise (default all)")
     add("--split", default="random", metavar="BY", help="random (default; 80/20), folders (as the "
         "data is split already), or a CSV list of note ids")
-    add("--skip-damaged", action="store_true", help="leave out and count bad notes (own WAVs: always)")
+    add("--skip-damaged", action="store_true",
+        help="leave out what cannot be read, and count it (always so of your own WAV files)")
     add("--pack", default="", metavar="DIR", help="where to pack (default: packed, in the data)")
     add("--out", metavar="DIR", help="write the notes there, in NSynth's layout")
     args = parser.parse_args(argv)
