@@ -99,12 +99,11 @@ def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",),
          progress=True, skip_damaged=False, pack="") -> Notes:
     """The notes at `data`, resampled to `sample_rate` Hz and cut or padded to `length` samples.
 
-    data: "orchestra" for the built-in notes; a folder in NSynth's layout, of TFRecords, of TFDS, or
-    of your own WAV files; a TFRecord file, or a pattern such as "nsynth/*.tfrecord"; or a folder
-    packed before. All but the built-in notes are packed on first use, beside the data or in the
-    folder `pack`. Notes are pooled, since the paper splits again. Empty `sources` or `families`
-    mean all. NoteError when nothing is left, and for any file that is not as it should be, unless
-    `skip_damaged`: then the notes lost are counted in `dropped`."""
+    data: see FORMS; or a pattern such as "nsynth/*.tfrecord"; or a folder packed before. All but
+    the built-in notes are packed on first use, beside the data or in the folder `pack`. Notes are
+    pooled, since the paper splits again. Empty `sources` or `families` mean all. NoteError when
+    nothing is left, and for any file that is not as it should be, unless `skip_damaged`, or if they
+    are your own WAV files: then the notes lost are counted in `dropped`."""
     wish = Wish(length, sample_rate, tuple(pitch_range), tuple(sources), tuple(families))
     if str(data) == "orchestra":
         audio, found = [], progress_bar(_read_orchestra(wish), "notes made", progress)
@@ -117,15 +116,13 @@ def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",),
 def split(notes, seed=0, share=0.8, by="random"):
     """(train, held_out): which notes to train on.
 
-    by "random": a seeded shuffle of the notes, the first `share` of them for training, and those of
-    pitches that would else have none there. paper: notes are shuffled, so that the networks hear
-    every instrument; NSynth's own split holds some out.
+    by "random": a seeded shuffle, its first `share` for training, and notes of pitches not in that.
+    paper: notes are shuffled, to hear every instrument; NSynth's own split holds some out.
     by "folders": as the data itself is split; valid and test are held out.
     by a CSV file's path: as a published list says, with columns id and split, or with ids alone,
     which are then those to train on; notes it does not name are in neither."""
     if by == "random":
-        order, cut = _shuffle(len(notes), seed), round(share * len(notes))
-        train, held_out = order[:cut], order[cut:]
+        train, held_out = np.split(_shuffle(len(notes), seed), [round(share * len(notes))])
         lone = ~np.isin(notes.pitch[held_out], notes.pitch[train])
         return notes.subset(np.append(train, held_out[lone])), notes.subset(held_out[~lone])
     part = notes.part
@@ -948,8 +945,7 @@ def main(argv=None):
     add("--families", type=names, default=(), metavar="NAMES", help="likewise (default all)")
     add("--split", default="random", metavar="BY", help="random (default; 80/20), folders (as the "
         "data is split already), or a CSV list of note ids")
-    add("--skip-damaged", action="store_true",
-        help="leave out what cannot be read, and count it (always so of your own WAV files)")
+    add("--skip-damaged", action="store_true", help="leave out and count bad notes, as own WAVs'")
     add("--pack", default="", metavar="DIR", help="where to pack (default: packed, in the data)")
     add("--out", metavar="DIR", help="write the notes there, in NSynth's layout")
     args = parser.parse_args(argv)

@@ -31,7 +31,6 @@ import base64
 import contextlib
 import csv
 import html
-import itertools
 import math
 import os
 import shutil
@@ -273,9 +272,8 @@ def like(args, player):
         f = spectral.fundamental(x[:2 * rate], rate, high=4200.0, clear=0.7)
         pitch = [round(69 + 12 * math.log2(f / 440))] if f else [-1]
         if pitch[0] not in player.pitches:
-            low, high = player.pitches[0], player.pitches[-1]
-            raise SampleError(f"{args.like} seems to have no pitch that this checkpoint plays, "
-                              f"{low} to {high}: say one, as by --pitch C4")
+            raise SampleError(f"{args.like} seems to have no pitch of {player.pitches[0]} to "
+                              f"{player.pitches[-1]}, which are played: say one, as by --pitch C4")
     target = nsynth.Wish(player.spectrum.length, player.rate).fit(x, rate)
     target = torch.from_numpy(target / np.float32(32768))           # (L,)
     magnitude, frequency = heard(target[None], player.rate)
@@ -346,23 +344,21 @@ def midi(args, player):
     if every:
         turns = torch.cat([slerp(*pair, ARC + 1)[:-1] for pair in zip(turns, turns[1:])])
     whole = player.spectrum.length / player.rate        # seconds
-    uses, moved, late = {}, 0, 0          # (number among `turns`, pitch) -> where it is played
+    uses, moved, late = {}, 0, 0          # number among `turns` -> pitch -> where it is played
     for start, end, asked, velocity, channel in strokes:
         turn = int(start / every * ARC) if every else channels.index(channel)
         octaves = [p for p in player.pitches if (p - asked) % 12 == 0]
         pitch = min(octaves, key=lambda p: abs(p - asked), default=asked)
-        uses.setdefault((turn, pitch), []).append((start, end - start, velocity))
+        uses.setdefault(turn, {}).setdefault(pitch, []).append((start, end - start, velocity))
         moved += pitch != asked
         late += end - start > whole - min(RELEASE, whole / 2)
     wave = torch.zeros(math.ceil((length + RELEASE) * player.rate) + 1)          # rounded
-    numbers, pitch = map(list, zip(*sorted(uses)))
-    played = zip(sorted(uses), player.each(turns[numbers], pitch))
-    for _, notes in itertools.groupby(played, lambda note: note[0][0]):         # by timbre
-        notes = dict(notes)
-        peak = max(SILENT, *(note.abs().max() for note in notes.values()))      # made alike
-        for key, note in notes.items():
-            for start, seconds, velocity in uses[key]:
-                part, at = shaped(note / peak, seconds, player.rate), int(start * player.rate)
+    for turn, pitches in nsynth.progress_bar(uses.items(), "timbres"):
+        waves = player.play(turns[turn].expand(len(pitches), -1), [*pitches])
+        waves /= waves.abs().max().clamp(min=SILENT)    # all timbres have one peak
+        for note, where in zip(waves, pitches.values()):
+            for start, seconds, velocity in where:
+                part, at = shaped(note, seconds, player.rate), int(start * player.rate)
                 wave[at:at + len(part)] += (velocity / 127) ** 2 * part
     facts = [f"{number:,} {what}" for number, what in (
         (len(strokes), "notes"), (moved, "moved by octaves"), (late, "fade before their end"),
@@ -651,9 +647,9 @@ def one_sentence(script):
         sys.exit(130)
 
 # The flags that mean something beside one that says what to do, or beside none.
-OF_NOTES = {"checkpoint", "device", "seed", "mel_inverse", "out", "pitch"}
-BESIDE = {"bench": {"device"}, "save": {"checkpoint", "device"},
-          "like": OF_NOTES, "timbres": OF_NOTES,
+ALWAYS = {"checkpoint", "device"}
+OF_NOTES = ALWAYS | {"seed", "mel_inverse", "out", "pitch"}
+BESIDE = {"bench": {"device"}, "save": ALWAYS, "like": OF_NOTES, "timbres": OF_NOTES,
           "midi": OF_NOTES - {"pitch"} | {"latents", "timbre", "seconds_per_timbre"},
           "notes": OF_NOTES | {"count", "latents", "timbre", "scale", "interpolate"}}
 
