@@ -288,15 +288,14 @@ def find_classifier(setting, notes, args):
     names = sorted(zip(notes.name.tolist(), notes.pitch.tolist()))
     mark = zlib.crc32(f"{setting[1:5]} {names}".encode())           # tells training sets apart
     name = re.sub(r"[^\w.-]", "_", Path(setting.data).resolve().name)
-    enough = max(8 * len(notes), 16_000)                            # fewer: kept apart, as a trial
-    name += f"-{mark:08x}-width-{args.width}" + "-trial" * (0 < args.examples < enough)
+    usual = max(8 * len(notes), 16_000)   # after fewer examples it is kept apart, as a trial
+    name += f"-{mark:08x}-width-{args.width}" + "-trial" * (0 < args.examples < usual)
     path = args.classifier or Path("classifiers", f"{name}.pt")
     if args.train_classifier or not (args.classifier or path.exists()):
         path.parent.mkdir(exist_ok=True)
         print(f"training a classifier for {setting}, on {len(notes):,} notes of {setting.data}, to "
               f"be kept in {path}", file=sys.stderr, flush=True)
-        classifier = train_classifier(notes, args.width, args.examples or enough,
-                                      device=args.device)
+        classifier = train_classifier(notes, args.width, args.examples or usual, device=args.device)
         gansynth.save_checkpoint(path, {"classifier": classifier.state_dict(), "mark": mark,
                                         "width": args.width, "setting": setting._asdict()})
     try:
@@ -464,7 +463,6 @@ def remarks(run, heard, values, reference):
                f"not 60, or of {2 ** (-shift / 1200):.2f} times the rate that they claim?")
 
 # ---- The table, and its page ----------------------------------------------------------------
-
 # notes, NDB, FID, IS, PA, PE (the paper's Tables 1 and 2)
 PAPER = {name: dict(zip(("notes", "NDB", "FID", "IS", "PA", "PE"), (12_800, *values)))
          for name, values in {
@@ -619,19 +617,16 @@ def parse(argv):
     add("--markdown", action="store_true", help="print the table alone; stderr has the rest")
     add("--json", action="store_true", help="print JSON")
     sample.common_flags(parser, 1, "runs/metrics-0001, ...")
-
     add = parser.add_argument_group("what notes are like, where no run says it").add_argument
     add("--length", type=at_least(1000), metavar="N", help="samples (default 64,000)")
     add("--sample-rate", type=at_least(1000), metavar="HZ", help="default 16,000")
     add("--pitches", type=nsynth.span, metavar="LOW-HIGH", help="default: 24-84, or C1-C6")
-
     add = parser.add_argument_group("the classifier (trained on first use, and kept)").add_argument
     add("--train-classifier", action="store_true", help="train it anew, even if one was kept")
     add("--width", choices=WIDTHS, help="full: the paper's (default with a GPU), or thin (without)")
     add("--examples", type=at_least(1), default=0, metavar="N",
         help="to train it on (default: each note 8 times, 16,000 at least; fewer: kept as a trial)")
     add("--classifier", type=Path, metavar="FILE", help="use this one, trained before")
-
     args = parser.parse_args(argv)
     args.width = WIDTHS[args.width or ("full" if args.device.type == "cuda" else "thin")]
     if not (args.runs or args.data or args.train_classifier):
@@ -664,7 +659,7 @@ def gather(args):
     return setting, runs
 
 def main(argv=None):
-    with sample.one_sentence("metrics.py"):
+    with nsynth.one_sentence("metrics.py", sample.ERRORS):
         args = parse(argv)
         print_table(*gather(args), args)
 

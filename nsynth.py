@@ -116,7 +116,7 @@ def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",),
 def split(notes, seed=0, share=0.8, by="random"):
     """(train, held_out): which notes to train on.
 
-    by "random": a seeded shuffle, its first `share` for training, and notes of pitches not in that.
+    by "random": a seeded shuffle: its first `share` is to train on, and all of pitches it lacks.
     paper: notes are shuffled, to hear every instrument; NSynth's own split holds some out.
     by "folders": as the data itself is split; valid and test are held out.
     by a CSV file's path: as a published list says, with columns id and split, or with ids alone,
@@ -891,7 +891,6 @@ def _play(name, f0, force, wish, seconds):
     if name.startswith("mallet"):         # a bar is tuned to have these partials only
         a[~np.isin(k, (1, 4, 10))] = 0
     a = a[:1 + np.flatnonzero(dB > dB.max() - 70)[-1]].astype(np.complex64)
-
     t = np.arange(wish.length, dtype=np.float32) / np.float32(wish.sample_rate)     # (L,)  s
     sway = np.sin(2 * np.pi * rng.uniform(5.0, 5.8) * t) * _rise((t - 0.4) / 0.6)
     cycles = np.cumsum(2 ** (vibrato / 1200 * sway), dtype=float) * f0 / wish.sample_rate
@@ -932,6 +931,17 @@ def names(text):
     """ "acoustic,electronic" -> a tuple of them, "all" -> none: a type for argparse."""
     return tuple(word for word in map(str.strip, text.split(",")) if word not in ("", "all"))
 
+@contextmanager
+def one_sentence(script, errors):
+    """Errors of these kinds end a script with a sentence, and Ctrl-C without a traceback."""
+    try:
+        yield
+    except errors as error:
+        sys.exit(f"{script}: {error}")
+    except KeyboardInterrupt:
+        print(f"{script}: stopped before it was done", file=sys.stderr)
+        sys.exit(130)
+
 def main(argv=None):
     parser = argparse.ArgumentParser(usage="%(prog)s [--help] [data] [flags]",
                                      description="Say which notes there are; pack and write them.")
@@ -945,21 +955,16 @@ def main(argv=None):
     add("--families", type=names, default=(), metavar="NAMES", help="likewise (default all)")
     add("--split", default="random", metavar="BY", help="random (default; 80/20), folders (as the "
         "data is split already), or a CSV list of note ids")
-    add("--skip-damaged", action="store_true", help="leave out and count bad notes, as own WAVs'")
+    add("--skip-damaged", action="store_true", help="count bad notes, and go on (own WAVs: always)")
     add("--pack", default="", metavar="DIR", help="where to pack (default: packed, in the data)")
     add("--out", metavar="DIR", help="write the notes there, in NSynth's layout")
     args = parser.parse_args(argv)
-    try:
+    with one_sentence("nsynth.py", NoteError):
         notes = load(args.data, round(args.length * args.rate), args.rate, args.pitches,
                      args.sources, args.families, skip_damaged=args.skip_damaged, pack=args.pack)
         print(describe(*split(notes, by=args.split), release=args.data != "orchestra"))
         if args.out:
             save(notes, args.out)
-    except NoteError as error:
-        sys.exit(f"nsynth.py: {error}")
-    except KeyboardInterrupt:
-        print("nsynth.py: stopped before it was done", file=sys.stderr)
-        sys.exit(130)
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, interrupt)

@@ -85,6 +85,8 @@ def read_latents(path, latent):
                           f"takes (n, {latent}) finite numbers and (n,) whole ones")
     return z, pitch
 
+ERRORS = (SampleError, gansynth.CheckpointError, nsynth.NoteError, spectral.SpectrumError, OSError)
+
 class Player:
     """A checkpoint that is ready to play: its averaged generator, and what belongs to it."""
 
@@ -247,9 +249,8 @@ def write_sounds(folder, result, player):
         nsynth.write_wav(folder / f"{name}.wav", wave * (PEAK / peaks[timbre]), player.rate)
         picture = spectral.rainbowgram(wave[:12 * player.rate], player.rate)    # 12 s at most
         spectral.write_png(folder / f"{name}.png", picture)
-    low, high = (f"{PEAK / extreme(peaks.values()):.3g}" for extreme in (max, min))
-    print(f"All were multiplied by {low}" + f" to {high}, one factor a timbre" * (low != high)
-          + ": the loudest note peaks at -1 dBFS.")
+    gains = dict.fromkeys(f"{PEAK / peak(peaks.values()):.3g}" for peak in (max, min))
+    print(f"Multiplied by {' to '.join(gains)}, one factor a timbre: the loudest peaks at -1 dBFS.")
     with open(folder / "notes.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["file", "pitch", "note", *(f"z{i}" for i in range(player.latent))])
@@ -411,7 +412,7 @@ LOOK = """\
 @media (prefers-color-scheme: dark) { :root { --paper: #16161a; --card: #222228; --ink: #ececf0;
   --soft: #a0a0ac; --line: #3a3a44; --accent: #ff8a75; } }
 * { box-sizing: border-box; }
-[hidden] { display: none !important; }
+[hidden], label:has(option:only-child) { display: none !important; }
 body { margin: 0 auto; max-width: 80rem; padding: clamp(1rem, 4vw, 3rem); background: var(--paper);
   color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
 h1 { margin: 0 0 .3em; font-size: clamp(1.5rem, 5vw, 2.2rem); line-height: 1.2; }
@@ -488,9 +489,8 @@ style="grid-area: {11 - p // 12} / {p % 12 + 1}" data-wav="{inside(folder / f'{n
     return f"""\
 <p>Play them by pointer, or A W S E D F ... as a piano; Z and X move an octave.
 {f"The first {fit} of {len(timbres)} timbres fit in here." if fit < len(timbres) else ""}</p>
-<p><label{" hidden" * (1 in (fit, len(timbres)))}>Timbre <select id="timbre">
-{"".join(f"<option>{t}" for t in timbres[:fit])}</select></label>
-<button id="midi">Use a MIDI keyboard</button></p>
+<p><label>Timbre <select id="timbre">{"".join(f"<option>{t}" for t in timbres[:fit])}</select>
+</label> <button id="midi">Use a MIDI keyboard</button></p>
 <main data-rate="{rate}">
 {"".join(cards)}</main>
 """
@@ -634,18 +634,6 @@ def common_flags(parser, seed, out):
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
         help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
 
-@contextlib.contextmanager
-def one_sentence(script):
-    """What cannot be done ends a script with a sentence, and Ctrl-C without a traceback."""
-    try:
-        yield
-    except (SampleError, gansynth.CheckpointError, nsynth.NoteError, spectral.SpectrumError,
-            OSError) as error:
-        sys.exit(f"{script}: {error}")
-    except KeyboardInterrupt:
-        print(f"{script}: stopped before it was done", file=sys.stderr)
-        sys.exit(130)
-
 # The flags that mean something beside one that says what to do, or beside none.
 ALWAYS = {"checkpoint", "device"}
 OF_NOTES = ALWAYS | {"seed", "mel_inverse", "out", "pitch"}
@@ -684,7 +672,7 @@ def parse(argv):
     return args
 
 def main(argv=None):
-    with one_sentence("sample.py"):
+    with nsynth.one_sentence("sample.py", ERRORS):
         args = parse(argv)
         if args.bench:
             bench(args.device)

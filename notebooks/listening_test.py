@@ -30,6 +30,7 @@ from scipy.stats import binom, binomtest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))      # where metrics.py is
 
 import metrics
+import nsynth
 import sample
 from metrics import MetricError, markdown, real_run
 
@@ -299,7 +300,7 @@ def main(argv=None):
     parser.add_argument("--pairs", type=sample.at_least(1), default=40, help="default: 40")
     parser.add_argument("--score", nargs="+", metavar="FILE", help="answers*.json")
     own, rest = parser.parse_known_args(argv)
-    with sample.one_sentence("listening_test.py"):
+    with nsynth.one_sentence("listening_test.py", sample.ERRORS):
         if own.score:
             paths = [Path(path) for pattern in own.score       # not every shell expands a *
                      for path in sorted(glob.glob(pattern)) or [pattern]]
