@@ -75,9 +75,8 @@ def slerp(z0, z1, steps):
 
 def read_latents(path, latent):
     """The latents.npz of an earlier run: z (n, latent) and MIDI pitches (n,)."""
-    with (nsynth.explained(f"cannot read latents, as of --timbres 12, from {path}",
-                           "expected an .npz file with numbers z and pitch", Exception),
-          np.load(path) as file):
+    what = f"cannot read latents, as --timbres 12 makes them, from {path}"
+    with nsynth.explained(what, "expected an .npz of z, pitch", Exception), np.load(path) as file:
         z, pitch = file["z"].astype(np.float32), file["pitch"]
     if (z.ndim != 2 or z.shape != (*pitch.shape, latent) or len(z) == 0
             or not np.isfinite(z).all() or pitch.dtype.kind not in "iu"):
