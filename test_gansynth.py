@@ -3046,7 +3046,7 @@ def test_a_piece_is_arranged_as_it_is_written(monkeypatch, capsys):
         assert np.abs(parts[i]).max() < 1e-3 if notes == [] else (
             heard_pitches(parts[i][800:]) == notes)
     loud = [np.abs(part).max() for part in parts]
-    assert abs(loud[1] / loud[0] - (64 / 127) ** 2) < 0.01 and abs(max(loud) - 0.891) < 0.001
+    assert abs(loud[1] / loud[0] - (64 / 127) ** 2) < 0.01 and abs(max(loud) - 0.891) < 0.009
     assert loud[2] == pytest.approx(loud[0], rel=0.01)              # another channel's timbre
     assert np.abs(wave[:8000][4804:]).max() == 0        # 0.3 s, and 0.3 s of release
     assert abs(wave[-1]) < 1e-3 and np.abs(np.diff(wave, prepend=0)).max() < 1.6
