@@ -266,14 +266,14 @@ def classifier_loss(logits, notes, indices):
                            if name == "qualities" else F.cross_entropy(own, label))
     return loss
 
-def train_classifier(notes, width, examples=0, seed=0, device="cpu", batch=32):
-    """A classifier of `notes`, after so many examples (0: each 8 times, 16,000 at least).  Adam as
-    the paper's, beta1 0.5, rate 1e-4 x 128 / width; ours: that falls to 0 along a cosine."""
+def train_classifier(notes, width, examples, seed=0, device="cpu", batch=32):
+    """A classifier of `notes`, after so many examples.  Adam as the paper's, beta1 0.5, rate 1e-4 x
+    128 / width; ours: that falls to 0 along a cosine."""
     torch.manual_seed(seed)
     classifier = Classifier(notes.sample_rate, width).to(device, memory_format=torch.channels_last)
     lr = 1e-4 * WIDTHS["full"] / width
     adam = torch.optim.Adam(classifier.parameters(), lr=lr, betas=(0.5, 0.999))
-    steps = range(0, examples or max(8 * len(notes), 16_000), batch)
+    steps = range(0, examples, batch)
     for position in nsynth.progress_bar(steps, "examples", each=batch):
         adam.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * position / steps.stop)) / 2
         indices = nsynth.epoch_order(position, batch, len(notes), seed)
@@ -288,12 +288,14 @@ def find_classifier(setting, notes, args):
     names = sorted(zip(notes.name.tolist(), notes.pitch.tolist()))
     mark = zlib.crc32(f"{setting[1:5]} {names}".encode())           # tells training sets apart
     name = re.sub(r"[^\w.-]", "_", Path(setting.data).resolve().name)
-    path = args.classifier or Path("classifiers", f"{name}-{mark:08x}-width-{args.width}.pt")
+    usual = max(8 * len(notes), 16_000)   # after fewer examples it is kept apart, as a trial
+    name += f"-{mark:08x}-width-{args.width}" + "-trial" * (0 < args.examples < usual)
+    path = args.classifier or Path("classifiers", f"{name}.pt")
     if args.train_classifier or not (args.classifier or path.exists()):
         path.parent.mkdir(exist_ok=True)
         print(f"training a classifier for {setting}, on {len(notes):,} notes of {setting.data}, to "
               f"be kept in {path}", file=sys.stderr, flush=True)
-        classifier = train_classifier(notes, args.width, args.examples, device=args.device)
+        classifier = train_classifier(notes, args.width, args.examples or usual, device=args.device)
         gansynth.save_checkpoint(path, {"classifier": classifier.state_dict(), "mark": mark,
                                         "width": args.width, "setting": setting._asdict()})
     try:
@@ -396,7 +398,6 @@ def controls(train, held_out, length, count, seed):
 
 # ---- Rows -----------------------------------------------------------------------------------
 NDB_SIZE = 8192                           # numbers of a note's spectrogram that NDB looks at
-SILENT = 1e-3                             # a peak below it: -60 dB of full scale
 NOTES = {"off": tuning, "clean": harmonic_share, "steady": phase_coherence}      # of one note each
 
 def hear(run, classifier, rate, device, measures=NOTES):
@@ -452,7 +453,7 @@ def remarks(run, heard, values, reference):
         yield f"FID comes out too large of fewer than {10 * features:,} notes, ten a feature"
     if many <= 10 * CELLS:
         yield f"NDB needs {CELLS} notes, and sees only large differences of {10 * CELLS} or fewer"
-    sounding = heard.peak >= SILENT
+    sounding = heard.peak >= sample.SILENT
     if not sounding.all():
         yield f"{(~sounding).sum():,} notes are silent, and count all the same"
     off = heard.off[sounding & (np.abs(heard.off) < 12_000)]        # those with a fundamental
@@ -462,7 +463,6 @@ def remarks(run, heard, values, reference):
                f"not 60, or of {2 ** (-shift / 1200):.2f} times the rate that they claim?")
 
 # ---- The table, and its page ----------------------------------------------------------------
-
 # notes, NDB, FID, IS, PA, PE (the paper's Tables 1 and 2)
 PAPER = {name: dict(zip(("notes", "NDB", "FID", "IS", "PA", "PE"), (12_800, *values)))
          for name, values in {
@@ -532,10 +532,10 @@ streak of one colour); and NDB's {CELLS} cells, the fullest first, with the shar
 <b class="real">training notes</b> beside that of the run, <b class="alike">alike</b> or
 <b class="differs">further apart than by chance</b>.</p>
 {"".join(figures)}""", PAGE_STYLE)
-    lines = markdown(texts)
-    if not args.markdown:
-        lines = ["", table["title"], "", *lines, "", *table["remarks"]]
-    print(json.dumps(table, indent=1) if args.json else "\n".join(lines))
+    about = sys.stderr if args.markdown or args.json else sys.stdout
+    print("", table["title"], "", sep="\n", file=about, flush=True)
+    print(json.dumps(table, indent=1) if args.json else "\n".join(markdown(texts)), flush=True)
+    print("", *table["remarks"], sep="\n", file=about, flush=True)
     print(f"\nlook at {out / 'index.html'}", file=sys.stderr)
 
 def measure(setting, runs, args, folder):
@@ -614,22 +614,19 @@ def parse(argv):
     add("--samples", type=at_least(2), metavar="N",
         help="notes a row (default: 12,800 of 4 s, the paper's; 1,000 of shorter ones)")
     add("--controls", action="store_true", help="add rows of three deliberate failures")
-    add("--markdown", action="store_true", help="print the table alone")
+    add("--markdown", action="store_true", help="print the table alone; stderr has the rest")
     add("--json", action="store_true", help="print JSON")
     sample.common_flags(parser, 1, "runs/metrics-0001, ...")
-
     add = parser.add_argument_group("what notes are like, where no run says it").add_argument
     add("--length", type=at_least(1000), metavar="N", help="samples (default 64,000)")
     add("--sample-rate", type=at_least(1000), metavar="HZ", help="default 16,000")
-    add("--pitches", type=nsynth.span, metavar="LOW-HIGH", help="MIDI numbers (default 24-84)")
-
+    add("--pitches", type=nsynth.span, metavar="LOW-HIGH", help="default: 24-84, or C1-C6")
     add = parser.add_argument_group("the classifier (trained on first use, and kept)").add_argument
     add("--train-classifier", action="store_true", help="train it anew, even if one was kept")
     add("--width", choices=WIDTHS, help="full: the paper's (default with a GPU), or thin (without)")
     add("--examples", type=at_least(1), default=0, metavar="N",
-        help="to train it on (default: each note 8 times, but at least 16,000)")
+        help="to train it on (default: each note 8 times, 16,000 at least; fewer: kept as a trial)")
     add("--classifier", type=Path, metavar="FILE", help="use this one, trained before")
-
     args = parser.parse_args(argv)
     args.width = WIDTHS[args.width or ("full" if args.device.type == "cuda" else "thin")]
     if not (args.runs or args.data or args.train_classifier):
@@ -662,7 +659,7 @@ def gather(args):
     return setting, runs
 
 def main(argv=None):
-    with sample.one_sentence("metrics.py"):
+    with nsynth.one_sentence("metrics.py", sample.ERRORS):
         args = parse(argv)
         print_table(*gather(args), args)
 

@@ -99,12 +99,11 @@ def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",),
          progress=True, skip_damaged=False, pack="") -> Notes:
     """The notes at `data`, resampled to `sample_rate` Hz and cut or padded to `length` samples.
 
-    data: "orchestra" for the built-in notes; a folder in NSynth's layout, of TFRecords, of TFDS, or
-    of your own WAV files; a TFRecord file, or a pattern such as "nsynth/*.tfrecord"; or a folder
-    packed before. All but the built-in notes are packed on first use, beside the data or in the
-    folder `pack`. Notes are pooled, since the paper splits again. Empty `sources` or `families`
-    mean all. NoteError when nothing is left, and for any file that is not as it should be, unless
-    `skip_damaged`: then the notes lost are counted in `dropped`."""
+    data: see FORMS; or a pattern such as "nsynth/*.tfrecord"; or a folder packed before. All but
+    the built-in notes are packed on first use, beside the data or in the folder `pack`. Notes are
+    pooled, since the paper splits again. Empty `sources` or `families` mean all. NoteError when
+    nothing is left, and for any file that is not as it should be, unless `skip_damaged`, or if they
+    are your own WAV files: then the notes lost are counted in `dropped`."""
     wish = Wish(length, sample_rate, tuple(pitch_range), tuple(sources), tuple(families))
     if str(data) == "orchestra":
         audio, found = [], progress_bar(_read_orchestra(wish), "notes made", progress)
@@ -117,14 +116,15 @@ def load(data, length, sample_rate, pitch_range=(24, 84), sources=("acoustic",),
 def split(notes, seed=0, share=0.8, by="random"):
     """(train, held_out): which notes to train on.
 
-    by "random": a seeded shuffle of the notes, the first `share` of them for training. paper: notes
-    are shuffled, so that the networks hear every instrument; NSynth's own split holds some out.
+    by "random": a seeded shuffle: its first `share` is to train on, and all of pitches it lacks.
+    paper: notes are shuffled, to hear every instrument; NSynth's own split holds some out.
     by "folders": as the data itself is split; valid and test are held out.
     by a CSV file's path: as a published list says, with columns id and split, or with ids alone,
     which are then those to train on; notes it does not name are in neither."""
     if by == "random":
-        order, cut = _shuffle(len(notes), seed), round(share * len(notes))
-        return notes.subset(order[:cut]), notes.subset(order[cut:])
+        train, held_out = np.split(_shuffle(len(notes), seed), [round(share * len(notes))])
+        lone = ~np.isin(notes.pitch[held_out], notes.pitch[train])
+        return notes.subset(np.append(train, held_out[lone])), notes.subset(held_out[~lone])
     part = notes.part
     if by != "folders":
         listed = _read_list(by, _a_note_and_its_split, "a note's name, and its split if so headed")
@@ -197,6 +197,8 @@ def explained(what, cure, kinds=OSError):
     """Errors of these kinds become a NoteError: what cannot be done, why, and what to do then."""
     try:
         yield
+    except FileNotFoundError:
+        raise NoteError(f"{what}: the file, or its folder, is not there") from None
     except kinds as error:
         raise NoteError(f"{what}: {getattr(error, 'strerror', None) or error}; {cure}") from None
 
@@ -715,7 +717,7 @@ def _first(file, seconds):
     So a long file costs no memory, and one that was written to a pipe is read to its end."""
     start, form = file.read(12), b""
     if start[:4] not in (b"RIFF", b"RF64") or start[8:] != b"WAVE":
-        raise ValueError("it is not a WAV file")
+        raise ValueError("it is not a WAV file" if start else "it is empty")
     while len(head := file.read(8)) == 8 and head[:4] != b"data":  # chunks: tag, size, bytes
         size = int.from_bytes(head[4:], "little")
         end = file.tell() + size + size % 2
@@ -889,7 +891,6 @@ def _play(name, f0, force, wish, seconds):
     if name.startswith("mallet"):         # a bar is tuned to have these partials only
         a[~np.isin(k, (1, 4, 10))] = 0
     a = a[:1 + np.flatnonzero(dB > dB.max() - 70)[-1]].astype(np.complex64)
-
     t = np.arange(wish.length, dtype=np.float32) / np.float32(wish.sample_rate)     # (L,)  s
     sway = np.sin(2 * np.pi * rng.uniform(5.0, 5.8) * t) * _rise((t - 0.4) / 0.6)
     cycles = np.cumsum(2 ** (vibrato / 1200 * sway), dtype=float) * f0 / wish.sample_rate
@@ -914,42 +915,56 @@ def _rise(x):
     return np.sin(np.clip(x, 0, 1) * (np.pi / 2)) ** 2
 
 # ---- python nsynth.py -----------------------------------------------------------------------
+def parse_pitch(text):
+    """ "60", or "C4" -> 60: a type for argparse, with its error."""
+    pitch = int(text) if re.fullmatch(r"\d{1,3}", text) else pitch_of(text)
+    if pitch not in range(128):
+        raise argparse.ArgumentTypeError(f"{text!r} is no pitch, such as 60, C4, F#3 or Bb4")
+    return pitch
+
 def span(text):
-    """ "24-84" -> (24, 84), "60" -> (60, 60): a type for argparse."""
+    """ "24-84" or "C1-C6" -> (24, 84), "60" -> (60, 60): a type for argparse."""
     low, _, high = text.partition("-")
-    return int(low), int(high or low)
+    return parse_pitch(low), parse_pitch(high or low)
 
 def names(text):
     """ "acoustic,electronic" -> a tuple of them, "all" -> none: a type for argparse."""
     return tuple(word for word in map(str.strip, text.split(",")) if word not in ("", "all"))
 
+@contextmanager
+def one_sentence(script, errors):
+    """Errors of these kinds end a script with a sentence, and Ctrl-C without a traceback."""
+    try:
+        yield
+    except errors as error:
+        sys.exit(f"{script}: {error}")
+    except KeyboardInterrupt:
+        print(f"{script}: stopped before it was done", file=sys.stderr)
+        sys.exit(130)
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(description="Say which notes there are; pack and write them.")
+    parser = argparse.ArgumentParser(usage="%(prog)s [--help] [data] [flags]",
+                                     description="Say which notes there are; pack and write them.")
     add = parser.add_argument
     add("data", nargs="?", default="orchestra", help=f"{FORMS}; or of packed notes")
     add("--length", type=Fraction, default=4, metavar="SECONDS", help="of each note (default 4)")
     add("--rate", type=int, default=16000, help="samples a second (default 16000)")
-    add("--pitches", type=span, default=(24, 84), metavar="LOW-HIGH", help="MIDI (default 24-84)")
+    add("--pitches", type=span, default=(24, 84), metavar="LOW-HIGH", help="such as C1-C6, 24-84")
     add("--sources", type=names, default=("acoustic",), metavar="NAMES",
         help="comma-separated, or: all (default acoustic)")
     add("--families", type=names, default=(), metavar="NAMES", help="likewise (default all)")
     add("--split", default="random", metavar="BY", help="random (default; 80/20), folders (as the "
         "data is split already), or a CSV list of note ids")
-    add("--skip-damaged", action="store_true", help="leave out what cannot be read, and count it")
+    add("--skip-damaged", action="store_true", help="count bad notes, and go on (own WAVs: always)")
     add("--pack", default="", metavar="DIR", help="where to pack (default: packed, in the data)")
     add("--out", metavar="DIR", help="write the notes there, in NSynth's layout")
     args = parser.parse_args(argv)
-    try:
+    with one_sentence("nsynth.py", NoteError):
         notes = load(args.data, round(args.length * args.rate), args.rate, args.pitches,
                      args.sources, args.families, skip_damaged=args.skip_damaged, pack=args.pack)
         print(describe(*split(notes, by=args.split), release=args.data != "orchestra"))
         if args.out:
             save(notes, args.out)
-    except NoteError as error:
-        sys.exit(f"nsynth.py: {error}")
-    except KeyboardInterrupt:
-        print("nsynth.py: stopped before it was done", file=sys.stderr)
-        sys.exit(130)
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, interrupt)

@@ -47,23 +47,19 @@ import nsynth
 import spectral
 
 MODEL = Path(__file__).parent / "notebooks" / "media" / "model.pt"       # comes with the scripts
-SHARPS = "C C# D D# E F F# G G# A A# B".split()
-FLATS = "C Db D Eb E F Gb G Ab A Bb B".split()
+NAMES = "C C# D D# E F F# G G# A A# B".split()
+PEAK, SILENT = 10 ** (-1 / 20), 1e-3      # of what is heard, -1 dBFS; below -60 it stays silent
 
 class SampleError(ValueError):
     """A request that this checkpoint or folder cannot meet; the message says what it can."""
 
-def note_name(pitch, names=SHARPS):
+def note_name(pitch):
     """60 -> "C4", 61 -> "C#4"."""
-    return f"{names[pitch % 12]}{pitch // 12 - 1}"
+    return f"{NAMES[pitch % 12]}{pitch // 12 - 1}"
 
 def parse_pitches(text):
     """ "60", "C4", "F#3,Bb4" -> MIDI numbers, a list: a type for argparse, with its error."""
-    known = {name: p for p in range(128) for name in (str(p), note_name(p), note_name(p, FLATS))}
-    try:
-        return [known[part.strip().capitalize()] for part in text.split(",")]
-    except KeyError as error:
-        raise argparse.ArgumentTypeError(f"{error} is no pitch, such as 60, C4, F#3 or Bb4")
+    return [nsynth.parse_pitch(part.strip()) for part in text.split(",")]
 
 def slerp(z0, z1, steps):
     """Spherical interpolation from z0 to z1, (latent,) each -> (steps, latent), ends included.
@@ -79,17 +75,16 @@ def slerp(z0, z1, steps):
 
 def read_latents(path, latent):
     """The latents.npz of an earlier run: z (n, latent) and MIDI pitches (n,)."""
-    try:
-        with np.load(path) as file:
-            z, pitch = file["z"].astype(np.float32), file["pitch"]
-    except Exception as error:            # numpy raises many kinds for a damaged file
-        fault = getattr(error, "strerror", None) or "not an .npz file with numbers z and pitch"
-        raise SampleError(f"{path}: {fault}: give a latents.npz, as --timbres 12 makes") from None
+    what = f"cannot read latents, as --timbres 12 makes them, from {path}"
+    with nsynth.explained(what, "expected an .npz of z, pitch", Exception), np.load(path) as file:
+        z, pitch = file["z"].astype(np.float32), file["pitch"]
     if (z.ndim != 2 or z.shape != (*pitch.shape, latent) or len(z) == 0
             or not np.isfinite(z).all() or pitch.dtype.kind not in "iu"):
         raise SampleError(f"{path}: z has shape {z.shape}, pitch {pitch.shape}: this checkpoint "
                           f"takes (n, {latent}) finite numbers and (n,) whole ones")
     return z, pitch
+
+ERRORS = (SampleError, gansynth.CheckpointError, nsynth.NoteError, spectral.SpectrumError, OSError)
 
 class Player:
     """A checkpoint that is ready to play: its averaged generator, and what belongs to it."""
@@ -105,8 +100,8 @@ class Player:
                               "--mel-inverse out")
         self.latent, self.rate = self.G.arch.latent, self.spectrum.sample_rate
         self.low, self.counts = self.contents["pitch_low"], self.contents["counts"].cpu()
-        self.pitches = range(self.low, self.low + len(self.counts))
-        self.three = [self.pitches[(len(self.counts) - 1) * n // 6] for n in (1, 3, 5)]
+        self.pitches = [self.low + i for i, notes in enumerate(self.counts) if notes]   # trained
+        self.three = [self.pitches[(len(self.pitches) - 1) * n // 6] for n in (1, 3, 5)]
         self.seed, self.random = args.seed, torch.Generator().manual_seed(args.seed)
 
     def draw(self, n):
@@ -133,9 +128,9 @@ class Player:
     def each(self, z, pitch):
         """Yield the same one by one, (L,), made 16 at a time, at any pitches that are trained."""
         for p in set(pitch) - set(self.pitches):
-            low, high = self.low, self.pitches[-1]
+            low, high, many = self.pitches[0], self.pitches[-1], len(self.pitches)
             raise SampleError(f"pitch {p} was never trained: this checkpoint plays {low} to {high} "
-                              f"({note_name(low)} to {note_name(high)})")
+                              f"({note_name(low)} to {note_name(high)}), {many} pitches")
         for i in nsynth.progress_bar(range(0, len(z), 16), "notes", each=16):
             yield from self.few(z[i:i + 16], pitch[i:i + 16])
 
@@ -245,14 +240,16 @@ def write_sounds(folder, result, player):
     digits = max(3, len(str(len(result.pitch) - 1)))
     names = [f"{i:0{digits}}-{timbre}-{note_name(p)}-{p:03}".replace("--", "-").replace("#", "s")
              for i, (timbre, p) in enumerate(zip(result.timbre, result.pitch))]
-    for what, sounds in ("note", dict(zip(names, result.waves))), ("other sound", result.more):
-        peak = max((wave.abs().max().item() for wave in sounds.values()), default=0)
-        if peak > 1:                      # one factor for all: their balance is G's doing
-            print(f"The loudest {what} peaks at {peak:.3g}: all were divided by it, not to clip.")
-        for name, wave in sounds.items():
-            nsynth.write_wav(folder / f"{name}.wav", wave / max(1, peak), player.rate)
-            picture = spectral.rainbowgram(wave[:12 * player.rate], player.rate)     # 12 s at most
-            spectral.write_png(folder / f"{name}.png", picture)
+    sounds, peaks = [*zip(names, result.timbre, result.waves)], {}
+    sounds += [(name, "more", wave) for name, wave in result.more.items()]
+    for _, timbre, wave in sounds:        # one factor a timbre: its notes' balance is G's doing
+        peaks[timbre] = max(peaks.get(timbre, SILENT), wave.abs().max().item())
+    for name, timbre, wave in sounds:
+        nsynth.write_wav(folder / f"{name}.wav", wave * (PEAK / peaks[timbre]), player.rate)
+        picture = spectral.rainbowgram(wave[:12 * player.rate], player.rate)    # 12 s at most
+        spectral.write_png(folder / f"{name}.png", picture)
+    gains = dict.fromkeys(f"{PEAK / peak(peaks.values()):.3g}" for peak in (max, min))
+    print(f"Multiplied by {' to '.join(gains)}, one factor a timbre: the loudest peaks at -1 dBFS.")
     with open(folder / "notes.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["file", "pitch", "note", *(f"z{i}" for i in range(player.latent))])
@@ -275,8 +272,8 @@ def like(args, player):
         f = spectral.fundamental(x[:2 * rate], rate, high=4200.0, clear=0.7)
         pitch = [round(69 + 12 * math.log2(f / 440))] if f else [-1]
         if pitch[0] not in player.pitches:
-            raise SampleError(f"{args.like} seems to have no pitch that this checkpoint plays, "
-                              f"{player.low} to {player.pitches[-1]}: say one, as by --pitch C4")
+            raise SampleError(f"{args.like} seems to have no pitch of {player.pitches[0]} to "
+                              f"{player.pitches[-1]}, which are played: say one, as by --pitch C4")
     target = nsynth.Wish(player.spectrum.length, player.rate).fit(x, rate)
     target = torch.from_numpy(target / np.float32(32768))           # (L,)
     magnitude, frequency = heard(target[None], player.rate)
@@ -347,20 +344,22 @@ def midi(args, player):
     if every:
         turns = torch.cat([slerp(*pair, ARC + 1)[:-1] for pair in zip(turns, turns[1:])])
     whole = player.spectrum.length / player.rate        # seconds
-    uses, moved, late = {}, 0, 0          # (number among `turns`, pitch) -> where it is played
+    uses, moved, late = {}, 0, 0          # number among `turns` -> pitch -> where it is played
     for start, end, asked, velocity, channel in strokes:
         turn = int(start / every * ARC) if every else channels.index(channel)
-        octaves = player.pitches[(asked - player.low) % 12::12]
+        octaves = [p for p in player.pitches if (p - asked) % 12 == 0]
         pitch = min(octaves, key=lambda p: abs(p - asked), default=asked)
-        uses.setdefault((turn, pitch), []).append((start, end - start, velocity))
+        uses.setdefault(turn, {}).setdefault(pitch, []).append((start, end - start, velocity))
         moved += pitch != asked
         late += end - start > whole - min(RELEASE, whole / 2)
     wave = torch.zeros(math.ceil((length + RELEASE) * player.rate) + 1)          # rounded
-    numbers, pitch = map(list, zip(*uses))
-    for where, note in zip(uses.values(), player.each(turns[numbers], pitch)):
-        for start, seconds, velocity in where:
-            part, at = shaped(note, seconds, player.rate), int(start * player.rate)
-            wave[at:at + len(part)] += (velocity / 127) ** 2 * part
+    for turn, pitches in nsynth.progress_bar(uses.items(), "timbres"):
+        waves = player.play(turns[turn].expand(len(pitches), -1), [*pitches])
+        waves /= waves.abs().max().clamp(min=SILENT)    # all timbres have one peak
+        for note, where in zip(waves, pitches.values()):
+            for start, seconds, velocity in where:
+                part, at = shaped(note, seconds, player.rate), int(start * player.rate)
+                wave[at:at + len(part)] += (velocity / 127) ** 2 * part
     facts = [f"{number:,} {what}" for number, what in (
         (len(strokes), "notes"), (moved, "moved by octaves"), (late, "fade before their end"),
         (len(piece) - len(strokes), "drum beats left out")) if number]
@@ -412,7 +411,7 @@ LOOK = """\
 @media (prefers-color-scheme: dark) { :root { --paper: #16161a; --card: #222228; --ink: #ececf0;
   --soft: #a0a0ac; --line: #3a3a44; --accent: #ff8a75; } }
 * { box-sizing: border-box; }
-[hidden] { display: none !important; }
+[hidden], label:has(option:only-child) { display: none !important; }
 body { margin: 0 auto; max-width: 80rem; padding: clamp(1rem, 4vw, 3rem); background: var(--paper);
   color: var(--ink); font: 1rem/1.5 system-ui, sans-serif; overflow-wrap: break-word; }
 h1 { margin: 0 0 .3em; font-size: clamp(1.5rem, 5vw, 2.2rem); line-height: 1.2; }
@@ -625,6 +624,7 @@ def device(text):
 
 def common_flags(parser, seed, out):
     """The flags of every script that plays checkpoints."""
+    parser.usage = "%(prog)s [PATH] [flags]; see --help"            # shown with every error
     add = parser.add_argument
     add("--seed", type=at_least(0), default=seed, help=f"of all that is drawn (default {seed})")
     add("--mel-inverse", choices=spectral.MEL_INVERSES,
@@ -632,18 +632,6 @@ def common_flags(parser, seed, out):
     add("--out", type=Path, metavar="DIR", help=f"new or empty (default: {out})")
     add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
         help="cpu, cuda, cuda:1, ... (default: cuda if there is one)")
-
-@contextlib.contextmanager
-def one_sentence(script):
-    """What cannot be done ends a script with a sentence, and Ctrl-C without a traceback."""
-    try:
-        yield
-    except (SampleError, gansynth.CheckpointError, nsynth.NoteError, spectral.SpectrumError,
-            OSError) as error:
-        sys.exit(f"{script}: {error}")
-    except KeyboardInterrupt:
-        print(f"{script}: stopped before it was done", file=sys.stderr)
-        sys.exit(130)
 
 # The flags that mean something beside one that says what to do, or beside none.
 ALWAYS = {"checkpoint", "device"}
@@ -658,7 +646,7 @@ def parse(argv):
     mode = parser.add_mutually_exclusive_group().add_argument
     add("checkpoint", type=Path, nargs="?", default=MODEL, help="a file, or a run's folder (its "
         "newest one), or Magenta's, with experiment.json in it (default: the model in the box)")
-    mode("--scale", action="store_true", help="timbres over all pitches, to play on")
+    mode("--scale", action="store_true", help="a timbre (--count 4: four), as keys to play on")
     mode("--interpolate", action="store_true", help="from one timbre to another")
     mode("--midi", type=Path, metavar="FILE", help="a piece of music, each channel in its own "
          "timbre; or demo, some of Bach's")
@@ -668,7 +656,7 @@ def parse(argv):
     mode("--bench", action="store_true", help="time the paper's models, without one")
     add("--pitch", type=parse_pitches, metavar="P,...", help="of the notes in turn: 60, C4, Bb4")
     add("--count", type=number, metavar="N", help="notes (default 16, all of --latents, 9 of "
-        "--interpolate), or timbres of --scale")
+        "--interpolate), or timbres of --scale (default 1)")
     add("--latents", type=Path, metavar="FILE", help="an earlier run's latents.npz, to hear again")
     add("--timbre", type=lambda text: text.split(","), metavar="t00,...",
         help="of --latents (default: of the run's newest --timbres)")
@@ -678,11 +666,12 @@ def parse(argv):
     given = {name for name, value in vars(args).items() if value != parser.get_default(name)}
     mode = next((mode for mode in BESIDE if mode in given), "notes")
     for idle in given - {mode} - BESIDE[mode]:
-        parser.error(f"{idle.replace('_', '-')} means nothing beside the other flags")
+        parser.error(f"{idle.replace('_', '-')} " + (
+            "goes with --midi" if mode == "notes" else f"means nothing beside --{mode}"))
     return args
 
 def main(argv=None):
-    with one_sentence("sample.py"):
+    with nsynth.one_sentence("sample.py", ERRORS):
         args = parse(argv)
         if args.bench:
             bench(args.device)

@@ -14,6 +14,7 @@ if __name__ == "__main__":                # Ctrl-C while the packages load: no t
 
 import argparse
 import base64
+import glob
 import io
 import itertools
 import json
@@ -29,8 +30,9 @@ from scipy.stats import binom, binomtest
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))      # where metrics.py is
 
 import metrics
+import nsynth
 import sample
-from metrics import SILENT, MetricError, markdown, real_run
+from metrics import MetricError, markdown, real_run
 
 ANSWERS = "gansynth-listening-answers"    # the format of a file of answers, version 1
 LEVEL = 0.05                              # of significance, after Holm's correction
@@ -87,7 +89,7 @@ def listening_test(setting, runs, args):
             runs = [real_run("real notes", held_out, some), *runs]
         for run in runs:
             waves = np.concatenate([waves for _, waves in run.batches()])
-            sounding = np.abs(waves).max(1) >= SILENT
+            sounding = np.abs(waves).max(1) >= sample.SILENT
             models[run.name] = waves[sounding], run.pitch[sounding]
         pairs = draw_pairs({name: notes[1] for name, notes in models.items()}, args.pairs,
                            args.seed)
@@ -209,6 +211,9 @@ def read_answers(paths):
                     or any(type(r) is not int or not 1 <= r <= 5 for r in ratings)):
                 raise ValueError
             rater = new["rater"]
+        except FileNotFoundError:
+            raise MetricError(f"{path} is not there: give the answers-NAME.json that the page "
+                              "saved, and the folder it is in") from None
         except (ValueError, TypeError, KeyError, RecursionError):
             raise MetricError(f"{path}: no answers to a listening test: give the answers-NAME.json "
                               "that its page saved, unchanged") from None
@@ -293,11 +298,13 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0],
                                      epilog="RUN and all other flags: see python metrics.py -h")
     parser.add_argument("--pairs", type=sample.at_least(1), default=40, help="default: 40")
-    parser.add_argument("--score", nargs="+", type=Path, metavar="FILE", help="answers*.json")
+    parser.add_argument("--score", nargs="+", metavar="FILE", help="answers*.json")
     own, rest = parser.parse_known_args(argv)
-    with sample.one_sentence("listening_test.py"):
+    with nsynth.one_sentence("listening_test.py", sample.ERRORS):
         if own.score:
-            print(format_scores(*score_test(own.score)))
+            paths = [Path(path) for pattern in own.score       # not every shell expands a *
+                     for path in sorted(glob.glob(pattern)) or [pattern]]
+            print(format_scores(*score_test(paths)))
             return
         args = metrics.parse(rest)
         if not (args.runs and args.out):
