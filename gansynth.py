@@ -13,12 +13,6 @@ release does so from the first stage on; scores, losses and gradients are equal 
     python gansynth.py             prints both networks layer by layer, as the paper's Table 3
 """
 
-import signal
-import sys
-
-if __name__ == "__main__":                # Ctrl-C while the packages load: no traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
 import argparse
 import functools
 import itertools
@@ -26,6 +20,7 @@ import json
 import math
 import os
 import re
+import sys
 import warnings
 import zipfile
 from dataclasses import asdict, dataclass

@@ -17,11 +17,6 @@ channel 1 lies in [-1, 1].  All functions are differentiable, on the device of t
     python spectral.py             what a round trip costs, for three built-in test notes
 """
 
-import signal
-
-if __name__ == "__main__":                # Ctrl-C while the packages load: no traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
 import argparse
 import colorsys
 import math

@@ -440,15 +440,6 @@ class Ranks:
             for p in nets.weights():
                 distributed.broadcast(p, 0)
 
-    def check_alike(self, nets):
-        """TrainingError unless all ranks have the same weights, to the last bit."""
-        if self.size == 1:
-            return
-        bits = torch.stack([p.view(torch.int32).sum() for p in nets.weights()])
-        if not torch.equal(self.largest(bits.clone()), -self.largest(-bits)):
-            raise TrainingError("the ranks' weights have come apart: a GPU or the network between "
-                                "them is at fault; resume from the last checkpoint")
-
 # ---- Reports: a line and a JSON line a tick; a picture and a WAV now and then ---------------
 class TrainingError(ValueError):
     """A run that cannot go on; the message says why and from where to resume."""
@@ -482,7 +473,7 @@ class Monitor:
 
     def tick(self):
         images, cfg, now = self.state.images, self.state.cfg, time.time()
-        means, (progress, stage, blocks) = self.means(), cfg.where(images)
+        means, (progress, stage, blocks) = self.means(), cfg.where(images - 1)
         rate = (images - self.images) / max(now - self.last, 1e-9)
         left = timedelta(seconds=int((now - self.last) * work(cfg, images, cfg.images)
                                      / work(cfg, self.images, images)))
@@ -606,7 +597,6 @@ def claim_run(cfg, ranks=Ranks(), resume=None):
 def save(state, run):
     """Write a checkpoint, and delete those older than the last KEEP; -> its path."""
     cfg, path = state.cfg, run / f"checkpoint-{state.images:08d}.pt"
-    state.ranks.check_alike(state.nets)
     if state.ranks.rank:
         return path
     parts = {name: part.state_dict() for name, part in vars(state.nets).items()}
@@ -695,7 +685,6 @@ class BaselineConfig(Config):
 @dataclass
 class WaveGANConfig(BaselineConfig):
     critic_steps: int = setting(5, "WaveGAN: steps of D for one of G", low=1)
-
     model = "wavegan"
 
     def architecture(self):
@@ -1108,16 +1097,13 @@ def start(asked, given):
         ranks.leave()
 
 def main(argv=None):
-    try:
-        start(*parse(argv))
-    except (ConfigError, spectral.SpectrumError, gansynth.ArchitectureError) as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        sys.exit(2)                       # settings that cannot work
-    except (TrainingError, nsynth.NoteError, gansynth.CheckpointError, OSError) as error:
-        sys.exit(f"train.py: {error}")
-    except KeyboardInterrupt:             # while loading, or the second in the loop
-        print("train.py: stopped, and nothing more was saved", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+    with nsynth.one_sentence("train.py", (TrainingError, nsynth.NoteError,
+                                          gansynth.CheckpointError, OSError)):
+        try:
+            start(*parse(argv))
+        except (ConfigError, spectral.SpectrumError, gansynth.ArchitectureError) as error:
+            print(f"train.py: {error}", file=sys.stderr)
+            sys.exit(2)                   # settings that cannot work
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, interrupt)
