@@ -943,7 +943,7 @@ def one_sentence(script, errors):
         sys.exit(130)
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(usage="%(prog)s [--help] [data] [flags]",
+    parser = argparse.ArgumentParser(usage="%(prog)s [PATH] [flags]; see --help",
                                      description="Say which notes there are; pack and write them.")
     add = parser.add_argument
     add("data", nargs="?", default="orchestra", help=f"{FORMS}; or of packed notes")

@@ -286,7 +286,7 @@ def train(cfg, resume=None, ranks=None, init=None):
     return run
 
 def go_on(state, run):
-    """Step by step to the end, or to Ctrl-C; reports and checkpoints on the way."""
+    """The loop (paper appendix) to the end, or to Ctrl-C; reports and checkpoints on the way."""
     cfg, ranks, monitor = state.cfg, state.ranks, Monitor(state, run)
     with interruptible() as signals:
         while state.images < cfg.images:
@@ -473,12 +473,12 @@ class Monitor:
 
     def tick(self):
         images, cfg, now = self.state.images, self.state.cfg, time.time()
-        means, (progress, stage, blocks) = self.means(), cfg.where(images - 1)
+        means, (progress, stage, _) = self.means(), cfg.where(images)
         rate = (images - self.images) / max(now - self.last, 1e-9)
         left = timedelta(seconds=int((now - self.last) * work(cfg, images, cfg.images)
                                      / work(cfg, self.images, images)))
-        grown = f"{blocks} of {cfg.resolutions} blocks" * (cfg.resolutions > 1)
-        grown += f", fading {100 * (progress - blocks + 2):.0f} %" * (stage % 2)
+        grown = f"{cfg.where(images - 1)[2]} of {cfg.resolutions} blocks" * (cfg.resolutions > 1)
+        grown += f", fading {100 * (progress % 1):.0f} %" * (progress % 1 > 0)
         print(f"{grown} {images:>10,}/{cfg.images:,} "
               + " ".join(f"{name} {value:.3g}" for name, value in means.items())
               + f"  {rate:.1f} ex/s, {left} left", flush=True)
