@@ -18,9 +18,10 @@ if __name__ == "__main__":                # Ctrl-C while the packages load: no t
 # Both are read when torch is imported, and ignored where they mean nothing.  Large tensors in huge
 # pages: else a full-size step spends a quarter of its time in page faults.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-# Threads that wait soon sleep instead of spinning: up to a fifth slower at one block on an idle
-# machine, equal at larger ones, and up to ten times as fast beside another program.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# Threads that wait spin, which on an idle machine makes small pictures half as fast again.  Beside
+# other programs, where it would take two to ten times as long, they soon sleep.
+if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.4 * os.cpu_count():
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import argparse
 import contextlib
@@ -956,8 +957,7 @@ PRESETS = {
                         tick_images=32_000, snapshot_images=480_000, checkpoint_images=96_000),
     },
     "workshop": {
-        # The last of three blocks never comes: it takes two thirds of the time, and at half their
-        # size pictures of IF lose next to nothing.
+        # The last of three blocks never comes: it takes two thirds of the time, and adds little.
         "gansynth": dict(
             WORKSHOP, resolutions=3, latent=8, channel_base=128, channel_max=32,
             images=41_500, stable_images=20_000, fade_images=1_500, lr=4e-3, lr_decay=0.03,
